@@ -1,0 +1,47 @@
+"""The code an archive carries: of `dlrm_factory` what serving needs, and the whole of `handler`."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+from dlrm_factory.errors import ArchiveError
+
+__all__ = ["HANDLER_FILE", "LEFT_OUT", "pack_code"]
+
+HANDLER_FILE = "dlrm_handler.py"
+
+# Parts of dlrm_factory that a server never imports; they need packages that a server host need not have.
+# A test holds that nothing packed imports them, and that what is packed keeps to a server's packages.
+LEFT_OUT = frozenset(
+    {"archive", "benchmarks", "cli", "client", "java.py", "metrics.py", "serving", "stack.py", "training"}
+    | {"verification.py"}
+)
+
+
+def pack_code(folder: Path) -> None:
+    """Copy the packages into ``folder``, and the handler file to its root, where TorchServe looks for it."""
+    library, handler = _source_of("dlrm_factory"), _source_of("handler")
+    _copy_package(library, folder / library.name, leave_out=LEFT_OUT)
+    _copy_package(handler, folder / handler.name, leave_out=frozenset({HANDLER_FILE}))
+    if not (handler / HANDLER_FILE).is_file():
+        raise ArchiveError(f"{handler / HANDLER_FILE}: is missing; install torchserve-dlrm again")
+    shutil.copyfile(handler / HANDLER_FILE, folder / HANDLER_FILE)
+
+
+def _source_of(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ArchiveError(f'package "{package}" is not installed; install torchserve-dlrm again')
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _copy_package(source: Path, target: Path, *, leave_out: frozenset[str]) -> None:
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        here = leave_out if Path(folder) == source else frozenset()
+        return {
+            name for name in names if name in here or name.startswith((".", "__pycache__")) or ".pyc" in name
+        }
+
+    shutil.copytree(source, target, ignore=ignored, copy_function=shutil.copyfile)

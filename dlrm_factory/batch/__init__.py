@@ -1,0 +1,28 @@
+"""Checked samples in columns, and their way into TorchRec's KeyedJaggedTensor."""
+
+from dlrm_factory.batch.feature_batch import FeatureBatch, concatenate
+from dlrm_factory.batch.jagged import to_dense, to_keyed_jagged_tensor
+from dlrm_factory.batch.padding import pad_rows, pad_samples
+from dlrm_factory.batch.select_bags import select_bags
+from dlrm_factory.batch.shared_context import (
+    SharedContext,
+    join_contexts,
+    share_pooled,
+    tile_context,
+    with_contexts,
+)
+
+__all__ = [
+    "FeatureBatch",
+    "SharedContext",
+    "concatenate",
+    "join_contexts",
+    "pad_rows",
+    "pad_samples",
+    "select_bags",
+    "share_pooled",
+    "tile_context",
+    "to_dense",
+    "to_keyed_jagged_tensor",
+    "with_contexts",
+]

@@ -1,0 +1,79 @@
+"""One batch of model-ready features, as NumPy columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["FeatureBatch", "concatenate"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureBatch:
+    """B samples, checked and encoded: what a request becomes and what the model takes.
+
+    The sparse part is jagged and feature-major: all bags of the first feature, then all of the second::
+
+                    sample 0   sample 1   sample 2
+        user_id     [7]        [7]        []          lengths  1 1 0 | 2 0 1
+        item_tags   [3, 9]     []         [4]         values   7 7   | 3 9 4
+
+    Fields:
+        dense: float32 [B, number of dense features], in declared order.
+        lengths: int32 [F, B], ids in each bag; features in declared order.
+        values: int64 [lengths.sum()], rows of the features' tables.
+        weights: float32 [lengths.sum()], what each row is multiplied by; None where all are 1.
+    """
+
+    dense: npt.NDArray[np.float32]
+    lengths: npt.NDArray[np.int32]
+    values: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return int(self.dense.shape[0])
+
+
+def concatenate(batches: Sequence[FeatureBatch]) -> FeatureBatch:
+    """The samples of ``batches`` in one batch, in order. At least one batch."""
+    # A batch without samples adds nothing, and reduceat below cannot sum an empty range.
+    batches = [batch for batch in batches if len(batch)] or batches[:1]
+    if len(batches) == 1:
+        return batches[0]
+    lengths = np.concatenate([batch.lengths for batch in batches], axis=1)
+    first_samples = _starts(np.array([len(batch) for batch in batches]))
+    counts = np.add.reduceat(lengths, first_samples, axis=1, dtype=np.int64)
+    order = _feature_major(counts)
+    weights = None
+    if any(batch.weights is not None for batch in batches):
+        weights = np.concatenate([_weights_of(batch) for batch in batches])[order]
+    return FeatureBatch(
+        dense=np.concatenate([batch.dense for batch in batches]),
+        lengths=lengths,
+        values=np.concatenate([batch.values for batch in batches])[order],
+        weights=weights,
+    )
+
+
+def _weights_of(batch: FeatureBatch) -> npt.NDArray[np.float32]:
+    return np.ones(len(batch.values), dtype=np.float32) if batch.weights is None else batch.weights
+
+
+def _feature_major(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Places of values in R batches one after the other: of the first feature's in every batch, ...
+
+    A feature's values of one batch lie together before and after, so whole blocks move. ``counts``: their
+    sizes, int64 [F, R]. Returns int64 [counts.sum()].
+    """
+    before = _starts(counts.T.reshape(-1)).reshape(counts.T.shape).T.reshape(-1)
+    after = _starts(counts.reshape(-1))
+    moved = np.repeat(before - after, counts.reshape(-1))
+    return moved + np.arange(len(moved))
+
+
+def _starts(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where each of consecutive blocks begins."""
+    return np.cumsum(sizes) - sizes

@@ -1,0 +1,1 @@
+"""Benchmarks of the parts and of the whole: `dlrm bench`."""

@@ -1,0 +1,1 @@
+"""Handlers to compare with. Copied into archives, never imported here."""

@@ -1,0 +1,90 @@
+"""One keep-alive connection with at most one request on its way."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol, cast
+
+__all__ = ["Connection", "Owner"]
+
+_HEAD_END = b"\r\n\r\n"
+_LENGTH = b"\r\ncontent-length:"
+_CHUNKED = b"\r\ntransfer-encoding: chunked"
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
+
+
+class Owner(Protocol):
+    """Who is told what becomes of a request."""
+
+    def ready(self, connection: Connection) -> None:
+        """It can send: just opened, or just answered."""
+
+    def answered(self, connection: Connection, status: int) -> None:
+        """The whole answer is there. `ready` or `lost` follows."""
+
+    def lost(self, connection: Connection, *, unanswered: bool) -> None:
+        """It is closed, with or without a request on its way."""
+
+
+class Connection(asyncio.Protocol):
+    """Sends whole requests, counts answers. Bodies are not kept.
+
+    Fields:
+        due: when the request on its way was to be sent, in the event loop's seconds.
+        which: the request's place in the job.
+    """
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._transport: asyncio.Transport | None = None
+        self._received = b""
+        self.busy = False
+        self.due = 0.0
+        self.which = 0
+
+    def send(self, request: bytes, *, which: int, due: float) -> None:
+        assert self._transport is not None
+        self.busy, self.which, self.due = True, which, due
+        self._transport.write(request)
+
+    def abort(self) -> None:
+        """Close at once; `Owner.lost` follows."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._owner.ready(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        unanswered, self.busy, self._transport = self.busy, False, None
+        self._owner.lost(self, unanswered=unanswered)
+
+    def data_received(self, data: bytes) -> None:
+        data = self._received + data if self._received else data
+        head_end = data.find(_HEAD_END)
+        if head_end < 0 or not _is_whole(data, head_end):
+            self._received = data
+            return
+        self._received = b""
+        status = int(data[9:12])
+        if status < 200:  # 100 Continue and its like announce the answer
+            self.data_received(data[head_end + 4 :])
+            return
+        self.busy = False
+        self._owner.answered(self, status)
+        # TorchServe closes after an error; waiting for its word would send a request into a closing socket.
+        if status >= 400 or b"\r\nconnection: close" in data[: head_end + 2].lower():
+            self.abort()
+        else:
+            self._owner.ready(self)
+
+
+def _is_whole(data: bytes, head_end: int) -> bool:
+    head = data[: head_end + 2].lower()
+    found = head.find(_LENGTH)
+    if found >= 0:
+        start = found + len(_LENGTH)
+        return len(data) >= head_end + 4 + int(head[start : head.index(b"\r\n", start)])
+    # Nothing follows the answer to the only request, so the last chunk is at the end.
+    return _CHUNKED not in head or data.endswith(_LAST_CHUNK)

@@ -1,0 +1,77 @@
+"""The head of a file that workers map: what kind of file it is, a checked JSON header, then data.
+
+::
+
+    0   magic (8 bytes)
+    8   length of the header (uint64, little endian)
+    16  XXH3-64 of the header (uint64, little endian)
+    24  header: JSON
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import msgspec
+import xxhash
+
+from dlrm_factory.errors import WeightsError
+
+__all__ = ["FileKind", "align", "map_file"]
+
+_PREFIX = struct.Struct("<8sQQ")
+_MAX_HEADER = 16 << 20
+_ALIGNMENT = 64
+
+Header = TypeVar("Header", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileKind(Generic[Header]):
+    """A kind of file: its magic (8 bytes), its name in messages, the type of its header."""
+
+    magic: bytes
+    name: str
+    header: type[Header]
+
+    def encode(self, header: Header) -> bytes:
+        """The file's first bytes."""
+        encoded = msgspec.json.encode(header)
+        return _PREFIX.pack(self.magic, len(encoded), xxhash.xxh3_64_intdigest(encoded)) + encoded
+
+    def decode(self, data: memoryview, source: str) -> tuple[Header, int]:
+        """The header of a file, and where it ends. WeightsError if it is not whole."""
+        if len(data) < _PREFIX.size or data[: len(self.magic)] != self.magic:
+            raise WeightsError(
+                f"{source}: is not a {self.name} (it does not start with {self.magic.decode()})"
+            )
+        _, length, digest = _PREFIX.unpack_from(data)
+        encoded = bytes(data[_PREFIX.size : _PREFIX.size + min(length, _MAX_HEADER)])
+        if length > _MAX_HEADER or len(encoded) < length or xxhash.xxh3_64_intdigest(encoded) != digest:
+            raise WeightsError(f"{source}: its header is damaged; make the archive again from its checkpoint")
+        try:
+            return msgspec.json.decode(encoded, type=self.header), _PREFIX.size + length
+        except msgspec.MsgspecError as error:
+            raise WeightsError(f"{source}: its header cannot be read: {error}") from None
+
+
+def align(offset: int) -> int:
+    """The first multiple of 64 that is not below ``offset``."""
+    return -(-offset // _ALIGNMENT) * _ALIGNMENT
+
+
+def map_file(path: Path, name: str) -> mmap.mmap:
+    """All of the file, read-only. WeightsError if there is none or it cannot be mapped."""
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: there is no such {name}") from None
+    except ValueError:  # what mmap raises for an empty file
+        raise WeightsError(f"{path}: is not a {name}, it is empty") from None
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be mapped: {error}") from None

@@ -1,0 +1,67 @@
+"""``dlrm archive``: a checkpoint → the archive that TorchServe loads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from dlrm_factory.cli.byte_progress import byte_progress
+from dlrm_factory.config import format_bytes
+
+__all__ = ["archive"]
+
+
+def archive(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(help="Checkpoint (.safetensors), or a folder of sealed weights.", show_default=False),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="[default: model_store/MODEL_NAME.mar]")
+    ] = None,
+    model_name: Annotated[str, typer.Option(help="As in /predictions/MODEL_NAME.")] = "dlrm",
+    version: Annotated[str, typer.Option(help="The model's version.")] = "1.0",
+    archive_format: Annotated[
+        Literal["default", "directory"],
+        typer.Option("--format", help="default: one .mar file. directory: a folder, served without a copy."),
+    ] = "default",
+    max_auc_loss: Annotated[
+        float, typer.Option(min=0, help="The most AUC that serving may lose against the trained model.")
+    ] = 0.0005,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace an archive that exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
+) -> None:
+    """Make a self-contained archive: code, declaration, weights, settings for TorchServe."""
+    # Brings torch, which `dlrm --help` need not wait for.
+    from dlrm_factory.archive import archive_model, read_archive_listing
+
+    suffix = ".mar" if archive_format == "default" else ""
+    output = output or Path("model_store") / f"{model_name}{suffix}"
+    with byte_progress("archiving") as progress:
+        found = archive_model(
+            checkpoint,
+            output,
+            model_name=model_name,
+            version=version,
+            archive_format=archive_format,
+            force=force,
+            max_auc_loss=max_auc_loss,
+            progress=progress,
+        )
+    listing = read_archive_listing(output)
+    if as_json:
+        made = {"path": str(output), "model_name": model_name, "version": version, "format": archive_format}
+        drift = [asdict(engine) for engine in found.engines] if found else []
+        typer.echo(
+            json.dumps(made | {"bytes": listing.total_bytes, "files": listing.files, "engines": drift})
+        )
+        return
+    typer.echo(f"made {output}: model {model_name} {version}, {format_bytes(listing.total_bytes)} unpacked")
+    for engine in found.engines if found else ():
+        typer.echo(
+            f"{engine.engine}: AUC {engine.auc:.4f}, {engine.auc_loss:+.5f} lost against the trained model"
+        )

@@ -1,0 +1,37 @@
+"""What ``dlrm train`` prints at the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from dlrm_factory.training import TrainingReport
+
+__all__ = ["training_table"]
+
+
+def training_table(report: TrainingReport) -> Table:
+    """Rows, speed and quality; beside the held-out figures the best reachable ones, where they are known."""
+    table = Table(box=None, show_header=report.best_log_loss is not None, pad_edge=False)
+    table.add_column("")
+    table.add_column("reached", justify="right")
+    known = report.best_log_loss is not None
+    if known:
+        table.add_column("best reachable", justify="right")
+    table.add_row("rows", f"{report.rows:,}")
+    table.add_row("held out", f"{report.held_out_rows:,}")
+    table.add_row("epochs", f"{report.epochs}")
+    table.add_row("samples/s", f"{report.samples_per_second:,.0f}")
+    table.add_row("training loss", f"{report.training_loss:.4f}")
+    log_losses = [report.held_out_log_loss, report.best_log_loss]
+    aucs = [report.held_out_auc, report.best_auc]
+    shown = 2 if known else 1
+    table.add_row("held-out log-loss", *map(_figure, log_losses[:shown]))
+    table.add_row("held-out AUC", *map(_figure, aucs[:shown]))
+    return table
+
+
+def _figure(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"

@@ -1,0 +1,83 @@
+"""Compiles a package in a process of its own: ``python -m dlrm_factory.compiled.build FOLDER PACKAGE PRECISION``.
+
+The compiler takes seconds of CPU and some hundred megabytes, which a serving worker should not keep.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from dlrm_factory.compiled.capability import Precision
+from dlrm_factory.compiled.dense_net import DenseNet
+from dlrm_factory.config.reading import read_declaration
+from dlrm_factory.model import load_dense, make_model
+from dlrm_factory.weights.sealed import DECLARATION_FILE, read_dense
+
+__all__ = ["build_in_subprocess", "compiler"]
+
+logger = logging.getLogger(__name__)
+
+_EXAMPLE_BATCH = 8
+_MAX_BATCH = 1 << 24
+_TIMEOUT_SECONDS = 600
+
+
+def compiler() -> str | None:
+    """The C++ compiler that AOTInductor would use; None if there is none."""
+    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+
+
+def build_in_subprocess(folder: Path, package: Path, precision: Precision) -> str | None:
+    """Compile the dense parts of the sealed weights in ``folder`` into ``package``. None, or why it failed."""
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-W", "ignore", "-m", "dlrm_factory.compiled.build"]
+    command += [str(folder.resolve()), str(package), precision]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment["PYTHONPATH"] = os.pathsep.join([str(root), environment.get("PYTHONPATH", "")]).rstrip(
+        os.pathsep
+    )
+    try:
+        done = subprocess.run(
+            command, env=environment, cwd=root, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if done.returncode == 0 and package.is_file():
+        return None
+    lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it printed nothing"]
+    return f"the compiler process ended with {done.returncode}: {lines[-1]}"
+
+
+def _build(folder: Path, package: Path, precision: Precision) -> None:
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    declaration = read_declaration(folder / DECLARATION_FILE)
+    model = make_model(declaration)
+    load_dense(model, read_dense(folder))
+    net = DenseNet(model, declaration, precision).eval()
+    example = (
+        torch.zeros(_EXAMPLE_BATCH, len(declaration.dense_features)),
+        torch.zeros(_EXAMPLE_BATCH, len(declaration.sparse_features), declaration.embedding_dim),
+    )
+    batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
+    with torch.no_grad(), tempfile.TemporaryDirectory(dir=package.parent) as scratch:
+        # Headers that are compiled once serve every later build.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(package.parent / "inductor")
+        exported = torch.export.export(net, example, dynamic_shapes=({0: batch}, {0: batch}))
+        made = torch._inductor.aoti_compile_and_package(
+            exported, package_path=f"{scratch}/package.pt2", inductor_configs={"freezing": True}
+        )
+        # Moved whole, so that a reader never sees half a package.
+        Path(made).replace(package)
+
+
+if __name__ == "__main__":
+    os.nice(10)
+    _build(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])  # type: ignore[arg-type]

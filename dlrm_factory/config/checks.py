@@ -1,0 +1,280 @@
+"""The rules a declaration must keep that its types alone cannot say. One function a rule.
+
+Each rule yields ``"$.path: what is wrong, what is allowed, what to do"``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+
+from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.config.sizes import parse_bytes
+from dlrm_factory.errors import near_matches
+
+__all__ = ["problems_of"]
+
+Rule = Callable[[DLRMDeclaration], Iterator[str]]
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]*")
+_MAX_ROWS = 2**31 - 1  # fbgemm's lookup casts indices to int32
+
+
+def problems_of(declaration: DLRMDeclaration) -> list[str]:
+    """Every broken rule, in the order of the file."""
+    return [problem for rule in _RULES for problem in rule(declaration)]
+
+
+def _names(d: DLRMDeclaration) -> Iterator[str]:
+    # A dot or an @ in a name would be taken apart again by state dicts and by TorchRec's feature@table names.
+    for section, names in (
+        ("dense_features", d.dense_names),
+        ("sparse_features", d.sparse_names),
+        ("tables", [table.name for table in d.tables]),
+    ):
+        for i, name in enumerate(names):
+            if not _NAME.fullmatch(name):
+                yield (
+                    f'$.{section}[{i}].name: "{name}" is not a name; use letters, digits, "_" and "-", '
+                    'starting with a letter or "_"'
+                )
+
+
+def _something_declared(d: DLRMDeclaration) -> Iterator[str]:
+    for section in ("dense_features", "sparse_features", "tables"):
+        if not getattr(d, section):
+            yield f"$.{section}: is empty; a DLRM needs at least one entry here"
+
+
+def _no_duplicates(d: DLRMDeclaration) -> Iterator[str]:
+    seen: dict[str, str] = {}
+    for section, names in (("dense_features", d.dense_names), ("sparse_features", d.sparse_names)):
+        for i, name in enumerate(names):
+            path = f"$.{section}[{i}].name"
+            if name in seen:
+                yield f'{path}: duplicate feature name "{name}", already declared at {seen[name]}; rename one'
+            seen.setdefault(name, path)
+    tables: dict[str, str] = {}
+    for i, table in enumerate(d.tables):
+        path = f"$.tables[{i}].name"
+        if table.name in tables:
+            first = tables[table.name]
+            yield f'{path}: duplicate table name "{table.name}", already declared at {first}; rename one'
+        tables.setdefault(table.name, path)
+
+
+def _features_have_tables(d: DLRMDeclaration) -> Iterator[str]:
+    tables = [table.name for table in d.tables]
+    for i, feature in enumerate(d.sparse_features):
+        if feature.table not in tables:
+            yield (
+                f'$.sparse_features[{i}].table: feature "{feature.name}" has no table "{feature.table}"'
+                f"{near_matches(feature.table, tables)}; declare it under $.tables"
+            )
+
+
+def _tables_are_used(d: DLRMDeclaration) -> Iterator[str]:
+    used = {feature.table for feature in d.sparse_features}
+    for i, table in enumerate(d.tables):
+        if table.name not in used:
+            yield (
+                f'$.tables[{i}]: no feature uses table "{table.name}"; '
+                "remove it or name it in a sparse feature"
+            )
+
+
+def _table_sizes(d: DLRMDeclaration) -> Iterator[str]:
+    for i, table in enumerate(d.tables):
+        if not 1 <= table.num_embeddings <= _MAX_ROWS:
+            yield f"$.tables[{i}].num_embeddings: {table.num_embeddings} is outside [1, {_MAX_ROWS}]"
+        if table.embedding_dim < 4 or table.embedding_dim % 4:
+            yield (
+                f"$.tables[{i}].embedding_dim: {table.embedding_dim} is not a positive multiple of 4, "
+                "which fbgemm's kernels need"
+            )
+        if table.embedding_dim != d.tables[0].embedding_dim:
+            yield (
+                f"$.tables[{i}].embedding_dim: {table.embedding_dim} differs from "
+                f'{d.tables[0].embedding_dim} of table "{d.tables[0].name}"; '
+                "a DLRM needs one embedding_dim for all tables"
+            )
+
+
+def _layer_sizes(d: DLRMDeclaration) -> Iterator[str]:
+    named = {
+        "dense_arch_layer_sizes": d.dense_arch_layer_sizes,
+        "over_arch_layer_sizes": d.over_arch_layer_sizes,
+        "interaction_branch1_layer_sizes": d.interaction_branch1_layer_sizes,
+        "interaction_branch2_layer_sizes": d.interaction_branch2_layer_sizes,
+    }
+    for name, sizes in named.items():
+        if sizes is None:
+            continue
+        if not sizes:
+            yield f"$.{name}: is empty; give at least one layer size"
+        for i, size in enumerate(sizes):
+            if size < 1:
+                yield f"$.{name}[{i}]: {size} is not a positive layer size"
+
+
+def _arch_ends(d: DLRMDeclaration) -> Iterator[str]:
+    sizes = d.dense_arch_layer_sizes
+    if sizes and d.tables and sizes[-1] != d.embedding_dim:
+        yield (
+            f"$.dense_arch_layer_sizes[{len(sizes) - 1}]: the last size is {sizes[-1]} but embedding_dim is "
+            f"{d.embedding_dim}; they must be equal, so that dense and sparse features can interact"
+        )
+    sizes = d.over_arch_layer_sizes
+    if sizes and sizes[-1] != 1:
+        yield (
+            f"$.over_arch_layer_sizes[{len(sizes) - 1}]: the last size is {sizes[-1]} but must be 1, "
+            "the click logit"
+        )
+    # TorchRec's OverArch builds an MLP of all sizes but the last, and cannot build one of none.
+    if len(sizes) == 1:
+        yield "$.over_arch_layer_sizes: has one size; give at least one hidden layer before the last 1"
+
+
+def _architecture_options(d: DLRMDeclaration) -> Iterator[str]:
+    options = {
+        "dlrm_dcn": ("dcn_num_layers", "dcn_low_rank_dim"),
+        "dlrm_projection": ("interaction_branch1_layer_sizes", "interaction_branch2_layer_sizes"),
+    }
+    for architecture, fields in options.items():
+        for field in fields:
+            value = getattr(d, field)
+            if d.architecture == architecture and value is None:
+                yield f"$.{field}: is missing; architecture {architecture} needs it"
+            if d.architecture != architecture and value is not None:
+                yield f"$.{field}: belongs to architecture {architecture}, not to {d.architecture}; remove it"
+            if isinstance(value, int) and value < 1:
+                yield f"$.{field}: {value} is not positive"
+
+
+def _projection_branches(d: DLRMDeclaration) -> Iterator[str]:
+    for name in ("interaction_branch1_layer_sizes", "interaction_branch2_layer_sizes"):
+        sizes = getattr(d, name)
+        if d.architecture != "dlrm_projection" or not sizes or not d.tables or d.embedding_dim < 1:
+            continue
+        if sizes[-1] % d.embedding_dim:
+            yield (
+                f"$.{name}[{len(sizes) - 1}]: the last size {sizes[-1]} is not a multiple of embedding_dim "
+                f"{d.embedding_dim}"
+            )
+
+
+def _features(d: DLRMDeclaration) -> Iterator[str]:
+    for i, dense in enumerate(d.dense_features):
+        if not math.isfinite(dense.default):
+            yield f"$.dense_features[{i}].default: {dense.default} is not a finite number"
+        if dense.clip is not None and not -math.inf < dense.clip[0] < dense.clip[1] < math.inf:
+            least, most = dense.clip
+            yield f"$.dense_features[{i}].clip: [{least}, {most}] is not a least and a greater, finite number"
+    for i, sparse in enumerate(d.sparse_features):
+        if sparse.max_length < 1:
+            yield f"$.sparse_features[{i}].max_length: {sparse.max_length} is not positive"
+        if sparse.weighted and any(t.name == sparse.table and t.pooling == "mean" for t in d.tables):
+            yield (
+                f'$.sparse_features[{i}].weighted: table "{sparse.table}" has pooling mean, and a mean may be '
+                "over the ids or over the weights; use pooling: sum (weights that add up to 1 make it a mean)"
+            )
+
+
+def _statistics(d: DLRMDeclaration) -> Iterator[str]:
+    for i, dense in enumerate(d.dense_features):
+        for field in ("mean", "std"):
+            value = getattr(dense, field)
+            path = f"$.dense_features[{i}].{field}"
+            if value is None:
+                continue
+            if not dense.is_standardized:
+                yield f"{path}: belongs to transform standardize or log1p_standardize; remove it"
+            elif not math.isfinite(value) or (field == "std" and value <= 0):
+                allowed = "a finite number" if field == "mean" else "a positive, finite number"
+                yield f"{path}: {value} is not {allowed}"
+        if (dense.mean is None) != (dense.std is None):
+            yield f"$.dense_features[{i}]: give both mean and std, or neither, for `dlrm train` to find them"
+
+
+def _vocabularies(d: DLRMDeclaration) -> Iterator[str]:
+    for i, sparse in enumerate(d.sparse_features):
+        rows = sparse.out_of_vocabulary
+        path = f"$.sparse_features[{i}].out_of_vocabulary"
+        if rows is not None and sparse.ids != "vocabulary":
+            yield f"{path}: belongs to ids: vocabulary, not to ids: {sparse.ids}; remove it"
+        elif isinstance(rows, int) and rows < 1:
+            yield f"{path}: {rows} is not a positive number of rows; or choose error or drop"
+    for i, table in enumerate(d.tables):
+        kinds = {feature.ids for feature in d.sparse_features if feature.table == table.name}
+        if "vocabulary" in kinds and len(kinds) > 1:
+            # The rows of a vocabulary mean ids; a hash or a bare row number would land on other ids' rows.
+            yield f"$.tables[{i}]: some of its features use ids: vocabulary and some do not; all or none may"
+        if "vocabulary" in kinds and d.vocabulary_room(table.name) < 1:
+            yield (
+                f"$.tables[{i}].num_embeddings: {table.num_embeddings} leaves no row for ids of the vocabulary "
+                "beside those for out_of_vocabulary; raise it"
+            )
+        if table.min_count < 1:
+            yield f"$.tables[{i}].min_count: {table.min_count} is not positive"
+        if table.min_count > 1 and "vocabulary" not in kinds:
+            yield f"$.tables[{i}].min_count: belongs to tables with ids: vocabulary; remove it"
+
+
+def _sharding(d: DLRMDeclaration) -> Iterator[str]:
+    s = d.sharding
+    if s.world_size < 1:
+        yield f"$.sharding.world_size: {s.world_size} is not positive"
+    if s.hosts < 1 or s.world_size % max(s.hosts, 1):
+        yield f"$.sharding.hosts: {s.hosts} does not divide world_size {s.world_size}"
+    if s.memory is not None:
+        try:
+            parse_bytes(s.memory)
+        except ValueError as error:
+            yield f"$.sharding.memory: {error}"
+
+
+def _serving(d: DLRMDeclaration) -> Iterator[str]:
+    s = d.serving
+    # TorchServe takes a max_batch_delay_ms of 0 for "not given" (100 ms), and raises min_workers 0 to 1.
+    for field in s.__struct_fields__:
+        value = getattr(s, field)
+        if isinstance(value, int) and value < 1:
+            yield f"$.serving.{field}: {value} is below 1"
+    if s.max_workers < s.min_workers:
+        yield f"$.serving.max_workers: {s.max_workers} is below min_workers {s.min_workers}"
+
+
+def _training(d: DLRMDeclaration) -> Iterator[str]:
+    t = d.training
+    for field in ("batch_size", "epochs", "learning_rate", "sparse_learning_rate"):
+        if not 0 < getattr(t, field) < math.inf:
+            yield f"$.training.{field}: {getattr(t, field)} is not a positive, finite number"
+    if not 0 < t.holdout < 1:
+        yield f"$.training.holdout: {t.holdout} is outside (0, 1)"
+    if not 0 <= t.seed < 2**63:
+        yield f"$.training.seed: {t.seed} is outside [0, 2**63)"
+    if t.label in d.dense_names or t.label in d.sparse_names:
+        yield f'$.training.label: "{t.label}" is also a feature; the model would be told the answer'
+    if not t.separator:
+        yield "$.training.separator: is empty"
+
+
+_RULES: tuple[Rule, ...] = (
+    _something_declared,
+    _names,
+    _no_duplicates,
+    _layer_sizes,
+    _arch_ends,
+    _architecture_options,
+    _projection_branches,
+    _features,
+    _statistics,
+    _vocabularies,
+    _features_have_tables,
+    _tables_are_used,
+    _table_sizes,
+    _sharding,
+    _serving,
+    _training,
+)

@@ -1,0 +1,268 @@
+"""The model's declaration as frozen structs. One YAML file holds one `Declaration`.
+
+Legend used all over the project: B samples, F sparse features, D embedding_dim.
+The rules that span several fields are in `checks`; reading and writing files is in `reading`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+__all__ = [
+    "Architecture",
+    "DLRMDeclaration",
+    "DenseFeature",
+    "Pooling",
+    "ServingOptions",
+    "ServingProfile",
+    "Sharding",
+    "ShardingOptions",
+    "SparseFeature",
+    "Table",
+    "TableDtype",
+    "TrainingOptions",
+]
+
+Architecture = Literal["dlrm", "dlrm_dcn", "dlrm_projection"]
+Pooling = Literal["sum", "mean"]
+TableDtype = Literal["fp32", "fp16", "int8", "int4"]
+Sharding = Literal["auto", "table_wise", "row_wise", "column_wise", "data_parallel"]
+ServingProfile = Literal["throughput", "latency"]
+IdKind = Literal["index", "hash", "vocabulary"]
+DenseTransform = Literal["none", "log1p", "standardize", "log1p_standardize"]
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Frozen after reading; an unknown field is an error."""
+
+
+class DenseFeature(_Strict, kw_only=True, frozen=True):
+    """One number a sample. In this order: default, clip, log1p, standardise.
+
+    Fields:
+        name: the name in requests and in the training data's column.
+        default: taken when a sample leaves the feature out or sends null.
+        clip: the least and the greatest value; what is beyond becomes the nearer one.
+        transform: ``log1p`` for counts: ln(1 + max(x, 0)); ``standardize``: (x - mean) / std;
+            ``log1p_standardize``: one after the other; ``none``.
+        mean, std: of the training part, for ``standardize``; `dlrm train` finds them if they are not given.
+    """
+
+    name: str
+    default: float = 0.0
+    clip: tuple[float, float] | None = None
+    transform: DenseTransform = "none"
+    mean: float | None = None
+    std: float | None = None
+
+    @property
+    def takes_log(self) -> bool:
+        return self.transform in ("log1p", "log1p_standardize")
+
+    @property
+    def is_standardized(self) -> bool:
+        return self.transform in ("standardize", "log1p_standardize")
+
+
+class SparseFeature(_Strict, kw_only=True, frozen=True):
+    """A bag of ids a sample: none, one or many.
+
+    Fields:
+        name: the name in requests and in the training data's column.
+        table: the embedding table that is looked up; several features may share one.
+        ids: ``index`` - an id is a row, 0 <= id < num_embeddings; ``hash`` - any int64 or string,
+            hashed to a row (see `dlrm_factory.features.ids`); ``vocabulary`` - an int64 or string that
+            training has seen, each with a row of its own.
+        out_of_vocabulary: what becomes of an id that is not in the vocabulary: ``error``, ``drop`` (it is
+            left out of its bag), or a number of rows at the table's end that such ids are hashed to.
+            1 if not given. Only for ``ids: vocabulary``.
+        weighted: a bag may carry a weight for each id; its rows are multiplied by them before they are summed.
+        max_length: the most ids in one bag.
+        over_max_length: what becomes of a longer bag: ``error``, or ``truncate`` to its first ids.
+    """
+
+    name: str
+    table: str
+    ids: IdKind = "index"
+    out_of_vocabulary: Literal["error", "drop"] | int | None = None
+    weighted: bool = False
+    max_length: int = 1000
+    over_max_length: Literal["error", "truncate"] = "error"
+
+    @property
+    def out_of_vocabulary_rows(self) -> int:
+        """Rows at the table's end for ids that are not in the vocabulary."""
+        if self.ids != "vocabulary" or isinstance(self.out_of_vocabulary, str):
+            return 0
+        return 1 if self.out_of_vocabulary is None else self.out_of_vocabulary
+
+
+class Table(_Strict, kw_only=True, frozen=True):
+    """One embedding table of num_embeddings x embedding_dim.
+
+    Fields:
+        pooling: how a bag's rows become one vector.
+        dtype: how rows are stored for serving; training always uses fp32.
+        sharding: where the rows go; ``auto`` leaves it to TorchRec's planner.
+        min_count: an id seen fewer times in training gets no row of its own. Only for a table with a vocabulary.
+    """
+
+    name: str
+    num_embeddings: int
+    embedding_dim: int
+    pooling: Pooling = "sum"
+    dtype: TableDtype = "fp32"
+    sharding: Sharding = "auto"
+    min_count: int = 1
+
+
+class ShardingOptions(_Strict, kw_only=True, frozen=True):
+    """The hardware the planner places the tables on.
+
+    Fields:
+        world_size: ranks in all.
+        hosts: machines the ranks are spread over; divides world_size.
+        device: ``cpu`` or ``cuda``.
+        memory: bytes a rank has for tables, e.g. ``80GB``; null asks the machine
+            (cuda: 80GB if there is none).
+    """
+
+    world_size: int = 1
+    hosts: int = 1
+    device: Literal["cpu", "cuda"] = "cpu"
+    memory: str | None = None
+
+
+class ServingOptions(_Strict, kw_only=True, frozen=True):
+    """What goes into the archive's model-config.yaml, and the limits on requests.
+
+    Fields:
+        profile: ``throughput`` gathers requests into batches; ``latency`` hands each one over at once.
+        batch_size: the most requests TorchServe hands over at once; if not given 64 for ``throughput``, 1 for
+            ``latency``.
+        max_batch_delay_ms: how long the first request of a batch waits for others; 1 if not given, and at least.
+            A batch_size of 1 waits for none.
+        min_workers, max_workers: worker processes at start, and the most that scaling allows.
+        response_timeout_s: a batch older than this fails and its worker is restarted.
+        startup_timeout_s: how long a worker may take to load.
+        threads: torch threads a worker; keep workers x threads <= cores.
+        max_samples: the most samples in one request (413 above it).
+        max_body_bytes: the largest request body (413 above it).
+        compile: compile the dense parts for the host's CPU, once for all its workers: ``background`` serves
+            eagerly until that is done, ``before_ready`` waits for it, ``off`` never compiles.
+        precision: of the compiled dense parts; ``auto`` is bf16 on a CPU that multiplies it natively, else fp32.
+    """
+
+    profile: ServingProfile = "throughput"
+    batch_size: int | None = None
+    max_batch_delay_ms: int | None = None
+    min_workers: int = 1
+    max_workers: int = 4
+    response_timeout_s: int = 60
+    startup_timeout_s: int = 600
+    threads: int = 1
+    max_samples: int = 5000
+    max_body_bytes: int = 6_553_500
+    compile: Literal["background", "before_ready", "off"] = "background"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    @property
+    def batch_requests(self) -> int:
+        """The most requests in a batch: as declared, else as the profile says."""
+        return self.batch_size or (64 if self.profile == "throughput" else 1)
+
+    @property
+    def batch_delay_ms(self) -> int:
+        """How long the first request of a batch waits for others: as declared, else the least there is."""
+        return self.max_batch_delay_ms or 1
+
+
+class TrainingOptions(_Strict, kw_only=True, frozen=True):
+    """How `dlrm train` trains.
+
+    Fields:
+        label: the column with 0 or 1.
+        batch_size: samples a step and rank.
+        epochs: passes over the training part.
+        learning_rate: of the dense optimiser (Adam).
+        sparse_learning_rate: of the fused row-wise Adagrad on the tables.
+        holdout: the share of rows kept for evaluation, chosen by a hash of the row number and the seed.
+        seed: of the weights, the split and the order of samples.
+        separator: splits a text column of a multi-valued feature into ids.
+    """
+
+    label: str = "label"
+    batch_size: int = 512
+    epochs: int = 1
+    learning_rate: float = 0.001
+    sparse_learning_rate: float = 0.05
+    holdout: float = 0.1
+    seed: int = 1
+    separator: str = "|"
+
+
+class DLRMDeclaration(_Strict, kw_only=True, frozen=True):
+    """A whole model: features, tables, architecture, sharding, serving, training.
+
+    Fields:
+        architecture: TorchRec's ``DLRM``, ``DLRM_DCN`` or ``DLRM_Projection``.
+        dense_arch_layer_sizes: the bottom MLP; its last size is embedding_dim.
+        over_arch_layer_sizes: the top MLP; its last size is 1.
+        dcn_num_layers, dcn_low_rank_dim: the low-rank cross net, for ``dlrm_dcn`` only.
+        interaction_branch1_layer_sizes, interaction_branch2_layer_sizes: for ``dlrm_projection`` only.
+        dense_features, sparse_features: their order is the model's order (upstream's request shape
+            relies on it).
+    """
+
+    architecture: Architecture = "dlrm"
+    dense_arch_layer_sizes: list[int]
+    over_arch_layer_sizes: list[int]
+    dcn_num_layers: int | None = None
+    dcn_low_rank_dim: int | None = None
+    interaction_branch1_layer_sizes: list[int] | None = None
+    interaction_branch2_layer_sizes: list[int] | None = None
+    dense_features: list[DenseFeature]
+    sparse_features: list[SparseFeature]
+    tables: list[Table]
+    sharding: ShardingOptions = msgspec.field(default_factory=ShardingOptions)
+    serving: ServingOptions = msgspec.field(default_factory=ServingOptions)
+    training: TrainingOptions = msgspec.field(default_factory=TrainingOptions)
+
+    @property
+    def embedding_dim(self) -> int:
+        """D, the same for every table."""
+        return self.tables[0].embedding_dim
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether any feature's bags carry weights; TorchRec then wants weights for all of them."""
+        return any(feature.weighted for feature in self.sparse_features)
+
+    @property
+    def vocabulary_tables(self) -> list[str]:
+        """Tables whose ids are looked up in a vocabulary, in declared order."""
+        used = {feature.table for feature in self.sparse_features if feature.ids == "vocabulary"}
+        return [table.name for table in self.tables if table.name in used]
+
+    @property
+    def dense_names(self) -> list[str]:
+        return [feature.name for feature in self.dense_features]
+
+    @property
+    def sparse_names(self) -> list[str]:
+        return [feature.name for feature in self.sparse_features]
+
+    def table(self, name: str) -> Table:
+        """The table called ``name``; KeyError if there is none."""
+        return {table.name: table for table in self.tables}[name]
+
+    def vocabulary_room(self, table: str) -> int:
+        """Rows of ``table`` for ids of its vocabulary; the rest, at its end, is for ids that are not in it."""
+        reserved = [f.out_of_vocabulary_rows for f in self.sparse_features if f.table == table]
+        return self.table(table).num_embeddings - max(reserved, default=0)
+
+    def features_of(self, table: str) -> list[str]:
+        """Names of the sparse features that look up ``table``, in declared order."""
+        return [feature.name for feature in self.sparse_features if feature.table == table]

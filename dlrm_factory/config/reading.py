@@ -1,0 +1,110 @@
+"""YAML ↔ declaration."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from dlrm_factory.config.checks import problems_of
+from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.config.explaining import explain
+from dlrm_factory.errors import ConfigError
+
+__all__ = ["dump_declaration", "parse_declaration", "read_declaration"]
+
+
+class _Loader(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):  # type: ignore[misc]
+    """Safe YAML that refuses a key written twice, which YAML itself would silently overwrite."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        # A sequence tagged `!!map` has no pairs; the loader below says so.
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise ConfigError([f'line {key_node.start_mark.line + 1}: the key "{key}" is written twice'])
+            if isinstance(key, str):
+                seen.add(key)
+        return dict(super().construct_mapping(node, deep=deep))
+
+
+# YAML 1.1, which PyYAML speaks, takes 1e-3 and 1.5e3 for text: it wants a dot and a sign.
+_EXPONENT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
+
+
+def read_declaration(path: str | Path) -> DLRMDeclaration:
+    """The declaration in the YAML file ``path``. ConfigError lists every mistake with its path."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(["there is no such file"], str(path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"cannot be read: {error}"], str(path)) from None
+    return parse_declaration(text, source=str(path))
+
+
+def parse_declaration(text: str, *, source: str = "") -> DLRMDeclaration:
+    """The declaration in YAML ``text``; ``source`` names it in errors."""
+    try:
+        # The loader is a SafeLoader: it builds plain data only.
+        data = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # PyYAML lets ValueError out for a date that no calendar has.
+        raise ConfigError([f"is not YAML: {_one_line(error)}"], source) from None
+    except ConfigError as error:
+        raise ConfigError(error.problems, source) from None
+    try:
+        declaration = msgspec.convert(data, DLRMDeclaration)
+    except msgspec.ValidationError as error:
+        raise ConfigError([explain(str(error), data)], source) from None
+    problems = problems_of(declaration)
+    if problems:
+        raise ConfigError(problems, source)
+    return declaration
+
+
+def dump_declaration(declaration: DLRMDeclaration) -> str:
+    """``declaration`` as YAML that `parse_declaration` reads to an equal one; defaults are written out."""
+    data = _without_nulls(msgspec.to_builtins(declaration))
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _without_nulls(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _without_nulls(value) for key, value in data.items() if value is not None}
+    return [_without_nulls(value) for value in data] if isinstance(data, (list, tuple)) else data
+
+
+class _Dumper(yaml.SafeDumper):
+    """One line an entry: features and tables are read as a table."""
+
+
+def _flow_when_flat(dumper: yaml.SafeDumper, data: dict[str, Any]) -> yaml.Node:
+    flat = not any(isinstance(value, dict) for value in data.values()) and "name" in data
+    return dumper.represent_mapping("tag:yaml.org,2002:map", data.items(), flow_style=flat)
+
+
+def _flow_when_numbers(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
+    flat = all(isinstance(value, (int, float)) for value in data)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flat)
+
+
+def _escaped_when_needed(dumper: yaml.SafeDumper, data: str) -> yaml.Node:
+    # PyYAML writes these line breaks as they are, and folds them into spaces when it reads them.
+    style = '"' if any(character in data for character in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _escaped_when_needed)
+_Dumper.add_representer(dict, _flow_when_flat)
+_Dumper.add_representer(list, _flow_when_numbers)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,138 @@
+"""Raw numbers → the model's dense features. Training and serving share `transform_dense`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dlrm_factory.config import DenseFeature
+from dlrm_factory.errors import WeightsError
+from dlrm_factory.features.feature_error import FeatureError, shown
+
+__all__ = ["DenseEncoder", "log1p", "transform_dense"]
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+_NUMBERS = {int, float}
+_MOST = float(np.finfo(np.float32).max)
+
+
+def log1p(values: Float32) -> Float32:
+    """ln(1 + max(x, 0)) of float32 of any shape.
+
+    Computed in float64 and rounded once, so that no vector unit's own float32 logarithm shows in scores.
+    """
+    return np.log1p(np.maximum(values, 0.0), dtype=np.float64).astype(np.float32)
+
+
+def transform_dense(
+    dense: Float32, features: Sequence[DenseFeature], *, until_standardized: bool = False
+) -> Float32:
+    """The declared transforms in their order, column by column: clip, log1p, standardise.
+
+    Args:
+        dense: float32 [B, len(features)], left as it is; missing values have their defaults already.
+        until_standardized: stop before the last, whose mean and std training has yet to find.
+    """
+    transformed = dense
+    clipped = [i for i, feature in enumerate(features) if feature.clip]
+    if clipped:
+        least, most = np.array([features[i].clip for i in clipped], dtype=np.float32).T
+        transformed = dense.copy()
+        transformed[:, clipped] = np.clip(dense[:, clipped], least, most)
+    logs = [i for i, feature in enumerate(features) if feature.takes_log]
+    if logs:
+        transformed = dense.copy() if transformed is dense else transformed
+        transformed[:, logs] = log1p(transformed[:, logs])
+    scaled = [i for i, feature in enumerate(features) if feature.is_standardized]
+    if scaled and not until_standardized:
+        transformed = dense.copy() if transformed is dense else transformed
+        statistics = [(features[i].mean, features[i].std) for i in scaled]
+        mean, std = np.array(statistics, dtype=np.float64).T
+        transformed[:, scaled] = ((transformed[:, scaled] - mean) / std).astype(np.float32)
+    return transformed
+
+
+class DenseEncoder:
+    """Columns of JSON numbers → float32 [B, number of dense features], checked and transformed."""
+
+    def __init__(self, features: Sequence[DenseFeature]) -> None:
+        """WeightsError for a standardised feature without mean and std."""
+        for feature in features:
+            if feature.is_standardized and (feature.mean is None or feature.std is None):
+                raise WeightsError(
+                    f'dense feature "{feature.name}" is standardised, but has no mean and std; take the '
+                    "declaration of the checkpoint that `dlrm train` wrote, or declare them"
+                )
+        self.features = tuple(features)
+
+    def encode(self, columns: Mapping[str, Sequence[Any]], size: int) -> Float32:
+        """Float32 [size, number of features]. FeatureError names the first value that is not a finite number.
+
+        ``columns`` holds ``size`` raw values a feature; an absent column or a null takes the default.
+        """
+        flat = list(chain.from_iterable(self._column(feature, columns, size) for feature in self.features))
+        try:
+            if set(map(type, flat)) <= _NUMBERS:
+                wide = np.fromiter(flat, dtype=np.float64, count=len(flat))
+                return self.encode_numbers(wide.reshape(len(self.features), size))
+        except (OverflowError, FeatureError):  # an integer beyond float64, or a number beyond float32
+            pass
+        raise next(self.mistakes(columns, size))
+
+    def encode_numbers(self, numbers: Float64) -> Float32:
+        """Float32 [B, number of features] of ``numbers``: float64 [number of features, B], none missing.
+
+        FeatureError names the first that is not finite or beyond float32.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            narrow = numbers.astype(np.float32)
+        if not np.isfinite(narrow).all():
+            columns = {f.name: row.tolist() for f, row in zip(self.features, numbers, strict=True)}
+            raise next(self.mistakes(columns, numbers.shape[1]))
+        return transform_dense(np.ascontiguousarray(narrow.T), self.features)
+
+    def mistakes(self, columns: Mapping[str, Sequence[Any]], size: int) -> Iterator[FeatureError]:
+        """Every wrong value, feature after feature."""
+        for feature in self.features:
+            for sample, value in enumerate(self._column(feature, columns, size)):
+                wrong = _what_is_wrong(value, feature.default)
+                if wrong:
+                    message = f'dense feature "{feature.name}": {wrong}'
+                    yield FeatureError(message, feature=feature.name, sample=sample)
+
+    def _column(
+        self, feature: DenseFeature, columns: Mapping[str, Sequence[Any]], size: int
+    ) -> Sequence[Any]:
+        column = columns.get(feature.name)
+        if column is None:
+            return [feature.default] * size
+        return [feature.default if v is None else v for v in column] if None in column else column
+
+
+def _what_is_wrong(value: Any, default: float) -> str | None:
+    if isinstance(value, bool):
+        return f"{shown(value)} is a boolean; send a number, such as {int(value)}"
+    if isinstance(value, str):
+        return f"{shown(value)} is a string; send a number, without quotes"
+    if not isinstance(value, (int, float)):
+        return f"{shown(value)} is not a number; send one number a sample"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{shown(value)} is not a finite number; leave the feature out to take its default {default}"
+    if not _fits_float32(value):
+        return f"{shown(value)} is out of float32's range [-{_MOST:.8g}, {_MOST:.8g}]; send a smaller number"
+    return None
+
+
+def _fits_float32(value: int | float) -> bool:
+    try:
+        with np.errstate(over="ignore"):
+            return bool(np.isfinite(np.float32(float(value))))
+    except OverflowError:
+        return False

@@ -1,0 +1,121 @@
+"""Raw values by column → a checked `FeatureBatch`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dlrm_factory.batch.feature_batch import FeatureBatch
+from dlrm_factory.config import DLRMDeclaration
+from dlrm_factory.features.bags import RawBags, flatten_bags, length_mistakes
+from dlrm_factory.features.dense import DenseEncoder
+from dlrm_factory.features.feature_error import FeatureError
+from dlrm_factory.features.rows import RowEncoder
+from dlrm_factory.features.trimming import trim_bags
+from dlrm_factory.features.vocabulary import Vocabularies
+from dlrm_factory.features.vocabulary_rows import VocabularyRows
+from dlrm_factory.features.weights import encode_weights, weight_mistakes
+
+__all__ = ["FeatureEncoder"]
+
+
+class FeatureEncoder:
+    """Encodes samples for one declaration. Holds no state of a request, so threads may share it."""
+
+    def __init__(self, declaration: DLRMDeclaration, vocabularies: Vocabularies | None = None) -> None:
+        """``vocabularies``: of the tables that have one, as training found them.
+
+        WeightsError if they, or the mean and std of a standardised feature, are missing.
+        """
+        sizes = {table.name: table.num_embeddings for table in declaration.tables}
+        self.declaration = declaration
+        self.names = (*declaration.dense_names, *declaration.sparse_names)
+        self.known = frozenset(self.names)
+        self._sparse = tuple(declaration.sparse_features)
+        self._dense = DenseEncoder(declaration.dense_features)
+        self._trims = any(
+            f.out_of_vocabulary == "drop" or f.over_max_length == "truncate" for f in self._sparse
+        )
+        vocabulary = VocabularyRows(declaration, vocabularies) if declaration.vocabulary_tables else None
+        self._rows = RowEncoder(self._sparse, [sizes[feature.table] for feature in self._sparse], vocabulary)
+
+    def encode(self, columns: Mapping[str, Sequence[Any]], size: int) -> FeatureBatch:
+        """``size`` samples. FeatureError names the first wrong value.
+
+        ``columns`` holds ``size`` raw values a feature, all of them known features. An absent column or a
+        null is the default: a dense feature's own, and an empty bag for a sparse feature.
+        """
+        dense = self._dense.encode(columns, size)
+        return self._batch(dense, flatten_bags(columns, self._sparse, size))
+
+    def encode_jagged(
+        self,
+        dense: Mapping[str, Sequence[Any]],
+        lengths: npt.NDArray[np.int32],
+        ids: Sequence[Any],
+    ) -> FeatureBatch:
+        """Samples whose bags are flat already. FeatureError names the first wrong value.
+
+        Args:
+            dense: columns of B raw numbers.
+            lengths: int32 [F, B], none negative.
+            ids: raw, feature-major; as many as ``lengths`` says.
+        """
+        numbers = self._dense.encode(dense, lengths.shape[1])
+        return self._batch(numbers, _flat(lengths, ids))
+
+    def encode_arrays(
+        self,
+        dense: npt.NDArray[np.float64],
+        lengths: npt.NDArray[np.int32],
+        ids: npt.NDArray[np.int64],
+        *,
+        one_each: bool = False,
+    ) -> FeatureBatch:
+        """Samples that are arrays of numbers already, with no value missing. FeatureError as above.
+
+        Args:
+            dense: float64 [number of dense features, B].
+            lengths: int32 [F, B], none negative.
+            ids: int64 [lengths.sum()], feature-major; the batch may keep it.
+            one_each: every bag is known to hold one id.
+        """
+        bags = RawBags(ids=ids, lengths=lengths, kinds={int}, one_each=one_each)
+        return self._batch(self._dense.encode_numbers(dense), bags)
+
+    def mistakes(self, columns: Mapping[str, Sequence[Any]], size: int) -> Iterator[FeatureError]:
+        """Every wrong value that `encode` would meet."""
+        yield from self._dense.mistakes(columns, size)
+        yield from self._bag_mistakes(flatten_bags(columns, self._sparse, size))
+
+    def mistakes_jagged(
+        self,
+        dense: Mapping[str, Sequence[Any]],
+        lengths: npt.NDArray[np.int32],
+        ids: Sequence[Any],
+    ) -> Iterator[FeatureError]:
+        """Every wrong value that `encode_jagged` would meet."""
+        yield from self._dense.mistakes(dense, lengths.shape[1])
+        yield from self._bag_mistakes(_flat(lengths, ids))
+
+    def _batch(self, dense: npt.NDArray[np.float32], bags: RawBags) -> FeatureBatch:
+        if not bags.one_each:  # max_length is at least 1
+            for mistake in length_mistakes(self._sparse, bags.lengths):
+                raise mistake
+        rows, lengths = self._rows.encode(bags), bags.lengths
+        weights = encode_weights(self._sparse, bags.weights, lengths)
+        if self._trims:
+            rows, lengths, weights = trim_bags(self._sparse, rows, lengths, weights)
+        return FeatureBatch(dense=dense, lengths=lengths, values=rows, weights=weights)
+
+    def _bag_mistakes(self, bags: RawBags) -> Iterator[FeatureError]:
+        yield from length_mistakes(self._sparse, bags.lengths)
+        yield from self._rows.mistakes(bags)
+        yield from weight_mistakes(self._sparse, bags.weights, bags.lengths)
+
+
+def _flat(lengths: npt.NDArray[np.int32], ids: Sequence[Any]) -> RawBags:
+    return RawBags(ids=ids, lengths=lengths, kinds=set(map(type, ids)))

@@ -1,0 +1,90 @@
+"""Held-out samples that travel with a model, so that what is served can be compared with what was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from dlrm_factory.batch.feature_batch import FeatureBatch
+from dlrm_factory.errors import WeightsError
+
+__all__ = ["HELD_OUT_FILE", "MOST_SAMPLES", "HeldOut", "is_held_out", "read_held_out", "write_held_out"]
+
+HELD_OUT_FILE = "held_out.safetensors"
+MOST_SAMPLES = 20_000
+_PREFIX = "held_out."
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Samples that training did not see.
+
+    Fields:
+        batch: B encoded samples.
+        labels: uint8 [B], 0 or 1.
+        logits: float32 [B], by the float model as it was trained.
+    """
+
+    batch: FeatureBatch
+    labels: npt.NDArray[np.uint8]
+    logits: npt.NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        assert len(self.batch) == len(self.labels) == len(self.logits)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything under ``held_out.…`` keys, for a safetensors file."""
+        arrays = {
+            "dense": self.batch.dense,
+            "lengths": self.batch.lengths,
+            "values": self.batch.values,
+            "weights": self.batch.weights,
+            "labels": self.labels,
+            "logits": self.logits,
+        }
+        found = {name: array for name, array in arrays.items() if array is not None}
+        return {
+            _PREFIX + name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in found.items()
+        }
+
+    @staticmethod
+    def of_tensors(tensors: Mapping[str, torch.Tensor], source: str) -> HeldOut:
+        """What `tensors` gave. WeightsError, naming ``source``, if it is not that."""
+        arrays = {key.removeprefix(_PREFIX): t.numpy() for key, t in tensors.items() if is_held_out(key)}
+        try:
+            weights = arrays.pop("weights", None)
+            labels, logits = arrays.pop("labels"), arrays.pop("logits")
+            held_out = HeldOut(batch=FeatureBatch(**arrays, weights=weights), labels=labels, logits=logits)
+        except (KeyError, TypeError, AssertionError):
+            raise WeightsError(f"{source}: its held-out samples are not whole") from None
+        if held_out.batch.lengths.sum() != len(held_out.batch.values):
+            raise WeightsError(f"{source}: its held-out samples are not whole")
+        return held_out
+
+
+def is_held_out(key: str) -> bool:
+    """Whether the tensor called ``key`` belongs to held-out samples."""
+    return key.startswith(_PREFIX)
+
+
+def read_held_out(folder: Path) -> HeldOut | None:
+    """The held-out samples in a folder of sealed weights; None if it has none. WeightsError if damaged."""
+    path = folder / HELD_OUT_FILE
+    if not path.is_file():
+        return None
+    try:
+        return HeldOut.of_tensors(load_file(path), str(path))
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: is not a safetensors file: {error}") from None
+
+
+def write_held_out(held_out: HeldOut, folder: Path) -> None:
+    """Keep ``held_out`` with the sealed weights in ``folder``."""
+    save_file(held_out.tensors(), folder / HELD_OUT_FILE)

@@ -1,0 +1,217 @@
+"""Batch → scores. What the handler, the command line, tests and benchmarks all call."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dlrm_factory.batch import (
+    FeatureBatch,
+    SharedContext,
+    pad_rows,
+    pad_samples,
+    share_pooled,
+    to_dense,
+    to_keyed_jagged_tensor,
+    with_contexts,
+)
+from dlrm_factory.compiled import DirectLookup, Precision, best_precision, compiled_dense
+from dlrm_factory.compiled.dense_net import model_feature_order
+from dlrm_factory.compiled.sizes import SizedDense
+from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.factory import BuiltDLRM, DLRMFactory
+from dlrm_factory.features import Vocabularies
+from dlrm_factory.weights import SealedWeights
+
+__all__ = ["TOLERANCE", "Scorer", "probabilities"]
+
+logger = logging.getLogger(__name__)
+
+Float32 = npt.NDArray[np.float32]
+Probes = list[tuple[FeatureBatch, Float32]]  # batches with their eager probabilities
+
+# How far a probability of the compiled dense parts may be from the eager one. Tested on every load.
+TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16": 2e-2}
+
+
+class Scorer:
+    """Scores batches with a built model: eagerly, or with compiled dense parts once `compile` has them.
+
+    Each sample's logit depends on that sample alone: the same within 1e-5 (fp32) in any batch.
+    A score has two steps, `pool` and `interact`; several pooled parts of a sample may be added in between.
+    """
+
+    def __init__(
+        self,
+        built: BuiltDLRM,
+        *,
+        lookup: DirectLookup | None = None,
+        vocabularies: Vocabularies | None = None,
+    ) -> None:
+        """``lookup`` reads the tables straight from their file; without it the sharded module does.
+
+        ``vocabularies`` are kept for who encodes requests.
+        """
+        self.built = built
+        self.vocabularies = vocabularies
+        self._lookup = lookup
+        self._compiled: SizedDense | None = None
+        order = model_feature_order(built.declaration)
+        self._to_declared = torch.tensor(np.argsort(order))
+        self._to_model = torch.tensor(order)
+
+    @classmethod
+    def load(cls, folder: Path, *, device: str | None = None) -> Scorer:
+        """A scorer over the sealed weights in ``folder``, tables mapped, in one process; eager so far."""
+        sealed = SealedWeights(folder)
+        built = DLRMFactory(sealed.declaration).build(weights=sealed, device=device)
+        on_cpu = built.device.type == "cpu"
+        lookup = DirectLookup(sealed.declaration, sealed.tables) if on_cpu else None
+        return cls(built, lookup=lookup, vocabularies=sealed.vocabularies)
+
+    @property
+    def declaration(self) -> DLRMDeclaration:
+        return self.built.declaration
+
+    @property
+    def engine(self) -> str:
+        """What scores now: ``eager`` or ``compiled``."""
+        return "eager" if self._compiled is None else "compiled"
+
+    @property
+    def precision(self) -> Precision:
+        """Of the dense parts, once compiled: the declared one, or this CPU's best."""
+        wanted = self.declaration.serving.precision
+        return best_precision() if wanted == "auto" else wanted
+
+    def compile(self, folder: Path, *, background: bool = False, build: bool = True) -> None:
+        """Take the compiled dense parts of the sealed weights in ``folder`` into use, built once for this host.
+
+        Scores stay eager, with a log line, where they cannot be had or do not agree with the eager ones.
+
+        Args:
+            background: return at once, and go on scoring eagerly until they are there.
+            build: False takes only what another process has built before.
+        """
+        if self._lookup is None:
+            return
+        # Here, not in the thread: TorchRec's forward must not run in two threads at once.
+        probes = [
+            (batch, probabilities(self.reference_logits(batch))) for batch in probe_batches(self.declaration)
+        ]
+        if background:
+            arguments = (folder, build, probes)
+            threading.Thread(target=self._compile, args=arguments, daemon=True, name="compile").start()
+        else:
+            self._compile(folder, build, probes)
+
+    @torch.no_grad()
+    def logits(self, batch: FeatureBatch, shared: SharedContext | None = None) -> Float32:
+        """Click logits, float32 [B]. B may be 0.
+
+        ``shared``: bags that several samples share; each is looked up and pooled once. An empty bag pools to zeros,
+        so a shared vector is added to those of its samples.
+        """
+        if len(batch) == 0:
+            return np.empty(0, dtype=np.float32)
+        if shared is not None:
+            return self.interact(
+                to_dense(batch), share_pooled(self.pool(with_contexts(batch, shared)), shared)
+            )
+        if self._compiled is None:
+            return self.reference_logits(batch)
+        return self.interact(to_dense(batch), self.pool(batch))
+
+    @torch.no_grad()
+    def reference_logits(self, batch: FeatureBatch) -> Float32:
+        """Click logits by the DistributedModelParallel model, eagerly: float32 [B]. B is at least 1."""
+        padded = pad_samples(batch)
+        dense = to_dense(padded, device=self.built.device)
+        sparse = to_keyed_jagged_tensor(padded, self.declaration, device=self.built.device)
+        logits: torch.Tensor = self.built.model(dense, sparse)
+        return logits.reshape(-1)[: len(batch)].float().cpu().numpy()
+
+    @torch.no_grad()
+    def pool(self, batch: FeatureBatch) -> torch.Tensor:
+        """The pooled vector of every bag, float32 [B, F, D], features in declared order; an empty bag gives zeros.
+
+        B is at least 1.
+        """
+        if self._lookup is not None:
+            return self._lookup.pool(batch)
+        sparse = to_keyed_jagged_tensor(batch, self.declaration, device=self.built.device)
+        pooled: torch.Tensor = self.built.model.module.sparse_arch(sparse)
+        return pooled.index_select(1, self._to_declared.to(pooled.device))
+
+    @torch.no_grad()
+    def interact(self, dense: torch.Tensor, pooled: torch.Tensor) -> Float32:
+        """Click logits, float32 [B], of dense features [B, n] and pooled vectors [B, F, D] in declared order."""
+        if self._compiled is None:
+            return self._interact_eagerly(dense, pooled)
+        return self._compiled(dense, pooled)
+
+    def _interact_eagerly(self, dense: torch.Tensor, pooled: torch.Tensor) -> Float32:
+        model = self.built.model.module
+        in_order = pad_rows(pooled).index_select(1, self._to_model.to(pooled.device))
+        embedded = model.dense_arch(pad_rows(dense.to(self.built.device)))
+        logits: torch.Tensor = model.over_arch(model.inter_arch(embedded, in_order))
+        return logits.reshape(-1)[: dense.shape[0]].float().cpu().numpy()
+
+    def _compile(self, folder: Path, build: bool, probes: Probes) -> None:
+        precision = self.precision
+        package = compiled_dense(folder, self.declaration, precision, build=build)
+        if package is None:
+            return
+        compiled = SizedDense(package)
+        with torch.no_grad():
+            compiled.warm_up(
+                len(self.declaration.dense_features),
+                len(self.declaration.sparse_features),
+                self.declaration.embedding_dim,
+            )
+        difference = self._largest_difference(compiled, probes)
+        if difference > TOLERANCE[precision]:
+            logger.warning(
+                "Compiled scores differ from eager ones by %.2g, more than %.2g; scoring eagerly",
+                difference,
+                TOLERANCE[precision],
+            )
+            return
+        self._compiled = compiled
+        logger.info("Scoring with compiled dense parts in %s, within %.1e of eager", precision, difference)
+
+    @torch.no_grad()
+    def _largest_difference(self, compiled: SizedDense, probes: Probes) -> float:
+        """The largest difference of a probability from the eager one, over batches of 1 and of several samples."""
+        found = [0.0]
+        for batch, eager in probes:
+            fast = probabilities(compiled(to_dense(batch), self.pool(batch)))
+            found.append(float(np.abs(eager - fast).max()))
+        return max(found) if np.isfinite(found).all() else np.inf
+
+
+def probabilities(logits: Float32) -> Float32:
+    """Click-through rates in [0, 1]: the sigmoid of ``logits``, float32 [B]."""
+    return torch.sigmoid(torch.from_numpy(logits)).numpy()
+
+
+def probe_batches(declaration: DLRMDeclaration) -> list[FeatureBatch]:
+    """Batches of 1, 16 and 200 samples with random dense numbers and bags of 0 to 3 rows, always the same."""
+    random = np.random.default_rng(0)
+    return [_probe_batch(declaration, size, random) for size in (1, 16, 200)]
+
+
+def _probe_batch(declaration: DLRMDeclaration, size: int, random: np.random.Generator) -> FeatureBatch:
+    lengths = random.integers(0, 4, size=(len(declaration.sparse_features), size)).astype(np.int32)
+    rows = [declaration.table(feature.table).num_embeddings for feature in declaration.sparse_features]
+    values = [random.integers(0, n, size=int(of.sum())) for n, of in zip(rows, lengths, strict=True)]
+    return FeatureBatch(
+        dense=random.normal(size=(size, len(declaration.dense_features))).astype(np.float32),
+        lengths=lengths,
+        values=np.concatenate(values).astype(np.int64),
+    )

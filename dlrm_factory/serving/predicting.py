@@ -1,0 +1,74 @@
+"""Finds a server to ask, and asks it for predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
+
+from dlrm_factory.client.addresses import address_problem, is_loopback
+from dlrm_factory.client.tokens import BearerAuth, KeyFileAuth, TokenKind
+from dlrm_factory.errors import ServingError
+from dlrm_factory.serving.management import http_client
+from dlrm_factory.serving.rundir import RunDir
+from dlrm_factory.serving.server import running_server
+
+__all__ = ["Endpoint", "find_endpoint", "predict"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Where to send requests of one kind, with which token; ``local`` is the run directory of our server."""
+
+    url: str
+    auth: httpx.Auth | None
+    local: RunDir | None = None
+
+
+def find_endpoint(kind: TokenKind, *, run_dir: Path, url: str | None, token: str | None) -> Endpoint:
+    """The server at ``url``, else the one that runs in ``run_dir``. Raises ServingError when none does.
+
+    Without ``token``, a server on this machine gets the token of the run directory's key file, or of the one
+    that a plain ``torchserve`` wrote into the working folder. Those are never sent to another machine.
+    """
+    directory, state = RunDir.at(run_dir), running_server(run_dir)
+    given = BearerAuth(token) if token else None
+    own = {"inference": state.inference, "management": state.management}[kind] if state else None
+    if state and own and url in (None, own):
+        auth = KeyFileAuth(directory.key_file, kind, state.management) if state.token_auth else None
+        return Endpoint(url=own, auth=given or auth, local=directory)
+    if url is None:
+        raise ServingError(
+            f"no server runs in {directory.root}; start one with `dlrm serve`, or name one with "
+            "--run-dir or --url"
+        )
+    _check_url(url)
+    key_file = Path("key_file.json")
+    if given is None and is_loopback(url) and key_file.is_file():
+        return Endpoint(url=url, auth=KeyFileAuth(key_file, kind, url if kind == "management" else None))
+    return Endpoint(url=url, auth=given)
+
+
+def predict(endpoint: Endpoint, model: str, body: bytes, timeout: float = 120.0) -> httpx.Response:
+    """Posts ``body`` (JSON) to ``/predictions/{model}``. Raises ServingError only when no answer comes."""
+    with http_client(endpoint.url.rstrip("/"), endpoint.auth, timeout) as client:
+        try:
+            return client.post(
+                f"/predictions/{quote(model, safe='')}",
+                content=body,
+                headers={"Content-Type": "application/json"},
+            )
+        except httpx.TimeoutException as error:
+            raise ServingError(f"no answer from {endpoint.url} in {timeout:g} s") from error
+        except httpx.TransportError as error:
+            raise ServingError(
+                f"no server answers at {endpoint.url} ({error or type(error).__name__})"
+            ) from error
+
+
+def _check_url(url: str) -> None:
+    problem = address_problem(url)
+    if problem is not None:
+        raise ServingError(f"--url {problem}")

@@ -1,0 +1,127 @@
+"""Waits for workers: until a model has as many ready ones as it should, or something went wrong."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import psutil
+
+from dlrm_factory.errors import ServingError
+from dlrm_factory.serving.failures import LogMarks, load_failure, registration_failure, startup_failure
+from dlrm_factory.serving.management import ManagementClient, Worker
+from dlrm_factory.serving.processes import is_running
+from dlrm_factory.serving.rundir import ServerState
+from dlrm_factory.serving.store import ServedModel
+
+__all__ = ["Progress", "wait_for_models", "wait_for_server", "wait_for_workers"]
+
+_POLL_S = 0.2
+# Between TorchServe's word that a load failed and the last line of the worker's traceback.
+_LOG_LAG_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What a wait tells while it lasts: ``ready`` of ``wanted`` workers, of ``present`` in all."""
+
+    model: str
+    ready: int
+    present: int
+    wanted: int
+
+
+def wait_for_server(state: ServerState, client: ManagementClient, marks: LogMarks, deadline: float) -> None:
+    """Returns once the management API answers; TorchServe unpacks the archives before it does."""
+    while not client.answers():
+        if not is_running(state):
+            raise ServingError(startup_failure(marks.since(marks.run_dir.console_log)))
+        _check_time(deadline, f"TorchServe (pid {state.pid}) does not answer at {state.management} yet")
+        time.sleep(_POLL_S)
+
+
+def wait_for_models(
+    client: ManagementClient,
+    models: Sequence[ServedModel],
+    *,
+    marks: LogMarks,
+    workers: int | None,
+    deadline: float,
+    tell: Callable[[Progress], None],
+) -> dict[str, int]:
+    """Returns each model's ready workers, once all are. ``workers`` overrules what the archives ask for."""
+    registered = client.models()
+    for model in models:
+        if model.name not in registered:
+            reason = registration_failure(marks.since(marks.run_dir.ts_log), model.location)
+            raise ServingError(
+                reason or f"TorchServe did not register {model.spec}; see {marks.run_dir.ts_log}"
+            )
+    counts: dict[str, int] = {}
+    for model in models:
+        wanted = client.wanted_workers(model.name)
+        if workers is not None and workers != wanted:
+            # An archive's minWorkers beats every setting, so it can only be changed afterwards.
+            client.scale(model.name, workers)
+            wanted = workers
+        counts[model.name] = wanted
+    for name, wanted in counts.items():
+        wait_for_workers(client, name, wanted, marks=marks, deadline=deadline, tell=tell)
+    return counts
+
+
+def wait_for_workers(
+    client: ManagementClient,
+    model: str,
+    wanted: int,
+    *,
+    marks: LogMarks | None,
+    deadline: float,
+    tell: Callable[[Progress], None],
+) -> None:
+    """Returns once ``model`` has exactly ``wanted`` workers, all ready, and those scaled away have ended.
+
+    Raises ServingError when a worker dies while it loads (``marks`` says where to read of it; None for a
+    server whose logs are elsewhere), or when ``deadline`` (``time.monotonic()``) passes.
+    """
+    seen: dict[int, Worker] = {}
+    while True:
+        workers = client.workers(model)
+        ready = sum(worker.ready for worker in workers)
+        tell(Progress(model=model, ready=ready, present=len(workers), wanted=wanted))
+        seen |= {worker.pid: worker for worker in workers if worker.pid > 0}
+        gone = set(seen) - {worker.pid for worker in workers}
+        if len(workers) == ready == wanted and not (marks and any(_lives(pid) for pid in gone)):
+            return
+        _check_deaths(marks, model, ready, wanted)
+        _check_time(deadline, f'model "{model}" has {ready} of {wanted} workers ready{_where(marks)}')
+        time.sleep(_POLL_S)
+
+
+def _check_deaths(marks: LogMarks | None, model: str, ready: int, wanted: int) -> None:
+    if marks is None or _failure(marks, model) is None:
+        return
+    time.sleep(_LOG_LAG_S)
+    raise ServingError(f"{_failure(marks, model)}\n({ready} of {wanted} workers ready; {_where(marks)[2:]})")
+
+
+def _failure(marks: LogMarks, model: str) -> str | None:
+    run_dir = marks.run_dir
+    return load_failure(marks.since(run_dir.model_log), marks.since(run_dir.ts_log), model)
+
+
+def _check_time(deadline: float, status: str) -> None:
+    if time.monotonic() > deadline:
+        raise ServingError(f"time-out: {status}; give it longer with --timeout SECONDS")
+
+
+def _where(marks: LogMarks | None) -> str:
+    return f"; workers print to {marks.run_dir.model_log}" if marks else ""
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False

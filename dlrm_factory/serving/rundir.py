@@ -1,0 +1,165 @@
+"""The run directory: all that one running server needs and leaves, apart from every other server.
+
+::
+
+    .dlrm/                   mode 700, for it holds tokens
+    ├── .dlrm-run-dir        says that this folder is ours to write and to clean
+    ├── config.properties    the settings in force
+    ├── key_file.json        tokens; TorchServe writes it where it starts
+    ├── server.json          pid and addresses
+    ├── logs/                model_log.log, ts_log.log, console.log, …
+    └── tmp/                 unpacked archives, worker sockets, TorchServe's pid file
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlrm_factory.errors import ServingError
+
+__all__ = ["RunDir", "ServerState"]
+
+_MARKER = ".dlrm-run-dir"
+# A Unix socket's path holds at most 107 bytes; TorchServe adds "/.ts.sock.65535", torchrun ranks a few more.
+_LONGEST_TMP = 85
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerState:
+    """What is known of a started server.
+
+    Args:
+        pid: of the Java process.
+        started: when it started, in seconds since the epoch: a pid alone may be used again.
+        inference, management, metrics: base URLs, reachable from this machine.
+        token_auth: whether requests need a token.
+        models: names of the models it was started with.
+        model_store: folder it loads archives from.
+        tmp: its temporary folder.
+    """
+
+    pid: int
+    started: float
+    inference: str
+    management: str
+    metrics: str
+    token_auth: bool
+    models: tuple[str, ...]
+    model_store: str
+    tmp: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDir:
+    """A run directory at ``root``, an absolute path."""
+
+    root: Path
+
+    @classmethod
+    def at(cls, path: Path) -> RunDir:
+        return cls(root=path.expanduser().resolve())
+
+    @property
+    def config_file(self) -> Path:
+        return self.root / "config.properties"
+
+    @property
+    def key_file(self) -> Path:
+        return self.root / "key_file.json"
+
+    @property
+    def state_file(self) -> Path:
+        return self.root / "server.json"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def model_log(self) -> Path:
+        return self.logs / "model_log.log"
+
+    @property
+    def ts_log(self) -> Path:
+        return self.logs / "ts_log.log"
+
+    @property
+    def console_log(self) -> Path:
+        return self.logs / "console.log"
+
+    def prepare(self) -> None:
+        """Makes the folder, or takes over one of ours. Raises ServingError for a folder of others."""
+        if self.root.exists() and not self.root.is_dir():
+            raise ServingError(f"run directory {self.root} is a file; give a folder with --run-dir")
+        if self.root.is_dir() and not self.is_ours() and any(self.root.iterdir()):
+            raise ServingError(
+                f"run directory {self.root} holds files that are not a server's; give an empty or new folder "
+                "with --run-dir"
+            )
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self.root.chmod(0o700)
+            self.logs.mkdir(exist_ok=True)
+            (self.root / "tmp").mkdir(exist_ok=True)
+            (self.root / _MARKER).write_text("Run directory of `dlrm serve`.\n", encoding="utf-8")
+            # Tokens must not reach a repository by a broad `git add`.
+            (self.root / ".gitignore").write_text("*\n", encoding="utf-8")
+        except OSError as error:
+            raise ServingError(f"run directory {self.root} cannot be written: {error.strerror}") from error
+
+    def is_ours(self) -> bool:
+        return (self.root / _MARKER).is_file()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder against a second start at the same time. Raises ServingError when it is held."""
+        with (self.root / ".lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ServingError(f"another `dlrm serve` is starting in {self.root}; wait for it") from error
+            yield
+
+    def make_tmp(self) -> Path:
+        """The server's temporary folder: ``tmp/``, or a short link to it where sockets would not fit."""
+        tmp = self.root / "tmp"
+        if len(str(tmp).encode()) <= _LONGEST_TMP:
+            return tmp
+        link = Path(tempfile.mkdtemp(prefix="dlrm-")) / "tmp"
+        link.symlink_to(tmp, target_is_directory=True)
+        return link
+
+    def write_state(self, state: ServerState) -> None:
+        text = json.dumps(dataclasses.asdict(state), indent=2) + "\n"
+        # Renamed into place, so that nobody reads half of it.
+        partial = self.state_file.with_suffix(".partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(self.state_file)
+
+    def read_state(self) -> ServerState | None:
+        """What was written last, also of a server long dead; None when there is none or it is unreadable."""
+        try:
+            found: dict[str, Any] = json.loads(self.state_file.read_text(encoding="utf-8"))
+            return ServerState(**{**found, "models": tuple(found["models"])})
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def clear(self, state: ServerState | None = None) -> None:
+        """Removes what a dead server left: state, tokens, unpacked archives. Logs stay."""
+        if not self.is_ours():
+            return
+        state = state or self.read_state()
+        if state is not None and Path(state.tmp).is_symlink():
+            shutil.rmtree(Path(state.tmp).parent, ignore_errors=True)
+        shutil.rmtree(self.root / "tmp", ignore_errors=True)
+        self.key_file.unlink(missing_ok=True)
+        self.state_file.unlink(missing_ok=True)

@@ -1,0 +1,104 @@
+"""Arrow column → bags of embedding rows: one sparse feature of some samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from dlrm_factory.config.declaration import SparseFeature
+from dlrm_factory.features.trimming import trim_bags
+from dlrm_factory.features.vocabulary_rows import DROPPED, UNKNOWN
+from dlrm_factory.training.arrow_types import is_list, is_text
+from dlrm_factory.training.bag_lists import flatten_lists, flatten_scalars, split_text
+from dlrm_factory.training.bag_weights import encode_bag_weights
+from dlrm_factory.training.ids import LookUp, encode_ids, integers_of
+from dlrm_factory.training.places import Place
+
+__all__ = ["Bags", "encode_bags", "raw_ids"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bags:
+    """One sparse feature of n samples, jagged.
+
+    Fields:
+        values: int64 [lengths.sum()], rows of the feature's table.
+        lengths: int64 [n], ids in each bag.
+        weights: float32 [lengths.sum()]; None if the feature has none.
+    """
+
+    values: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32] | None = None
+
+
+def encode_bags(
+    column: pa.Array,
+    feature: SparseFeature,
+    num_embeddings: int,
+    separator: str,
+    place: Place,
+    *,
+    look_up: LookUp | None = None,
+    weights: pa.Array | None = None,
+) -> Bags:
+    """The bags of ``column``: null is an empty bag, a list is a bag, anything else is a bag of one id.
+
+    Text is split at ``separator`` if the feature is multi-valued (max_length > 1). Then bags are trimmed
+    as those of requests are.
+
+    Args:
+        look_up: for ``ids: vocabulary``, see `dlrm_factory.training.ids`.
+        weights: the feature's column of weights, if it has one.
+
+    Raises:
+        DataError: a bag that is too long, an id that is none, an index outside the table, a wrong weight.
+    """
+    ids, lengths = _flatten(column, feature, separator, place)
+    too_long = np.flatnonzero(lengths > feature.max_length)
+    if len(too_long) and feature.over_max_length == "error":
+        i = int(too_long[0])
+        raise place.error(
+            i,
+            f"the bag holds {lengths[i]} ids, but max_length is {feature.max_length}; "
+            "shorten it, raise the feature's max_length, or declare over_max_length: truncate",
+        )
+    rows = encode_ids(ids, feature, num_embeddings, place, _locator(lengths), look_up)
+    rows = np.where(rows == UNKNOWN, DROPPED, rows) if look_up else rows
+    numbers = None if weights is None else encode_bag_weights(weights, lengths, separator, place)
+    rows, trimmed, numbers = trim_bags([feature], rows, lengths[None, :], numbers)
+    return Bags(values=rows, lengths=trimmed[0], weights=numbers)
+
+
+def raw_ids(
+    column: pa.Array, feature: SparseFeature, separator: str, place: Place
+) -> tuple[pa.Array | npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The ids of all bags, text or int64 [lengths.sum()], and the bags' lengths, int64 [n]."""
+    ids, lengths = _flatten(column, feature, separator, place)
+    if is_text(ids.type):
+        return ids, lengths
+    if not len(ids):
+        return np.empty(0, dtype=np.int64), lengths
+    return integers_of(ids, place, _locator(lengths)), lengths
+
+
+def _locator(lengths: npt.NDArray[np.int64]) -> Callable[[int], int]:
+    """Which sample holds the id at a place among all ids."""
+    ends = np.cumsum(lengths)
+    return lambda flat: int(np.searchsorted(ends, flat, side="right"))
+
+
+def _flatten(
+    column: pa.Array, feature: SparseFeature, separator: str, place: Place
+) -> tuple[pa.Array, npt.NDArray[np.int64]]:
+    """All ids of the column one after another, without nulls, and int64 [n] ids of each sample."""
+    kind = column.type
+    if is_list(kind):
+        return flatten_lists(column, place)
+    if is_text(kind) and feature.max_length > 1:
+        return split_text(column, separator)
+    return flatten_scalars(column)

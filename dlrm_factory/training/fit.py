@@ -1,0 +1,142 @@
+"""What the training part says of the features: vocabularies of ids, mean and std of dense values."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.features import Vocabularies, build_vocabularies, transform_dense
+from dlrm_factory.training.bags import raw_ids
+from dlrm_factory.training.click_files import Chunk
+from dlrm_factory.training.id_counts import IdCounts, Ordered
+from dlrm_factory.training.loop import Observer, Progress
+from dlrm_factory.training.moments import Moments
+from dlrm_factory.training.numbers import encode_dense
+from dlrm_factory.training.places import Place
+from dlrm_factory.training.split import is_held_out
+
+__all__ = ["FittedFeatures", "fit_features", "needs_fitting"]
+
+logger = logging.getLogger(__name__)
+
+Training = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedFeatures:
+    """The declaration with every mean and std, and the vocabularies of its tables; None if it has none."""
+
+    declaration: DLRMDeclaration
+    vocabularies: Vocabularies | None
+
+
+def needs_fitting(declaration: DLRMDeclaration) -> bool:
+    """Whether something of the declaration has to be found in the training part."""
+    return bool(declaration.vocabulary_tables) or any(
+        feature.is_standardized and feature.mean is None for feature in declaration.dense_features
+    )
+
+
+def fit_features(
+    declaration: DLRMDeclaration, chunks: Iterable[Chunk], *, rows: int | None, observe: Observer
+) -> FittedFeatures:
+    """One pass over the first ``rows`` rows of ``chunks`` (None: all). Held-out rows are passed over.
+
+    DataError for a value that is not of its feature.
+    """
+    if not needs_fitting(declaration):
+        return FittedFeatures(declaration=declaration, vocabularies=None)
+    moments = {f.name: Moments() for f in declaration.dense_features if f.is_standardized and f.mean is None}
+    counts = {table: IdCounts() for table in declaration.vocabulary_tables}
+    done = 0
+    for chunk in chunks:
+        training = _training_rows(declaration, done, chunk.columns.num_rows, rows)
+        _add_numbers(moments, chunk, declaration, training)
+        _add_ids(counts, chunk, declaration, training)
+        done += chunk.columns.num_rows
+        observe(Progress(stage="features", done=done if rows is None else min(done, rows), total=rows))
+        if rows is not None and done >= rows:
+            break
+    return FittedFeatures(
+        declaration=_with_statistics(declaration, moments), vocabularies=_vocabularies(declaration, counts)
+    )
+
+
+def _training_rows(declaration: DLRMDeclaration, first: int, count: int, rows: int | None) -> Training:
+    """Which of rows first, first + 1, … of the data train: bool [count]."""
+    numbers = np.arange(first, first + count, dtype=np.int64)
+    options = declaration.training
+    training = ~is_held_out(numbers, holdout=options.holdout, seed=options.seed)
+    return training if rows is None else training & (numbers < rows)
+
+
+def _add_numbers(
+    moments: dict[str, Moments], chunk: Chunk, declaration: DLRMDeclaration, training: Training
+) -> None:
+    for feature in declaration.dense_features:
+        if feature.name in moments:
+            raw = encode_dense(chunk.columns[feature.name], feature, _place(chunk, feature.name))
+            dense = transform_dense(raw[:, None], [feature], until_standardized=True)
+            moments[feature.name].add(dense[training, 0])
+
+
+def _add_ids(
+    counts: dict[str, IdCounts], chunk: Chunk, declaration: DLRMDeclaration, training: Training
+) -> None:
+    for feature in declaration.sparse_features:
+        if feature.table in counts:
+            column, place = chunk.columns[feature.name], _place(chunk, feature.name)
+            ids, lengths = raw_ids(column, feature, declaration.training.separator, place)
+            mask = np.repeat(training, lengths)
+            counts[feature.table].add(ids[mask] if isinstance(ids, np.ndarray) else ids.filter(mask))
+
+
+def _place(chunk: Chunk, column: str) -> Place:
+    return Place(source=chunk.source, first_row=chunk.first_row, column=column)
+
+
+def _with_statistics(declaration: DLRMDeclaration, moments: dict[str, Moments]) -> DLRMDeclaration:
+    features = [
+        msgspec.structs.replace(feature, mean=moments[feature.name].mean, std=moments[feature.name].std)
+        if feature.name in moments
+        else feature
+        for feature in declaration.dense_features
+    ]
+    return msgspec.structs.replace(declaration, dense_features=features)
+
+
+def _vocabularies(declaration: DLRMDeclaration, counts: dict[str, IdCounts]) -> Vocabularies | None:
+    if not counts:
+        return None
+    ordered = {
+        table: ids.ordered(
+            most=declaration.vocabulary_room(table), min_count=declaration.table(table).min_count
+        )
+        for table, ids in counts.items()
+    }
+    for table, found in ordered.items():
+        _log(declaration, table, found)
+    return build_vocabularies({table: found.ids for table, found in ordered.items()})
+
+
+def _log(declaration: DLRMDeclaration, table: str, found: Ordered) -> None:
+    strict = [
+        f.name for f in declaration.sparse_features if f.table == table and f.out_of_vocabulary == "error"
+    ]
+    logger.log(
+        logging.WARNING if strict and found.left_out else logging.INFO,
+        'table "%s": %d of %d ids have a row of their own; the others come %d times in the training part%s',
+        table,
+        len(found.ids),
+        found.distinct,
+        found.left_out,
+        f", and are left out of the bags of {', '.join(strict)}, which refuse them in requests"
+        if strict and found.left_out
+        else "",
+    )

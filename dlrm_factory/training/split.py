@@ -1,0 +1,35 @@
+"""Which rows train, which are held out, and the order of an epoch: all from row numbers and the seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from dlrm_factory.features.ids import hash_int64
+
+__all__ = ["epoch_order", "is_held_out", "split_rows"]
+
+Int64 = npt.NDArray[np.int64]
+_STEPS = 2**53
+
+
+def split_rows(rows: int, *, holdout: float, seed: int) -> tuple[Int64, Int64]:
+    """Row numbers (from 0) that train, and those held out; both ascending."""
+    held_out = is_held_out(np.arange(rows, dtype=np.int64), holdout=holdout, seed=seed)
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def is_held_out(rows: Int64, *, holdout: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Which of the row numbers ``rows`` are held out, bool [len(rows)].
+
+    A row is if SplitMix64(row xor SplitMix64(seed)), scaled to [0, 1), is below ``holdout``. So a
+    row's side depends on its number and the seed alone, not on the batch size or on how many rows follow.
+    """
+    salt = hash_int64(np.array([seed], dtype=np.int64), 2**62)
+    held_out: npt.NDArray[np.bool_] = hash_int64(rows ^ salt, _STEPS) < holdout * _STEPS
+    return held_out
+
+
+def epoch_order(rows: Int64, *, seed: int, epoch: int) -> Int64:
+    """``rows`` shuffled anew for each epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(rows)

@@ -1,0 +1,182 @@
+"""The table file: every table's encoded rows, laid out as fbgemm's lookup reads them, to be memory-mapped.
+
+::
+
+    0        head (see `dlrm_factory.checked_file`), magic "DLRMTBL1", header
+             {"tables": [{name, dtype, num_embeddings, …, offset, xxh3}, …], "size": …}
+    offset   rows of a table, one after the other, `dtypes.row_bytes` each; offsets are multiples of 64
+
+One mapping of the whole file serves every table and every plan: a lookup's offsets point at the tables (or
+at the row range) its rank holds. Only column_wise shards are copied.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+import xxhash
+
+from dlrm_factory.checked_file import FileKind, align, map_file
+from dlrm_factory.config.declaration import DLRMDeclaration, Table, TableDtype
+from dlrm_factory.dtypes import encode_rows, row_bytes
+from dlrm_factory.errors import WeightsError
+from dlrm_factory.weights.rows import BLOCK_ROWS, RowSource
+
+__all__ = ["Progress", "StoredTable", "TableFile", "create_table_file", "write_table_file"]
+
+Progress = Callable[[int, int], None]
+
+_NO_DIGEST = "0" * 16
+
+
+class StoredTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One table in the file. ``xxh3``: XXH3-64 of its rows in hex; all zeros if it was never computed."""
+
+    name: str
+    dtype: TableDtype
+    num_embeddings: int
+    embedding_dim: int
+    offset: int
+    xxh3: str = _NO_DIGEST
+
+    @property
+    def row_bytes(self) -> int:
+        return row_bytes(self.dtype, self.embedding_dim)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all rows."""
+        return self.num_embeddings * self.row_bytes
+
+
+class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    tables: list[StoredTable]
+    size: int
+
+
+_KIND = FileKind(magic=b"DLRMTBL1", name="table file", header=_Header)
+
+
+class TableFile:
+    """A table file, mapped read-only. All processes that map it share its pages."""
+
+    def __init__(self, path: Path) -> None:
+        """WeightsError if ``path`` is not a whole table file."""
+        self.path = path
+        self._map = map_file(path, _KIND.name)
+        header = _read_header(memoryview(self._map), path)
+        if len(self._map) != header.size:
+            raise WeightsError(
+                f"{path}: has {len(self._map)} bytes but its header says {header.size}; it was cut short"
+            )
+        self.tables = {table.name: table for table in header.tables}
+        self.bytes = _as_tensor(np.frombuffer(self._map, dtype=np.uint8))
+
+    def check(self, declaration: DLRMDeclaration) -> None:
+        """WeightsError unless the file holds just the declared tables, with their dtypes and shapes."""
+        for table in declaration.tables:
+            stored = self.tables.get(table.name)
+            if stored is None:
+                raise WeightsError(f'{self.path}: has no table "{table.name}", which is declared')
+            for field in ("dtype", "num_embeddings", "embedding_dim"):
+                have, want = getattr(stored, field), getattr(table, field)
+                if have != want:
+                    raise WeightsError(
+                        f'{self.path}: table "{table.name}" has {field} {have} but {want} is declared'
+                    )
+
+    def rows(self, table: str) -> torch.Tensor:
+        """The encoded rows of ``table`` in place: uint8 [num_embeddings, row_bytes]. Read-only memory."""
+        stored = self.tables[table]
+        return self.bytes[stored.offset : stored.offset + stored.size].view(
+            stored.num_embeddings, stored.row_bytes
+        )
+
+    def verify(self) -> None:
+        """Read every row and compare checksums. WeightsError names the damaged table."""
+        for stored in self.tables.values():
+            if stored.xxh3 == _NO_DIGEST:
+                continue
+            found = xxhash.xxh3_64_hexdigest(
+                memoryview(self._map)[stored.offset : stored.offset + stored.size]
+            )
+            if found != stored.xxh3:
+                raise WeightsError(
+                    f'{self.path}: table "{stored.name}" is damaged (checksum {found}, not {stored.xxh3}); '
+                    "make the archive again from its checkpoint"
+                )
+
+
+def create_table_file(path: Path, tables: list[Table]) -> dict[str, StoredTable]:
+    """A table file with every row zero, sparse on disk: it takes room only where rows are written later.
+
+    Returns where each table lies. For files that are filled in place, without checksums.
+    """
+    header = _lay_out(tables)
+    with path.open("wb") as file:
+        file.write(_KIND.encode(header))
+        file.truncate(header.size)
+    return {table.name: table for table in header.tables}
+
+
+def write_table_file(
+    path: Path, declaration: DLRMDeclaration, source: RowSource, *, progress: Progress | None = None
+) -> None:
+    """Encode every declared table from ``source`` into ``path``, a block of rows at a time."""
+    header = _lay_out(declaration.tables)
+    total, done, written = sum(table.size for table in header.tables), 0, []
+    with path.open("wb") as file:
+        for table in header.tables:
+            file.seek(table.offset)
+            digest = xxhash.xxh3_64()
+            for start in range(0, table.num_embeddings, BLOCK_ROWS):
+                stop = min(start + BLOCK_ROWS, table.num_embeddings)
+                block = encode_rows(source.table_rows(table.name, start, stop), table.dtype).numpy()
+                digest.update(block.data)
+                file.write(block.data)
+                done += block.nbytes
+                if progress:
+                    progress(done, total)
+            written.append(msgspec.structs.replace(table, xxh3=digest.hexdigest()))
+        file.truncate(header.size)
+        file.seek(0)
+        file.write(_KIND.encode(_Header(tables=written, size=header.size)))
+
+
+def _lay_out(tables: list[Table]) -> _Header:
+    def stored(table: Table, offset: int) -> StoredTable:
+        return StoredTable(table.name, table.dtype, table.num_embeddings, table.embedding_dim, offset)
+
+    # Offsets move the header's length only by their digits, so lay out with the widest ones first.
+    widest = _Header([stored(table, 2**62) for table in tables], 2**62)
+    offset = align(len(_KIND.encode(widest)))
+    placed = []
+    for table in tables:
+        placed.append(stored(table, offset))
+        offset = align(offset + placed[-1].size)
+    return _Header(placed, offset)
+
+
+def _read_header(data: memoryview, path: Path) -> _Header:
+    header, _ = _KIND.decode(data, str(path))
+    for table in header.tables:
+        if (
+            table.offset < 0
+            or table.num_embeddings < 1
+            or table.embedding_dim < 4
+            or table.offset + table.size > header.size
+        ):
+            raise WeightsError(f'{path}: its header places table "{table.name}" outside the file')
+    return header
+
+
+def _as_tensor(array: np.ndarray) -> torch.Tensor:
+    with warnings.catch_warnings():
+        # The memory is read-only on purpose: torch warns that writing to it would fault.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)

@@ -1,0 +1,82 @@
+"""What the model takes and gives, where its tables lie, and what it runs on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+import dlrm_factory
+from dlrm_factory.config import DLRMDeclaration
+
+__all__ = ["describe"]
+
+_PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "torchserve", "numpy")
+_LIMITS = ("max_samples", "max_body_bytes")
+
+
+def describe(
+    declaration: DLRMDeclaration,
+    *,
+    plan: Mapping[str, Any] | None = None,
+    model_name: str = "dlrm",
+    model_version: str | None = None,
+) -> dict[str, Any]:
+    """The model's schema, limits, plan and versions, as plain values.
+
+    ``name``, ``versions``, ``platform``, ``inputs`` and ``outputs`` are the metadata of KServe v2. ``plan``: where
+    the tables lie, if it is known.
+    """
+    return {
+        "name": model_name,
+        "versions": [] if model_version is None else [model_version],
+        "platform": "torchserve_dlrm",
+        "inputs": _tensors(declaration),
+        "outputs": [{"name": "score", "datatype": "FP32", "shape": [-1]}],
+        "architecture": declaration.architecture,
+        "dense_features": _plain(declaration.dense_features),
+        "sparse_features": _plain(declaration.sparse_features),
+        "tables": _plain(declaration.tables),
+        "limits": {name: getattr(declaration.serving, name) for name in _LIMITS},
+        "batching": {
+            "batch_size": declaration.serving.batch_requests,
+            "max_batch_delay_ms": declaration.serving.batch_delay_ms,
+        },
+        "plan": plan,
+        "package_versions": _versions(),
+    }
+
+
+def _tensors(declaration: DLRMDeclaration) -> list[dict[str, Any]]:
+    dense = [{"name": name, "datatype": "FP32", "shape": [-1]} for name in declaration.dense_names]
+    sparse = [
+        {
+            "name": feature.name,
+            "datatype": "INT64" if feature.ids == "index" else "BYTES",
+            "shape": [-1, -1],
+        }
+        for feature in declaration.sparse_features
+    ]
+    return dense + sparse
+
+
+def _plain(structs: Any) -> Any:
+    """Fields that are not given are left out."""
+    return [
+        {key: value for key, value in one.items() if value is not None}
+        for one in msgspec.to_builtins(structs)
+    ]
+
+
+def _versions() -> dict[str, str]:
+    """Versions of this code, which the archive brings, and of what is installed."""
+    versions = {"torchserve-dlrm": dlrm_factory.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

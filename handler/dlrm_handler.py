@@ -1,0 +1,85 @@
+"""The entry that TorchServe loads. The only module of the project that knows TorchServe.
+
+TorchServe takes the one class that this file defines, calls `initialize` once and `handle` for every batch.
+torch-model-archiver copies it to the archive's root, next to the packages ``dlrm_factory`` and ``handler``.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+_ROOT = Path(__file__).resolve().parent
+if (_ROOT / "dlrm_factory").is_dir():
+    # The archive's own code must win over another version of it that this machine may have installed.
+    sys.path.insert(0, str(_ROOT))
+
+import numpy as np  # noqa: E402
+
+from dlrm_factory.batch import FeatureBatch  # noqa: E402
+from dlrm_factory.config import DLRMDeclaration  # noqa: E402
+from dlrm_factory.errors import DLRMError  # noqa: E402
+from dlrm_factory.scorer import Scorer  # noqa: E402
+from handler.service import DLRMService  # noqa: E402
+from handler.worker import prepare_worker, settle, share_cores  # noqa: E402
+
+if TYPE_CHECKING:
+    from ts.context import Context
+
+logger = logging.getLogger(__name__)
+
+
+class DLRMHandler:
+    """Scores TorchServe's batches with the model in the archive."""
+
+    def initialize(self, context: Context) -> None:
+        """Prepare, load, warm up, settle. Raises `DLRMError` after one log line if the archive is broken."""
+        started = time.perf_counter()
+        prepare_worker(str(context.system_properties.get("server_version")), context.metrics)
+        folder = Path(context.system_properties["model_dir"])
+        scorer = _load(folder)
+        serving = scorer.declaration.serving
+        share_cores(serving)
+        if serving.compile != "off":
+            scorer.compile(folder, background=serving.compile == "background")
+        scorer.logits(_warm_up_batch(scorer.declaration))
+        self._service = DLRMService(
+            scorer,
+            model_name=context.model_name,
+            model_version=((context.manifest or {}).get("model") or {}).get("modelVersion"),
+            plan=scorer.built.plan.to_dict(),
+            vocabularies=scorer.vocabularies,
+        )
+        settle()
+        logger.info("Loaded the model in %s in %.1f s", folder, time.perf_counter() - started)
+
+    def handle(self, data: list[dict[str, Any]], context: Context) -> list[bytes]:
+        """One body a request, its status in ``context``: an exception would fail the whole batch."""
+        headers = [context.get_all_request_header(i) for i in range(len(data))]
+        answers = self._service.handle(data, headers)
+        for i, answer in enumerate(answers):
+            context.set_response_content_type(i, answer.content_type)
+            context.set_response_status(answer.status, HTTPStatus(answer.status).phrase, i)
+        return [answer.body for answer in answers]
+
+
+def _load(folder: Path) -> Scorer:
+    try:
+        return Scorer.load(folder)
+    except DLRMError as error:
+        logger.error("The archive in %s cannot be loaded: %s", folder, error)
+        raise
+
+
+def _warm_up_batch(declaration: DLRMDeclaration) -> FeatureBatch:
+    """As many samples as TorchServe batches requests: dense 0, one id 0 in every bag."""
+    size, features = declaration.serving.batch_requests, len(declaration.sparse_features)
+    return FeatureBatch(
+        dense=np.zeros((size, len(declaration.dense_features)), dtype=np.float32),
+        lengths=np.ones((features, size), dtype=np.int32),
+        values=np.zeros(features * size, dtype=np.int64),
+    )

@@ -1,0 +1,79 @@
+"""Scores and errors → the bytes of an answer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from dlrm_factory.errors import RequestError
+
+__all__ = ["Answer", "answer_error", "answer_internal_error", "answer_json", "shortest"]
+
+Float32 = npt.NDArray[np.float32]
+
+# Within these the powers of ten needed are exact in float64, so rounding in float64 is rounding in decimal.
+_LEAST, _MOST = 1e-12, 1e9
+# Up to so many scores, one by one is faster than all at once: 1 µs in place of 29 µs for a single one.
+_FEW = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One HTTP answer: its status, its body, and the body's type; JSON is in UTF-8."""
+
+    status: int
+    body: bytes
+    content_type: str = "application/json"
+
+
+def answer_json(content: Any) -> Answer:
+    """200 with ``content``, which holds plain Python values only."""
+    return Answer(status=200, body=msgspec.json.encode(content))
+
+
+def answer_error(error: RequestError) -> Answer:
+    """The error's own status and body."""
+    return _answer_error_body(error.code, error.body())
+
+
+def answer_internal_error(message: str) -> Answer:
+    """500: the fault is ours."""
+    return _answer_error_body(500, {"code": 500, "type": "InternalError", "message": message, "path": "$"})
+
+
+def _answer_error_body(code: int, body: dict[str, Any]) -> Answer:
+    # ASCII: what a client sent may be quoted, and need not be Unicode that UTF-8 can write.
+    return Answer(status=code, body=json.dumps(body).encode("ascii"))
+
+
+def shortest(scores: Float32) -> list[float]:
+    """Floats whose JSON is the shortest decimal that reads back as the same float32.
+
+    So 0.1, not 0.10000000149011612. ``scores``: finite float32 [B].
+    """
+    if len(scores) <= _FEW:
+        return [float(str(score)) for score in scores]
+    wide = scores.astype(np.float64)
+    size = np.abs(wide)
+    plain = (size > _LEAST) & (size < _MOST)
+    exponent = np.floor(np.log10(np.where(plain, size, 1.0))).astype(np.int64)
+    best = wide.copy()
+    for digits in (9, 8, 7, 6):  # 9 digits hold any float32; the last that does is the shortest
+        rounded = _round(wide, digits - 1 - exponent)
+        best = np.where(rounded.astype(np.float32) == scores, rounded, best)
+    numbers: list[float] = best.tolist()
+    for i in np.flatnonzero(~plain):
+        numbers[i] = float(str(scores[i]))
+    return numbers
+
+
+def _round(values: npt.NDArray[np.float64], places: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """``values`` to decimal ``places``, which may be negative: the float64 nearest to that decimal."""
+    up, down = 10.0 ** np.maximum(places, 0), 10.0 ** np.maximum(-places, 0)
+    rounded: npt.NDArray[np.float64] = np.rint(values * up / down) * down / up
+    return rounded

@@ -1,0 +1,148 @@
+"""KServe v2 tensors → columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+from dlrm_factory.errors import RequestError, near_matches
+from dlrm_factory.features import FeatureError, shown
+from handler.mistakes import Mistakes
+from handler.paths import element, member
+from handler.shapes.kserve_wire import (
+    DENSE_TYPES,
+    ID_TYPES,
+    INTEGER_TYPES,
+    SentTensor,
+    read_tensor,
+    shown_shape,
+)
+from handler.shapes.shape import RequestReader, check_samples
+
+__all__ = ["Tensor", "read_tensors"]
+
+_PATH = "$.inputs"
+_LENGTHS = ".lengths"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensor:
+    """One feature's values.
+
+    Fields:
+        name: the feature.
+        path: of the tensor in the body.
+        column: one raw value a sample; a bag is a list.
+        starts: where each sample's bag begins in the flat data; None if there is one value a sample.
+        nested: how many data are in each innermost list the client sent; 0 for flat data.
+    """
+
+    name: str
+    path: str
+    column: Sequence[Any]
+    starts: Sequence[int] | None
+    nested: int
+
+    @property
+    def shape_path(self) -> str:
+        return member(self.path, "shape")
+
+    def path_of(self, error: FeatureError) -> str:
+        """The path of a wrong value; of all data for a bag that is wrong as a whole."""
+        data = member(self.path, "data")
+        if self.starts is None:
+            return element(data, error.sample, 0 if self.nested else None)
+        if error.position is None:
+            return data
+        index = self.starts[error.sample] + error.position
+        return element(data, *divmod(index, self.nested)) if self.nested else element(data, index)
+
+
+def read_tensors(sent: list[Any], reader: RequestReader) -> dict[str, Tensor]:
+    """Tensors by feature. RequestError with the path of what is wrong."""
+    raws: dict[str, SentTensor] = {}
+    for i, item in enumerate(sent):
+        raw = read_tensor(item, element(_PATH, i))
+        if raw.name in raws:
+            raise RequestError(f"tensor {shown(raw.name)} is there twice; send it once", raw.path)
+        raws[raw.name] = raw
+    mistakes = Mistakes()
+    mistakes.add_all(_unknown(raws, reader))
+    mistakes.check()
+    tensors = {name: _tensor(raw, raws, reader) for name, raw in raws.items() if name in reader.encoder.known}
+    if not tensors:
+        raise RequestError(
+            "there are no tensors of features, so the number of samples is unknown; send one", _PATH
+        )
+    return tensors
+
+
+def _unknown(raws: Mapping[str, SentTensor], reader: RequestReader) -> Iterator[RequestError]:
+    sparse = set(reader.encoder.declaration.sparse_names)
+    known = [*reader.encoder.names, *(name + _LENGTHS for name in sorted(sparse))]
+    for name, raw in raws.items():
+        path = member(raw.path, "name")
+        if name not in reader.encoder.known and name.removesuffix(_LENGTHS) not in sparse:
+            yield RequestError(
+                f"{shown(name)} is not a feature of this model"
+                f"{near_matches(name[:100], known) or '; remove it, or declare it'}",
+                path,
+            )
+        elif name not in reader.encoder.known and name.removesuffix(_LENGTHS) not in raws:
+            yield RequestError(
+                f"{shown(name)} has no tensor {shown(name.removesuffix(_LENGTHS))}; send both", path
+            )
+
+
+def _tensor(raw: SentTensor, raws: Mapping[str, SentTensor], reader: RequestReader) -> Tensor:
+    """The feature's column. RequestError if a feature of its kind takes no such tensor."""
+    is_sparse = raw.name in reader.encoder.declaration.sparse_names
+    allowed = ID_TYPES if is_sparse else DENSE_TYPES
+    if raw.datatype not in allowed:
+        raise RequestError(
+            f"{'sparse' if is_sparse else 'dense'} feature {shown(raw.name)}: datatype {raw.datatype}; "
+            f"send one of {', '.join(allowed)}",
+            member(raw.path, "datatype"),
+        )
+    lengths = raws.get(raw.name + _LENGTHS) if is_sparse else None
+    if lengths is not None:
+        counts = _counts(lengths, raw)
+    elif len(raw.shape) == 2 and is_sparse:
+        check_samples(raw.shape[0], reader, member(raw.path, "shape"))
+        counts = [raw.shape[1]] * raw.shape[0]
+    elif len(raw.shape) == 2 and raw.shape[1] != 1:
+        raise RequestError(
+            f"dense feature {shown(raw.name)}: shape {shown_shape(raw.shape)}; send one number a sample",
+            member(raw.path, "shape"),
+        )
+    else:
+        return Tensor(name=raw.name, path=raw.path, column=raw.data, starts=None, nested=raw.nested)
+    starts = [0, *accumulate(counts)]
+    column = [raw.data[start:stop] for start, stop in pairwise(starts)]
+    return Tensor(name=raw.name, path=raw.path, column=column, starts=starts, nested=raw.nested)
+
+
+def _counts(lengths: SentTensor, raw: SentTensor) -> list[int]:
+    """Ids in each bag, from the companion tensor."""
+    path = member(lengths.path, "data")
+    if lengths.datatype not in INTEGER_TYPES or len(lengths.shape) != 1 or len(raw.shape) != 1:
+        raise RequestError(
+            f"{shown(lengths.name)} and {shown(raw.name)} must both be flat, the lengths integers; send shape "
+            "[samples] and [ids of all samples]",
+            member(lengths.path, "shape"),
+        )
+    for i, count in enumerate(lengths.data):
+        if type(count) is not int or count < 0:
+            raise RequestError(
+                f"{shown(count)} is not the length of a bag; send a whole number, 0 for an empty bag",
+                element(path, i),
+            )
+    if sum(lengths.data) != len(raw.data):
+        raise RequestError(
+            f"the lengths add up to {shown(sum(lengths.data))}, but {shown(raw.name)} holds {len(raw.data)} "
+            "ids; they must agree",
+            path,
+        )
+    return lengths.data

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.batches import random_batch
+
+from dlrm_factory.batch import (
+    FeatureBatch,
+    SharedContext,
+    concatenate,
+    join_contexts,
+    select_bags,
+    share_pooled,
+    tile_context,
+    with_contexts,
+)
+from dlrm_factory.config import tiny
+
+
+def batch_of(*bags: list[list[int]], dense: float = 0.0) -> FeatureBatch:
+    """One list of bags a feature."""
+    lengths = [[len(bag) for bag in feature] for feature in bags]
+    return FeatureBatch(
+        dense=np.full((len(bags[0]), 1), dense, dtype=np.float32),
+        lengths=np.array(lengths, dtype=np.int32),
+        values=np.array([i for feature in bags for bag in feature for i in bag], dtype=np.int64),
+    )
+
+
+def bags_of(batch: FeatureBatch) -> list[list[list[int]]]:
+    """The inverse of `batch_of`."""
+    ends = np.cumsum(batch.lengths)
+    bags = np.split(batch.values, ends[:-1])
+    return [
+        [bag.tolist() for bag in bags[f * len(batch) : (f + 1) * len(batch)]]
+        for f in range(len(batch.lengths))
+    ]
+
+
+def test_select_bags_by_hand() -> None:
+    batch = batch_of([[7], [8, 9], []], [[1, 2], [], [3]])
+    source = np.array([[1, 1, 0, 2], [2, 0, 0, 1]])
+    chosen = select_bags(batch, source, dense=np.ones((4, 1), dtype=np.float32))
+    assert bags_of(chosen) == [[[8, 9], [8, 9], [7], []], [[3], [1, 2], [1, 2], []]]
+    assert (chosen.values.dtype, chosen.lengths.dtype) == (np.int64, np.int32)
+
+
+def test_tile_context_by_hand() -> None:
+    batch = batch_of([[], [], []], [[1, 2], [], [3]])
+    context = batch_of([[8, 9]], [[]])
+    tiled = tile_context(batch, SharedContext(bags=context, spans=[(1, 3)]))
+    assert bags_of(tiled) == [[[], [8, 9], [8, 9]], [[1, 2], [], [3]]]
+
+
+def test_join_contexts() -> None:
+    batches = [batch_of([[1]]), batch_of([[], []]), batch_of([]), batch_of([[]])]
+    a, b, c = batch_of([[5]]), batch_of([[6]]), batch_of([[7, 7]])
+    shared = join_contexts(batches, [None, a, b, c])
+    assert shared is not None
+    assert list(shared.spans) == [(1, 3), (3, 4)]
+    assert bags_of(shared.bags) == [[[5], [7, 7]]]
+    assert bags_of(with_contexts(concatenate(batches), shared)) == [[[1], [], [], [], [5], [7, 7]]]
+    assert join_contexts(batches, [None] * 4) is None
+    assert join_contexts([batch_of([])], [a]) is None
+
+
+def test_share_pooled_adds_each_context_to_its_samples() -> None:
+    shared = SharedContext(bags=batch_of([[1], [2]]), spans=[(0, 1), (2, 4)])
+    pooled = torch.tensor([0.0, 1, 2, 3, 10, 20]).reshape(6, 1, 1)
+    assert share_pooled(pooled, shared).reshape(-1).tolist() == [10, 1, 22, 23]
+
+
+@given(
+    sizes=st.lists(st.integers(0, 4), min_size=1, max_size=4),
+    split=st.integers(0, 3),
+    seed=st.integers(0, 999),
+)
+@settings(deadline=None)
+def test_tiling_gives_each_sample_its_own_bags_and_its_contexts(
+    sizes: list[int], split: int, seed: int
+) -> None:
+    batches, contexts = [], []
+    for i, size in enumerate(sizes):
+        batch, context = (
+            random_batch(tiny(), size, seed=seed + i),
+            random_batch(tiny(), 1, seed=seed + 1000 + i),
+        )
+        batches.append(keep(batch, range(split, 3)))
+        contexts.append(keep(context, range(split)))
+    shared = join_contexts(batches, contexts)
+    joined = concatenate(batches)
+    if shared is None:
+        assert sum(sizes) == 0
+        return
+    tiled = bags_of(tile_context(joined, shared))
+    expected = [
+        [
+            bag
+            for batch, context in zip(batches, contexts, strict=True)
+            for bag in (bags_of(context)[f] * len(batch) if f < split else bags_of(batch)[f])
+        ]
+        for f in range(3)
+    ]
+    assert tiled == expected
+
+
+def keep(batch: FeatureBatch, features: range) -> FeatureBatch:
+    """``batch`` with empty bags for all other features."""
+    bags = bags_of(batch)
+    kept = [feature if f in features else [[]] * len(batch) for f, feature in enumerate(bags)]
+    return FeatureBatch(
+        dense=batch.dense, lengths=batch_of(*kept).lengths.reshape(3, -1), values=batch_of(*kept).values
+    )

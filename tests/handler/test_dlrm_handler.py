@@ -1,0 +1,159 @@
+"""The entry, driven as TorchServe's worker drives it; no server is started here."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from support.batches import random_state
+
+from dlrm_factory.checkpoint import open_checkpoint, save_checkpoint
+from dlrm_factory.config import ServingOptions, tiny
+from dlrm_factory.errors import WeightsError
+from dlrm_factory.scorer import Scorer
+from dlrm_factory.weights import seal_weights
+from handler.dlrm_handler import DLRMHandler
+from handler.service import DLRMService
+from handler.worker import TORCHREC_CALLS
+
+REPOSITORY = Path(__file__).parents[2]
+BODIES = [
+    b'{"instances": [{"price": 9.5, "user_id": "u17", "item_tags": [3, 9]}, {}]}',
+    b'{"instances": [{"item_id": 1500}]}',
+    b'{"inputs": {"price": [9.5]}, "output": "logit"}',
+    b'{"inputs": {"price": [' + b"1," * 20 + b"1]}}",
+]
+
+
+class FakeContext:
+    """TorchServe's context, as far as a handler uses it."""
+
+    def __init__(self, model_dir: Path) -> None:
+        self.system_properties = {"model_dir": str(model_dir)}
+        self.metrics = None
+        self.model_name = "ads"
+        self.manifest = {"model": {"modelVersion": "2.1"}}
+        self.headers: dict[int, dict[str, str]] = {}
+        self.statuses: dict[int, tuple[int, str]] = {}
+        self.content_types: dict[int, str] = {}
+
+    def get_all_request_header(self, idx: int) -> dict[str, str]:
+        return self.headers.get(idx, {})
+
+    def set_response_status(self, code: int = 200, phrase: str = "", idx: int = 0) -> None:
+        self.statuses[idx] = (code, phrase)
+
+    def set_response_content_type(self, idx: int, value: str) -> None:
+        self.content_types[idx] = value
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sealed")
+    declaration = msgspec.structs.replace(tiny(), serving=ServingOptions(max_samples=20, threads=1))
+    save_checkpoint(folder / "checkpoint.safetensors", declaration, random_state(declaration))
+    seal_weights(open_checkpoint(folder / "checkpoint.safetensors"), folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture
+def settled() -> Iterator[None]:
+    """Undoes what a worker does to its whole process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    gc.unfreeze()
+    logging.getLogger(TORCHREC_CALLS).setLevel(logging.NOTSET)
+
+
+@pytest.mark.usefixtures("settled")
+def test_one_body_and_status_a_request(sealed: Path, caplog: pytest.LogCaptureFixture) -> None:
+    handler, context = DLRMHandler(), FakeContext(sealed)
+    with caplog.at_level(logging.INFO, logger="handler.dlrm_handler"):
+        handler.initialize(context)
+    assert torch.get_num_threads() == 1
+    assert gc.get_freeze_count() > 0
+    (line,) = (record.getMessage() for record in caplog.records if record.name == "handler.dlrm_handler")
+    assert line.startswith(f"Loaded the model in {sealed} in ")
+
+    bodies = handler.handle([{"body": bytearray(body)} for body in BODIES], context)
+    assert all(type(body) is bytes for body in bodies)
+    assert context.statuses == {
+        0: (200, "OK"),
+        1: (400, "Bad Request"),
+        2: (200, "OK"),
+        3: (413, context.statuses[3][1]),
+    }
+    assert all(phrase.isascii() and phrase.isprintable() for _, phrase in context.statuses.values())
+    assert context.content_types == dict.fromkeys(range(4), "application/json")
+    direct = DLRMService(Scorer.load(sealed)).handle([{"body": body} for body in BODIES])
+    assert bodies == [answer.body for answer in direct]
+
+
+def test_a_broken_archive_is_one_clear_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(WeightsError) as caught:
+        DLRMHandler().initialize(FakeContext(tmp_path))
+    (record,) = caplog.records
+    assert record.getMessage() == f"The archive in {tmp_path} cannot be loaded: {caught.value}"
+    assert record.exc_info is None
+
+
+LOAD_AND_PREDICT = """
+import json, sys
+from types import SimpleNamespace
+from ts.model_loader import TsModelLoader
+folder, bodies = sys.argv[1], json.load(sys.stdin)
+service = TsModelLoader().load("dlrm", folder, "dlrm_handler.py", None, 4, None)
+service.context.metrics = SimpleNamespace(add_time=lambda *a: None)
+service.set_cl_socket(None)
+batch = [
+    {"requestId": b"%d" % i, "headers": [], "parameters": [
+        {"name": "body", "contentType": "application/json", "value": bytearray(body.encode())}]}
+    for i, body in enumerate(bodies)
+]
+frame = service.predict(batch)
+context = service.context
+import dlrm_factory.scorer, handler.service
+print(json.dumps({
+    "code": int.from_bytes(frame[:4], "big"),
+    "statuses": [context.get_response_status(i) for i in range(len(bodies))],
+    "code_from": [dlrm_factory.scorer.__file__, handler.service.__file__],
+    "frame": frame.decode("latin-1"),
+}))
+"""
+
+
+def test_torchserve_loads_the_archives_own_code(sealed: Path, tmp_path: Path) -> None:
+    root = tmp_path / "archive"
+    shutil.copytree(sealed, root)
+    for package in ("dlrm_factory", "handler"):
+        shutil.copytree(REPOSITORY / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "handler" / "dlrm_handler.py", root)
+    # The repository comes first on the path, as an installed older version would; the archive must still win.
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_AND_PREDICT, str(root)],
+        input=json.dumps([body.decode() for body in BODIES]),
+        env={"PATH": "", "PYTHONPATH": f"{REPOSITORY}:{root}", "TEMP": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert found["code"] == 200
+    assert [status for status, _ in found["statuses"]] == [200, 400, 200, 413]
+    assert all(path.startswith(str(root)) for path in found["code_from"])
+    expected = DLRMService(Scorer.load(sealed)).handle([{"body": body} for body in BODIES])
+    for answer in expected:
+        assert answer.body.decode() in found["frame"]

@@ -1,0 +1,172 @@
+"""Management and prediction clients against a small HTTP server that answers as TorchServe does."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx
+import pytest
+
+from dlrm_factory.client.addresses import is_loopback
+from dlrm_factory.client.tokens import BearerAuth, KeyFileAuth
+from dlrm_factory.errors import ServingError
+from dlrm_factory.serving.management import ManagementClient, error_text
+from dlrm_factory.serving.predicting import find_endpoint, predict
+from dlrm_factory.serving.scaling import scale_model
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Serves one model; each look at it finds one worker more ready, up to what was asked."""
+
+    wanted, ready, stuck = 1, 1, False
+    seen: list[tuple[str, str]] = []  # noqa: RUF012
+
+    def do_GET(self):
+        cls = type(self)
+        if self.path.startswith("/models/dlrm"):
+            cls.ready = min(cls.ready + (not cls.stuck), cls.wanted)
+            workers = [
+                {"id": str(9000 + i), "pid": 0, "status": "READY" if i < cls.ready else "UNLOADING"}
+                for i in range(cls.wanted)
+            ]
+            self.reply(200, [{"minWorkers": cls.wanted, "workers": workers}])
+        elif self.path.startswith("/models/"):
+            self.reply(404, {"code": 404, "type": "ModelNotFoundException", "message": "Model not found"})
+        else:
+            self.reply(200, {"models": [{"modelName": "dlrm", "modelUrl": "dlrm.mar"}]})
+
+    def do_PUT(self):
+        type(self).seen.append(("PUT", self.path))
+        type(self).wanted = int(self.path.partition("min_worker=")[2].partition("&")[0])
+        self.reply(202, {"status": "Processing worker updates..."})
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if body == b"slow":
+            time.sleep(1)
+        self.reply(
+            200, {"path": self.path, "token": self.headers.get("Authorization"), "body": body.decode()}
+        )
+
+    def reply(self, status, content):
+        data = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def answers():
+    return type("Fresh", (Answers,), {"seen": []})
+
+
+@pytest.fixture
+def url(answers):
+    with ThreadingHTTPServer(("127.0.0.1", 0), answers) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_scaling_is_asynchronous_and_waits_for_exactly_n(url, answers):
+    told = []
+    with ManagementClient(url) as client:
+        done = scale_model(client, "dlrm", 3, tell=told.append)
+    assert (done.before, done.after) == (1, 3)
+    assert answers.seen == [("PUT", "/models/dlrm?min_worker=3&max_worker=3&synchronous=false")]
+    assert [progress.ready for progress in told] == [2, 3]
+
+
+def test_scaling_to_none(url):
+    with ManagementClient(url) as client:
+        assert scale_model(client, "dlrm", 0).after == 0
+        assert client.workers("dlrm") == []
+        with pytest.raises(ServingError, match="0 or more"):
+            scale_model(client, "dlrm", -1)
+
+
+def test_a_time_out_says_how_far_it_came_and_how_to_go_back(url, answers):
+    answers.stuck = True
+    with (
+        ManagementClient(url) as client,
+        pytest.raises(ServingError, match=r'(?s)"dlrm" has 1 of 2 workers ready.*--timeout.*dlrm scale 1'),
+    ):
+        scale_model(client, "dlrm", 2, timeout=0.1)
+
+
+def test_an_unknown_model_names_what_is_served(url):
+    with (
+        ManagementClient(url) as client,
+        pytest.raises(ServingError, match=r'no model "dlmr"; did you mean "dlrm"'),
+    ):
+        client.workers("dlmr")
+
+
+def test_nobody_there():
+    with ManagementClient("http://127.0.0.1:9") as client:
+        assert not client.answers()
+        with pytest.raises(ServingError, match=r"no server answers at http://127\.0\.0\.1:9"):
+            client.models()
+
+
+def test_predictions_go_as_they_are(url, tmp_path):
+    endpoint = find_endpoint("inference", run_dir=tmp_path, url=url + "/", token="secret")
+    found = predict(endpoint, "my model", b'{"a": 1.50}').json()
+    assert found == {"path": "/predictions/my%20model", "token": "Bearer secret", "body": '{"a": 1.50}'}
+    with pytest.raises(ServingError, match=r"no answer from .* in 0.2 s"):
+        predict(endpoint, "dlrm", b"slow", timeout=0.2)
+
+
+def test_no_server_and_no_url(tmp_path):
+    with pytest.raises(ServingError, match=r"no server runs in .*dlrm serve"):
+        find_endpoint("inference", run_dir=tmp_path, url=None, token=None)
+    for url in ("127.0.0.1:8080", "ftp://x", "http://", "http://x:port"):
+        with pytest.raises(ServingError, match="--url"):
+            find_endpoint("inference", run_dir=tmp_path, url=url, token=None)
+
+
+def test_tokens_on_file_go_to_this_machine_only(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "key_file.json").write_text("{}")
+    here = find_endpoint("inference", run_dir=tmp_path, url="http://localhost:8080", token=None)
+    away = find_endpoint("inference", run_dir=tmp_path, url="http://192.0.2.1:8080", token=None)
+    given = find_endpoint("inference", run_dir=tmp_path, url="http://192.0.2.1:8080", token="t")
+    assert isinstance(here.auth, KeyFileAuth)
+    assert away.auth is None
+    assert isinstance(given.auth, BearerAuth)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://127.0.0.1:1", True),
+        ("http://localhost:1", True),
+        ("http://[::1]:1", True),
+        ("http://x:1", False),
+    ],
+)
+def test_loopback(url, expected):
+    assert is_loopback(url) == expected
+
+
+def test_errors_are_one_line_with_the_path():
+    body = {
+        "code": 400,
+        "type": "RequestError",
+        "message": "id 7 is out of range",
+        "path": "$.instances[3].user",
+    }
+    found = error_text(httpx.Response(400, json=body))
+    assert found == "HTTP 400 RequestError at $.instances[3].user: id 7 is out of range"
+    assert error_text(httpx.Response(502, text="<html>")) == "HTTP 502: <html>"
+    assert "dlrm scale" in error_text(httpx.Response(503, json={"type": "x", "message": "no worker"}))

@@ -1,0 +1,54 @@
+"""A real TorchServe for tests."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from dlrm_factory.serving import RunningServer, ServeOptions, find_endpoint, start_server, stop_server
+
+ANY_PORTS = dict.fromkeys(
+    (
+        "inference_address",
+        "management_address",
+        "metrics_address",
+        "grpc_inference_port",
+        "grpc_management_port",
+    ),
+    0,
+)
+
+
+@contextlib.contextmanager
+def serving(store: Path, *models: str, run_dir: Path, workers: int | None = None) -> Iterator[RunningServer]:
+    """``models`` (NAME=ARCHIVE) of ``store``, served on free ports until the block ends."""
+    options = ServeOptions(
+        model_store=store, models=models, run_dir=run_dir, ports=ANY_PORTS, workers=workers, timeout=120
+    )
+    server = start_server(options)
+    try:
+        yield server
+    finally:
+        stop_server(run_dir)
+
+
+@contextlib.contextmanager
+def inference_client(server: RunningServer) -> Iterator[httpx.Client]:
+    """A client of the server's predictions, with its token."""
+    endpoint = find_endpoint("inference", run_dir=server.run_dir.root, url=None, token=None)
+    with httpx.Client(base_url=endpoint.url, auth=endpoint.auth, timeout=60, trust_env=False) as client:
+        yield client
+
+
+def ask(client: httpx.Client, model: str, request: Any) -> Any:
+    """The answer to ``request``, which must be a 200."""
+    response = client.post(
+        f"/predictions/{model}", content=json.dumps(request), headers={"Content-Type": "application/json"}
+    )
+    assert response.status_code == 200, response.text
+    return response.json()
