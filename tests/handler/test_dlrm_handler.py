@@ -60,7 +60,9 @@ class FakeContext:
 @pytest.fixture(scope="module")
 def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sealed")
-    declaration = msgspec.structs.replace(tiny(), serving=ServingOptions(max_samples=20, threads=1))
+    declaration = msgspec.structs.replace(
+        tiny(), serving=ServingOptions(max_samples=20, threads=1, compile="off")
+    )
     save_checkpoint(folder / "checkpoint.safetensors", declaration, random_state(declaration))
     seal_weights(open_checkpoint(folder / "checkpoint.safetensors"), folder / "model")
     return folder / "model"
