@@ -173,7 +173,8 @@ def asked_for(stack: str) -> list[str]:
     wanted = [
         r
         for r in lines
-        if r.marker is None or any(r.marker.evaluate({"extra": e}) for e in (stack, "dev", "java"))
+        if r.marker is None
+        or any(r.marker.evaluate({"extra": e}) for e in (stack, "dev", "java", "baseline", "tensorboard"))
     ]
     assert len(wanted) > 15
     return [f"{r.name}{r.specifier}" for r in wanted]

@@ -250,6 +250,20 @@ def _training(d: DLRMDeclaration) -> Iterator[str]:
     for field in ("batch_size", "epochs", "learning_rate", "sparse_learning_rate"):
         if not 0 < getattr(t, field) < math.inf:
             yield f"$.training.{field}: {getattr(t, field)} is not a positive, finite number"
+    for field in ("gradient_clipping", "evaluate_every", "early_stopping"):
+        value = getattr(t, field)
+        if value is not None and not 0 < value < math.inf:
+            yield f"$.training.{field}: {value} is not a positive, finite number"
+    if t.warmup_steps < 0:
+        yield f"$.training.warmup_steps: {t.warmup_steps} is below 0"
+    if not 0 <= t.max_bad_rows < 1:
+        yield f"$.training.max_bad_rows: {t.max_bad_rows} is outside [0, 1); it is a share of the rows"
+    if t.split == "time" and t.time_column is None:
+        yield "$.training.time_column: is needed for split: time; name the column with each row's time"
+    if t.split != "time" and t.time_column is not None:
+        yield "$.training.time_column: is only for split: time"
+    if t.time_column is not None and t.time_column == t.label:
+        yield f'$.training.time_column: "{t.time_column}" is the label'
     if not 0 < t.holdout < 1:
         yield f"$.training.holdout: {t.holdout} is outside (0, 1)"
     if not 0 <= t.seed < 2**63:

@@ -186,9 +186,21 @@ class TrainingOptions(_Strict, kw_only=True, frozen=True):
         label: the column with 0 or 1.
         batch_size: samples a step and rank.
         epochs: passes over the training part.
-        learning_rate: of the dense optimiser (Adam).
-        sparse_learning_rate: of the fused row-wise Adagrad on the tables.
-        holdout: the share of rows kept for evaluation, chosen by a hash of the row number and the seed.
+        optimizer: of all but the tables.
+        learning_rate: of the dense optimiser.
+        sparse_optimizer: of the tables, fused into their backward pass.
+        sparse_learning_rate: of the tables' optimiser.
+        warmup_steps: steps over which both learning rates rise from near 0 to what is declared.
+        learning_rate_decay: what both do after that, until the last step: ``none``, ``linear`` to 0, ``cosine`` to 0.
+        gradient_clipping: the largest L2 norm of the dense gradients of a step; larger ones are scaled down to it.
+        evaluate_every: steps between evaluations on the held-out part; null evaluates after each epoch.
+        early_stopping: stop after this many evaluations in a row without a better held-out AUC, and keep the best
+            weights; null trains to the end and keeps the last.
+        split: how the held-out part is chosen: ``hash`` of the row number and the seed, or ``time``, the latest
+            rows by time_column. Files of held-out rows given to `dlrm train` replace both.
+        time_column: the column to split by, a number or a time; for ``split: time``.
+        holdout: the share of rows that is held out.
+        max_bad_rows: the share of rows that may be unreadable; they are left out and counted, more is an error.
         seed: of the weights, the split and the order of samples.
         separator: splits a text column of a multi-valued feature into ids.
     """
@@ -196,9 +208,19 @@ class TrainingOptions(_Strict, kw_only=True, frozen=True):
     label: str = "label"
     batch_size: int = 512
     epochs: int = 1
+    optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
     learning_rate: float = 0.001
+    sparse_optimizer: Literal["row_wise_adagrad", "adagrad", "adam", "sgd"] = "row_wise_adagrad"
     sparse_learning_rate: float = 0.05
+    warmup_steps: int = 0
+    learning_rate_decay: Literal["none", "linear", "cosine"] = "none"
+    gradient_clipping: float | None = None
+    evaluate_every: int | None = None
+    early_stopping: int | None = None
+    split: Literal["hash", "time"] = "hash"
+    time_column: str | None = None
     holdout: float = 0.1
+    max_bad_rows: float = 0.0
     seed: int = 1
     separator: str = "|"
 
