@@ -11,12 +11,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from dlrm_factory.cli.crowding import crowding
 from dlrm_factory.serving import (
     LogMarks,
     ManagementClient,
     Progress,
     Scaled,
     find_endpoint,
+    running_server,
     scale_model,
 )
 
@@ -42,6 +44,10 @@ def scale(
     marks = LogMarks.now(endpoint.local) if endpoint.local else None
     with ManagementClient(endpoint.url, endpoint.auth) as client:
         done = _scale(client, model, workers, marks, timeout)
+        state = running_server(run_dir) if endpoint.local else None
+        crowded = state and crowding(Path(state.model_store) / client.archive(model), workers)
+    if crowded:
+        typer.echo(f"warning: {model}: {crowded}", err=True)
     if as_json:
         typer.echo(json.dumps(asdict(done)))
         return

@@ -62,6 +62,10 @@ class ManagementClient:
         """How many workers TorchServe keeps running for ``model``."""
         return int(self._describe(model)["minWorkers"])
 
+    def archive(self, model: str) -> str:
+        """What ``model`` was registered from: a name in the model store, a path or a URL."""
+        return str(self._describe(model)["modelUrl"])
+
     def scale(self, model: str, workers: int) -> None:
         """Asks for ``workers`` workers and returns at once: TorchServe starts or ends them meanwhile."""
         # A synchronous call would block an event loop that predictions need.
