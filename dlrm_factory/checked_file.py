@@ -21,7 +21,7 @@ import xxhash
 
 from dlrm_factory.errors import WeightsError
 
-__all__ = ["FileKind", "align", "map_file"]
+__all__ = ["FileKind", "align", "map_file", "read_head"]
 
 _PREFIX = struct.Struct("<8sQQ")
 _MAX_HEADER = 16 << 20
@@ -57,6 +57,14 @@ class FileKind(Generic[Header]):
             return msgspec.json.decode(encoded, type=self.header), _PREFIX.size + length
         except msgspec.MsgspecError as error:
             raise WeightsError(f"{source}: its header cannot be read: {error}") from None
+
+
+def read_head(path: Path) -> bytes:
+    """The file's first bytes, up to the end of its header; fewer if it is cut short. OSError if it cannot be read."""
+    with path.open("rb") as file:
+        prefix = file.read(_PREFIX.size)
+        length = _PREFIX.unpack(prefix)[1] if len(prefix) == _PREFIX.size else 0
+        return prefix + file.read(min(length, _MAX_HEADER))
 
 
 def align(offset: int) -> int:

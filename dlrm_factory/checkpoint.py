@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,17 +20,23 @@ from dlrm_factory.errors import ConfigError, WeightsError
 from dlrm_factory.features import Vocabularies
 from dlrm_factory.held_out import HeldOut, is_held_out
 from dlrm_factory.model import make_model, table_weight_key
+from dlrm_factory.tensor_rows import TensorRows
 
-__all__ = ["Checkpoint", "open_checkpoint", "save_checkpoint"]
+__all__ = ["GOLDEN_ROWS", "Checkpoint", "open_checkpoint", "save_checkpoint"]
 
 # One entry holds all of ours: safetensors writes several in random order, and equal checkpoints would differ.
 _METADATA = "dlrm"
 _DECLARATION = "declaration"
+GOLDEN_ROWS = "golden_rows"  # raw rows by name, a JSON list, in the metadata
 _VOCABULARIES = "vocabularies"  # the bytes of a vocabulary file, as one more tensor
 
 
 class Checkpoint:
-    """An opened checkpoint. Tensors are read when asked for; tables by row ranges."""
+    """An opened checkpoint. Tensors are read when asked for; tables by row ranges.
+
+    ``metadata``: what training reported, as text. ``golden_rows``: some rows that training did not see, raw values by
+    feature.
+    """
 
     def __init__(self, path: Path) -> None:
         """WeightsError if ``path`` is not a checkpoint, or its tensors are not the declaration's."""
@@ -38,6 +45,7 @@ class Checkpoint:
             raise WeightsError(f"{path}: there is no such checkpoint")
         try:
             self._file = safe_open(path, framework="pt")
+            self._rows = TensorRows(path)
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{path}: is not a safetensors checkpoint: {error}") from None
         metadata = _read_metadata(self._file.metadata() or {}, path)
@@ -45,6 +53,7 @@ class Checkpoint:
             self.declaration = parse_declaration(metadata.pop(_DECLARATION), source=f"{path}: declaration")
         except ConfigError as error:
             raise WeightsError(str(error)) from None
+        self.golden_rows = _read_golden_rows(metadata.pop(GOLDEN_ROWS, "[]"), path)
         self.metadata = metadata
         shapes = self._shapes()
         stored = shapes.pop(_VOCABULARIES, None) is not None
@@ -68,7 +77,7 @@ class Checkpoint:
 
     def table_rows(self, table: str, start: int, stop: int) -> torch.Tensor:
         """Rows [start, stop) of ``table``: float32 [stop - start, D]."""
-        return self._file.get_slice(table_weight_key(table))[start:stop].float()
+        return self._rows.rows(table_weight_key(table), start, stop)
 
     def _read_vocabularies(self) -> Vocabularies:
         data: npt.NDArray[np.uint8] = self._file.get_tensor(_VOCABULARIES).numpy()
@@ -131,6 +140,15 @@ def _read_metadata(found: Mapping[str, str], path: Path) -> dict[str, str]:
     if _DECLARATION not in metadata:
         raise WeightsError(f"{path}: has no declaration in its metadata; it was not made by `dlrm train`")
     return metadata
+
+
+def _read_golden_rows(text: str, path: Path) -> list[dict[str, Any]]:
+    try:
+        return msgspec.json.decode(text, type=list[dict[str, Any]])
+    except (msgspec.MsgspecError, RecursionError):
+        raise WeightsError(
+            f"{path}: its golden rows are not a JSON list of rows; train the model again"
+        ) from None
 
 
 def _check_vocabularies(found: Vocabularies | None, declaration: DLRMDeclaration, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dlrm_factory.batch.feature_batch import FeatureBatch
+from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import WeightsError
 
 __all__ = ["HELD_OUT_FILE", "MOST_SAMPLES", "HeldOut", "is_held_out", "read_held_out", "write_held_out"]
@@ -64,9 +66,46 @@ class HeldOut:
             held_out = HeldOut(batch=FeatureBatch(**arrays, weights=weights), labels=labels, logits=logits)
         except (KeyError, TypeError, AssertionError):
             raise WeightsError(f"{source}: its held-out samples are not whole") from None
-        if held_out.batch.lengths.sum() != len(held_out.batch.values):
+        if not _is_whole(held_out):
             raise WeightsError(f"{source}: its held-out samples are not whole")
         return held_out
+
+    def check(self, declaration: DLRMDeclaration, source: str) -> None:
+        """WeightsError, naming ``source``, unless the samples are of the declared features, and rows of their tables.
+
+        A lookup believes the rows it is given.
+        """
+        sparse = declaration.sparse_features
+        shapes = (self.batch.dense.shape[1], len(self.batch.lengths))
+        if shapes != (len(declaration.dense_features), len(sparse)):
+            raise WeightsError(
+                f"{source}: its held-out samples have {shapes[0]} dense and {shapes[1]} sparse features, but "
+                f"{len(declaration.dense_features)} and {len(sparse)} are declared"
+            )
+        rows = [declaration.table(feature.table).num_embeddings for feature in sparse]
+        most = np.repeat(rows, self.batch.lengths.sum(axis=1, dtype=np.int64))
+        if len(most) and (self.batch.values.min() < 0 or (self.batch.values >= most).any()):
+            raise WeightsError(f"{source}: its held-out samples name rows that their tables do not have")
+
+
+def _is_whole(held_out: HeldOut) -> bool:
+    """Whether dtypes and shapes are as said."""
+    batch = held_out.batch
+    expected: list[tuple[npt.NDArray[Any], Any, int]] = [
+        (batch.dense, np.float32, 2),
+        (batch.lengths, np.int32, 2),
+        (batch.values, np.int64, 1),
+    ]
+    expected += [(held_out.labels, np.uint8, 1), (held_out.logits, np.float32, 1)]
+    if batch.weights is not None:
+        expected.append((batch.weights, np.float32, 1))
+    if any(array.dtype != dtype or array.ndim != dimensions for array, dtype, dimensions in expected):
+        return False
+    samples = {len(batch.dense), batch.lengths.shape[1], len(held_out.labels), len(held_out.logits)}
+    values = {int(batch.lengths.sum(dtype=np.int64)), len(batch.values)}
+    values |= set() if batch.weights is None else {len(batch.weights)}
+    negative = batch.lengths.size > 0 and batch.lengths.min() < 0
+    return len(samples) == len(values) == 1 and not negative and bool((held_out.labels <= 1).all())
 
 
 def is_held_out(key: str) -> bool:
@@ -81,7 +120,7 @@ def read_held_out(folder: Path) -> HeldOut | None:
         return None
     try:
         return HeldOut.of_tensors(load_file(path), str(path))
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise WeightsError(f"{path}: is not a safetensors file: {error}") from None
 
 

@@ -21,7 +21,7 @@ from dlrm_factory.errors import PlanError
 from dlrm_factory.hardware import Hardware
 from dlrm_factory.plan_advice import advice_when_nothing_fits
 
-__all__ = ["Mode", "PlacedShard", "PlacedTable", "TablePlan", "make_plan"]
+__all__ = ["Mode", "PlacedShard", "PlacedTable", "TablePlan", "has_fused_optimizer", "make_plan"]
 
 Mode = Literal["float", "quantized"]
 _PLANNED_BATCH = 512
@@ -130,11 +130,23 @@ def make_plan(
     except PlannerError as error:
         raise PlanError(advice_when_nothing_fits(declaration, hardware, mode=mode)) from error
     (placements,) = sharding_plan.plan.values()
+    if mode == "float" and not has_fused_optimizer(declaration, hardware.device):
+        # The planner knows the dense lookup for data_parallel alone, but TorchRec runs it under any sharding.
+        for placement in placements.values():
+            placement.compute_kernel = EmbeddingComputeKernel.DENSE.value
     tables = tuple(
-        _placed_table(declaration.table(t.name), placements[t.name], hardware, mode)
+        _placed_table(declaration, declaration.table(t.name), placements[t.name], hardware, mode)
         for t in declaration.tables
     )
     return TablePlan(mode=mode, hardware=hardware, tables=tables, sharding_plan=sharding_plan)
+
+
+def has_fused_optimizer(declaration: DLRMDeclaration, device: str) -> bool:
+    """Whether fbgemm can fuse the tables' optimiser into their backward pass; it has no Adam on CPU.
+
+    Without it tables train by TorchRec's dense lookup, whose gradients are as large as the tables.
+    """
+    return device != "cpu" or declaration.training.sparse_optimizer != "adam"
 
 
 class _TrueBytes(EmbeddingStorageEstimator):
@@ -155,15 +167,24 @@ class _TrueBytes(EmbeddingStorageEstimator):
             table = self._declaration.table(option.name)
             for shard in option.shards:
                 rows, columns = shard.size
-                size = rows * stored_row_bytes(table, columns, self._mode, on_gpu=self._on_gpu)
+                size = rows * stored_row_bytes(
+                    table,
+                    columns,
+                    self._mode,
+                    self._declaration.training.sparse_optimizer,
+                    on_gpu=self._on_gpu,
+                )
                 shard.storage = Storage(hbm=size, ddr=0) if self._on_gpu else Storage(hbm=0, ddr=size)
 
 
-def stored_row_bytes(table: Table, columns: int, mode: Mode, *, on_gpu: bool) -> int:
-    """Bytes of one row of a shard with ``columns`` columns. CUDA kernels read rows aligned to 16 bytes."""
+def stored_row_bytes(table: Table, columns: int, mode: Mode, optimizer: str, *, on_gpu: bool) -> int:
+    """Bytes of one row of a shard with ``columns`` columns. CUDA kernels read rows aligned to 16 bytes.
+
+    A float table counts with the state of the tables' ``optimizer``.
+    """
     if mode == "float":
-        # Row-wise Adagrad keeps one float a row beside the weights.
-        return 4 * columns + 4
+        state = {"sgd": 0, "row_wise_adagrad": 1, "adagrad": columns, "adam": 2 * columns}
+        return 4 * (columns + state[optimizer])
     size = row_bytes(table.dtype, columns)
     return -(-size // 16) * 16 if on_gpu else size
 
@@ -227,9 +248,13 @@ def _automatic_types(mode: Mode, hardware: Hardware) -> list[str]:
     return ["table_wise", "row_wise", "column_wise"]
 
 
-def _placed_table(table: Table, placement: Any, hardware: Hardware, mode: Mode) -> PlacedTable:
+def _placed_table(
+    declaration: DLRMDeclaration, table: Table, placement: Any, hardware: Hardware, mode: Mode
+) -> PlacedTable:
+    optimizer, on_gpu = declaration.training.sparse_optimizer, hardware.device == "cuda"
+
     def shard(rank: int, offsets: list[int], sizes: list[int]) -> PlacedShard:
-        bytes_a_row = stored_row_bytes(table, sizes[1], mode, on_gpu=hardware.device == "cuda")
+        bytes_a_row = stored_row_bytes(table, sizes[1], mode, optimizer, on_gpu=on_gpu)
         return PlacedShard(
             rank=rank,
             row_offset=offsets[0],

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from handler.arrow import MEDIA_TYPE, decode_arrow, looks_like_arrow, pyarrow
 from handler.body import find_body, read_object
-from handler.fast import FastReader
+from handler.fast import FastReader, Gathered, GatheringReader
 from handler.shapes import DecodedRequest, RequestReader, decode_body
 
 __all__ = ["RequestDecoder"]
+
+# Headers that may ask for anything but scores in JSON.
+_TELLING = {"accept", "content-type", "explain", "describe"}
+_MOST_NAMES_KEPT = 64
 
 
 class RequestDecoder:
@@ -21,6 +25,22 @@ class RequestDecoder:
         self._reader = reader
         self._max_body_bytes = max_body_bytes
         self._fast = FastReader(reader)
+        self._gathering = GatheringReader(reader)
+        self._most_gathered_bytes = min(max_body_bytes, self._gathering.most_bytes)
+        self._telling: dict[tuple[str, ...], list[str]] = {}
+
+    def gather(
+        self, requests: Sequence[Mapping[str, Any]], headers: Sequence[Mapping[str, Any]]
+    ) -> list[Gathered]:
+        """Those of ``requests`` that hold one sample and nothing wrong or unusual, read together; places are theirs."""
+        bodies = []
+        for place, request in enumerate(requests):
+            raw = request.get("body")
+            if not isinstance(raw, (bytes, bytearray)) or len(raw) > self._most_gathered_bytes:
+                continue
+            if self._is_plain(headers[place]):
+                bodies.append((place, raw))
+        return self._gathering.read(bodies) if bodies else []
 
     def decode(self, request: Mapping[str, Any], headers: Mapping[str, Any] | None = None) -> DecodedRequest:
         """The request's samples. RequestError, or LimitError, with its mistakes."""
@@ -30,6 +50,21 @@ class RequestDecoder:
             return decoded
         pyarrow()  # here, where its absence is this request's own error
         return replace(decoded, arrow=True)
+
+    def _is_plain(self, headers: Mapping[str, Any]) -> bool:
+        """Whether ``headers`` say no more than that JSON comes, and scores are wanted in JSON."""
+        names = tuple(headers)
+        telling = self._telling.get(names)
+        if telling is None:
+            telling = [name for name in names if name.lower() in _TELLING]
+            if len(self._telling) < _MOST_NAMES_KEPT:  # a client sends the same names again and again
+                self._telling[names] = telling
+        for name in telling:
+            value = str(headers[name])
+            # TorchServe says explain and describe, True or False, of every request.
+            if value == "True" or MEDIA_TYPE in value.lower():
+                return False
+        return True
 
     def _decode(self, raw: Any, headers: Mapping[str, Any]) -> DecodedRequest:
         if not isinstance(raw, bytes):

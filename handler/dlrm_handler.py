@@ -23,7 +23,9 @@ import numpy as np  # noqa: E402
 from dlrm_factory.batch import FeatureBatch  # noqa: E402
 from dlrm_factory.config import DLRMDeclaration  # noqa: E402
 from dlrm_factory.errors import DLRMError  # noqa: E402
-from dlrm_factory.scorer import Scorer  # noqa: E402
+from dlrm_factory.goldens import golden_batch, read_goldens  # noqa: E402
+from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer  # noqa: E402
+from handler.replay import replay  # noqa: E402
 from handler.service import DLRMService  # noqa: E402
 from handler.worker import prepare_worker, settle, share_cores  # noqa: E402
 
@@ -32,28 +34,25 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+
 
 class DLRMHandler:
     """Scores TorchServe's batches with the model in the archive."""
 
     def initialize(self, context: Context) -> None:
-        """Prepare, load, warm up, settle. Raises `DLRMError` after one log line if the archive is broken."""
+        """Prepare, load, prove, settle. Raises `DLRMError` after one log line if the archive is broken.
+
+        A worker that cannot reproduce the archive's golden requests raises, so it never reports ready.
+        """
         started = time.perf_counter()
         prepare_worker(str(context.system_properties.get("server_version")), context.metrics)
         folder = Path(context.system_properties["model_dir"])
-        scorer = _load(folder)
-        serving = scorer.declaration.serving
-        share_cores(serving)
-        if serving.compile != "off":
-            scorer.compile(folder, background=serving.compile == "background")
-        scorer.logits(_warm_up_batch(scorer.declaration))
-        self._service = DLRMService(
-            scorer,
-            model_name=context.model_name,
-            model_version=((context.manifest or {}).get("model") or {}).get("modelVersion"),
-            plan=scorer.built.plan.to_dict(),
-            vocabularies=scorer.vocabularies,
-        )
+        try:
+            self._service = _load(folder, context)
+        except DLRMError as error:
+            logger.error("The archive in %s cannot be served: %s", folder, error)
+            raise
         settle()
         logger.info("Loaded the model in %s in %.1f s", folder, time.perf_counter() - started)
 
@@ -63,16 +62,32 @@ class DLRMHandler:
         answers = self._service.handle(data, headers)
         for i, answer in enumerate(answers):
             context.set_response_content_type(i, answer.content_type)
-            context.set_response_status(answer.status, HTTPStatus(answer.status).phrase, i)
+            context.set_response_status(answer.status, _PHRASES[answer.status], i)
         return [answer.body for answer in answers]
 
 
-def _load(folder: Path) -> Scorer:
-    try:
-        return Scorer.load(folder)
-    except DLRMError as error:
-        logger.error("The archive in %s cannot be loaded: %s", folder, error)
-        raise
+def _load(folder: Path, context: Context) -> DLRMService:
+    scorer = Scorer.load(folder)
+    serving = scorer.declaration.serving
+    share_cores(serving)
+    service = DLRMService(
+        scorer,
+        model_name=context.model_name,
+        model_version=((context.manifest or {}).get("model") or {}).get("modelVersion"),
+        plan=scorer.built.plan.to_dict(),
+        vocabularies=scorer.vocabularies,
+    )
+    goldens = read_goldens(folder)
+    if goldens is None:
+        logger.warning("The archive in %s has no golden requests, so its scores are not proven here", folder)
+        scorer.logits(_warm_up_batch(scorer.declaration))
+    else:
+        replay(service, goldens, EAGER_TOLERANCE)
+    if serving.compile != "off":
+        # Compiled code must give the golden scores too, before it is used.
+        probes = [] if goldens is None else [golden_batch(goldens, scorer.declaration, scorer.vocabularies)]
+        scorer.compile(folder, background=serving.compile == "background", probes=probes)
+    return service
 
 
 def _warm_up_batch(declaration: DLRMDeclaration) -> FeatureBatch:

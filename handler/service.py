@@ -3,42 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dlrm_factory.batch import FeatureBatch, SharedContext, concatenate, join_contexts
-from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.errors import RequestError
 from dlrm_factory.features import FeatureEncoder, Vocabularies
-from dlrm_factory.scorer import probabilities
 from handler.arrow import answer_arrow, takes_arrow
 from handler.decoding import RequestDecoder
 from handler.describe import describe
 from handler.explain import explain
+from handler.fast import Gathered
 from handler.non_finite import too_large
-from handler.responses import Answer, answer_error, answer_internal_error, answer_json, shortest
+from handler.responses import Answer, answer_error, answer_internal_error, answer_json, answer_ones
+from handler.scoring import LogitScorer, Part, score_parts
 from handler.shapes import DecodedRequest, RequestReader
 
 __all__ = ["DLRMService", "LogitScorer"]
 
 logger = logging.getLogger(__name__)
 
-Float32 = npt.NDArray[np.float32]
-
-
-class LogitScorer(Protocol):
-    """What the service needs of a scorer."""
-
-    @property
-    def declaration(self) -> DLRMDeclaration: ...
-
-    def logits(self, batch: FeatureBatch, shared: SharedContext | None = None) -> Float32:
-        """Float32 [B]. Bags in ``shared`` belong to several samples."""
-        ...
+Headers = Mapping[str, Any]
+Finite = npt.NDArray[np.bool_]
 
 
 class DLRMService:
@@ -68,18 +57,43 @@ class DLRMService:
         )
         self._decoder = RequestDecoder(self._reader, self._serving.max_body_bytes)
 
-    def handle(
-        self, requests: Sequence[Mapping[str, Any]], headers: Sequence[Mapping[str, Any]] = ()
-    ) -> list[Answer]:
-        """One answer a request, in order: decode each, join, score, split, encode each.
+    @property
+    def batch_requests(self) -> int:
+        """The most requests that TorchServe hands over at once."""
+        return self._serving.batch_requests
+
+    def handle(self, requests: Sequence[Mapping[str, Any]], headers: Sequence[Headers] = ()) -> list[Answer]:
+        """One answer a request, in order: decode, join, score, split, encode.
+
+        Requests of one sample are decoded and encoded together, the others each alone.
 
         ``headers``: of each request. TorchServe's own say ``explain: True`` or ``describe: True``.
         """
         headers = headers or [{}] * len(requests)
-        decoded = [self._decode(request, header) for request, header in zip(requests, headers, strict=True)]
-        good = [item for item in decoded if isinstance(item, DecodedRequest)]
-        answers = iter([answer for group in self._groups(good) for answer in self._score_together(group)])
-        return [item if isinstance(item, Answer) else next(answers) for item in decoded]
+        answers: dict[int, Answer] = {}
+        parts: list[Part] = []
+        gathered = self._gather(requests, headers)
+        taken = {sample.place for each in gathered for sample in each.samples}
+        for place, (request, header) in enumerate(zip(requests, headers, strict=True)):
+            if place in taken:
+                continue
+            decoded = self._decode(request, header)
+            if isinstance(decoded, Answer):
+                answers[place] = decoded
+            else:
+                parts.append(self._part(place, decoded))
+        parts += [self._joint_part(each, requests, headers) for each in gathered]
+        answers.update(score_parts(parts, self._scorer, max_samples=self._serving.max_samples))
+        return [answers[place] for place in range(len(requests))]
+
+    def _gather(self, requests: Sequence[Mapping[str, Any]], headers: Sequence[Headers]) -> list[Gathered]:
+        try:
+            return self._decoder.gather(requests, headers)
+        except Exception:
+            logger.exception(
+                "Requests could not be read together, through a fault of ours; each is read alone"
+            )
+            return []
 
     def _decode(self, request: Mapping[str, Any], header: Mapping[str, Any]) -> DecodedRequest | Answer:
         # TorchServe's own question comes without a body; a client's POST always has one.
@@ -106,46 +120,32 @@ class DLRMService:
             )
         )
 
-    def _groups(self, decoded: Sequence[DecodedRequest]) -> Iterator[list[DecodedRequest]]:
-        """Requests that are scored at once: together at most max_samples, so that memory stays bounded."""
-        group: list[DecodedRequest] = []
-        samples = 0
-        for item in decoded:
-            if group and samples + len(item.batch) > self._serving.max_samples:
-                yield group
-                group, samples = [], 0
-            group.append(item)
-            samples += len(item.batch)
-        if group:
-            yield group
+    def _part(self, place: int, decoded: DecodedRequest) -> Part:
+        def answers(numbers: list[float], finite: Finite) -> list[Answer]:
+            return [self._encode(decoded, numbers, finite)]
 
-    def _score_together(self, group: Sequence[DecodedRequest]) -> list[Answer]:
-        try:
-            scores = self._score(group)
-            finite = np.isfinite(scores)
-            numbers = shortest(np.where(finite, scores, np.float32(0)))
-            bounds = np.cumsum([0, *(len(item.batch) for item in group)]).tolist()
-            return [
-                self._encode(item, numbers[start:stop], finite[start:stop])
-                for item, start, stop in zip(group, bounds, bounds[1:], strict=False)
-            ]
-        except Exception:
-            logger.exception("A batch of %d requests could not be scored", len(group))
-            return [answer_internal_error("the model could not score; the server's log says why")] * len(
-                group
-            )
+        return Part([place], decoded.batch, decoded.context, decoded.output == "logit", answers)
 
-    def _score(self, group: Sequence[DecodedRequest]) -> Float32:
-        """Float32 [samples of all], each as its request's output asks."""
-        batches = [item.batch for item in group]
-        batch, shared = concatenate(batches), join_contexts(batches, [item.context for item in group])
-        logits = self._scorer.logits(batch) if shared is None else self._scorer.logits(batch, shared)
-        if logits.shape != (len(batch),):
-            raise ValueError(f"the scorer gave shape {logits.shape} for {len(batch)} samples")
-        as_logit = np.repeat([item.output == "logit" for item in group], [len(item.batch) for item in group])
-        return np.where(as_logit, logits, probabilities(logits))
+    def _joint_part(
+        self, gathered: Gathered, requests: Sequence[Mapping[str, Any]], headers: Sequence[Headers]
+    ) -> Part:
+        samples = gathered.samples
+        places = [sample.place for sample in samples]
 
-    def _encode(self, item: DecodedRequest, numbers: list[float], finite: npt.NDArray[np.bool_]) -> Answer:
+        def answers(numbers: list[float], finite: Finite) -> list[Answer]:
+            made = answer_ones([sample.content for sample in samples], numbers)
+            for i in np.flatnonzero(~finite).tolist():
+                # Whose fault that is takes a closer look, with the paths of this one request.
+                decoded = self._decode(requests[places[i]], headers[places[i]])
+                if isinstance(decoded, DecodedRequest):
+                    made[i] = self._encode(decoded, numbers[i : i + 1], finite[i : i + 1])
+                else:
+                    made[i] = decoded
+            return made
+
+        return Part(places, gathered.batch, None, [sample.as_logit for sample in samples], answers)
+
+    def _encode(self, item: DecodedRequest, numbers: list[float], finite: Finite) -> Answer:
         if finite.all():
             return answer_arrow(numbers) if takes_arrow(item) else answer_json(item.content(numbers))
         error = too_large(item, int(np.argmin(finite)), self._scorer.declaration)

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import json
-import stat
+import shutil
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dlrm_factory.archive.manifest import MANIFEST
+from dlrm_factory.archive.zip_listing import DAMAGED, list_zip
 from dlrm_factory.config import DLRMDeclaration, format_bytes, parse_declaration
 from dlrm_factory.errors import ArchiveError, ConfigError
 from dlrm_factory.held_out import HELD_OUT_FILE
-from dlrm_factory.weights.sealed import DECLARATION_FILE, DENSE_FILE, TABLE_FILE, VOCABULARY_FILE
+from dlrm_factory.weights.seal import SEAL_FILE
+from dlrm_factory.weights.sealed import (
+    DECLARATION_FILE,
+    DENSE_FILE,
+    GOLDENS_FILE,
+    TABLE_FILE,
+    VOCABULARY_FILE,
+)
 
 __all__ = ["ArchiveListing", "read_archive_declaration", "read_archive_listing", "unpacked_weights"]
 
 _MAX_ENTRIES = 10_000
 _MAX_BYTES = 16 << 40  # a whole archive, unpacked
 _MAX_TEXT = 16 << 20  # a file that is read here or imported by a worker
-_MAX_RATIO = 1100  # deflate makes nothing smaller than a thousandth
+_BLOCK = 8 << 20
+_WEIGHTS = (DECLARATION_FILE, DENSE_FILE, TABLE_FILE, VOCABULARY_FILE, HELD_OUT_FILE, GOLDENS_FILE, SEAL_FILE)
 _TEXT = (".py", ".yaml", ".yml", ".json", ".txt")
-_DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +66,7 @@ def read_archive_listing(path: Path) -> ArchiveListing:
 
     ArchiveError if it is damaged, is not an archive, or would write outside its folder when unpacked.
     """
-    files = _folder_files(path) if path.is_dir() else _zip_files(path)
+    files = _files(path)
     model = _model_of(path, files)
     handler = PurePosixPath(str(model.get("handler", "")).split(":")[0]).name
     # A name without .py is one of TorchServe's own handlers.
@@ -89,70 +96,73 @@ def read_archive_declaration(path: Path) -> DLRMDeclaration:
 def unpacked_weights(path: Path) -> Iterator[Path]:
     """A folder with the sealed weights of the archive at ``path``: the archive itself if it is one, else a copy.
 
-    ArchiveError if it is damaged or carries no sealed weights.
+    ArchiveError if it is damaged, carries no sealed weights, or this disk has no room for them.
     """
     if path.is_dir() and (path / TABLE_FILE).is_file():
+        _folder_files(path)
         yield path
         return
     listing = read_archive_listing(path)
-    if not listing.is_dlrm:
+    if not listing.is_dlrm or path.is_dir():
         raise ArchiveError(f"{path}: carries no sealed weights; it was not made by dlrm")
+    names = [name for name in _WEIGHTS if name in listing.files]
     with tempfile.TemporaryDirectory() as folder:
+        _check_room(path, sum(listing.files[name] for name in names), folder)
         with zipfile.ZipFile(path) as archive:
-            for name in (DECLARATION_FILE, DENSE_FILE, TABLE_FILE, VOCABULARY_FILE, HELD_OUT_FILE):
-                if name in listing.files:
-                    archive.extract(name, folder)
+            for name in names:
+                _extract(path, archive, name, Path(folder) / name)
         yield Path(folder)
 
 
-def _zip_files(path: Path) -> dict[str, int]:
-    if not path.is_file():
-        raise ArchiveError(f"{path}: there is no such archive; make one with `dlrm archive`")
-    if not zipfile.is_zipfile(path):
+def _check_room(path: Path, size: int, folder: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if size > free:
         raise ArchiveError(
-            f"{path}: is not an archive, or only a part of one; make it again with `dlrm archive`"
+            f"{path}: its weights take {format_bytes(size)} unpacked, and {folder} has {format_bytes(free)}; "
+            "set TMPDIR to a larger disk"
         )
+
+
+def _extract(path: Path, archive: zipfile.ZipFile, name: str, target: Path) -> None:
+    """Write one file. No more is read than the archive's listing says, whatever the data unpacks to."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except _DAMAGED as error:
-        raise ArchiveError(f"{path}: is damaged: {error}") from None
-    files: dict[str, int] = {}
-    for entry in entries:
-        _check_entry(path, entry)
-        if entry.filename in files:
-            raise ArchiveError(f'{path}: holds "{entry.filename}" twice')
-        if not entry.is_dir():
-            files[entry.filename] = entry.file_size
+        with archive.open(name) as source, target.open("xb") as file:
+            shutil.copyfileobj(source, file, _BLOCK)
+            found = file.tell()
+    except DAMAGED as error:
+        raise ArchiveError(f'{path}: its "{name}" is damaged: {error}') from None
+    if found != archive.getinfo(name).file_size:
+        raise ArchiveError(f'{path}: its "{name}" is damaged: it is shorter than the listing says')
+
+
+def _files(path: Path) -> dict[str, int]:
+    if path.is_dir():
+        return _folder_files(path)
+    files = list_zip(path, most_files=_MAX_ENTRIES)
     _check_sizes(path, files)
     return files
-
-
-def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
-    name = entry.orig_filename
-    if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
-        raise ArchiveError(
-            f'{path}: holds "{name}", which would be unpacked outside its folder; do not use it'
-        )
-    kind = stat.S_IFMT(entry.external_attr >> 16)
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise ArchiveError(f'{path}: holds "{name}", which is not a plain file; do not use it')
-    if entry.file_size > _MAX_RATIO * entry.compress_size:
-        raise ArchiveError(
-            f'{path}: says "{name}" takes {format_bytes(entry.file_size)}, more than it can hold'
-        )
-    if entry.flag_bits & 0x1:
-        raise ArchiveError(f'{path}: holds "{name}" encrypted, which TorchServe cannot read')
 
 
 def _folder_files(path: Path) -> dict[str, int]:
+    files: dict[str, int] = {}
     try:
-        found = [each for each in sorted(path.rglob("*")) if each.is_file()]
-        files = {each.relative_to(path).as_posix(): each.stat().st_size for each in found}
-    except OSError as error:
+        root = path.resolve(strict=True)
+        for each in path.rglob("*"):
+            _check_link(path, each, root)
+            if each.is_file():
+                files[each.relative_to(path).as_posix()] = each.stat().st_size
+            if len(files) > _MAX_ENTRIES:
+                break
+    except (OSError, RuntimeError) as error:
         raise ArchiveError(f"{path}: cannot be read: {error}") from None
+    files = dict(sorted(files.items()))
     _check_sizes(path, files)
     return files
+
+
+def _check_link(path: Path, each: Path, root: Path) -> None:
+    if each.is_symlink() and not each.resolve().is_relative_to(root):
+        raise ArchiveError(f'{path}: its "{each.name}" is a link that leads out of the folder; do not use it')
 
 
 def _check_sizes(path: Path, files: dict[str, int]) -> None:
@@ -176,7 +186,7 @@ def _model_of(path: Path, files: dict[str, int]) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(_read_text(path, MANIFEST))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArchiveError(f"{path}: its {MANIFEST} is not JSON: {error}") from None
     model = manifest.get("model") if isinstance(manifest, dict) else None
     if not isinstance(model, dict) or not model.get("handler") or not model.get("modelName"):
@@ -191,5 +201,5 @@ def _read_text(path: Path, name: str) -> str:
             return (path / name).read_text(encoding="utf-8")
         with zipfile.ZipFile(path) as archive:
             return archive.read(name).decode("utf-8")
-    except (*_DAMAGED, UnicodeDecodeError) as error:
+    except DAMAGED as error:
         raise ArchiveError(f'{path}: its "{name}" is damaged: {error}') from None

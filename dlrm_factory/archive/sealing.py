@@ -17,9 +17,11 @@ from dlrm_factory.archive.staging import (
     replace_folder,
 )
 from dlrm_factory.errors import ArchiveError
+from dlrm_factory.weights import reseal
+from dlrm_factory.weights.seal import read_seal
 
 if TYPE_CHECKING:
-    from dlrm_factory.verification import Verification
+    from dlrm_factory.verification import Replay, Verification
 
 __all__ = ["ArchiveFormat", "archive_model"]
 
@@ -40,6 +42,8 @@ def archive_model(
     archive_format: ArchiveFormat = "default",
     force: bool = False,
     max_auc_loss: float | None = None,
+    max_drift: float | None = None,
+    replay: Replay | None = None,
     progress: Progress | None = None,
 ) -> Verification | None:
     """Make the archive ``output``. It appears whole or not at all; an older one stays until then.
@@ -50,13 +54,16 @@ def archive_model(
         weights: a checkpoint, or a folder of sealed weights.
         output: a file that ends in ``.mar``; for ``directory`` a folder.
         max_auc_loss: the most AUC that serving may lose against the trained model; None does not compare.
+        max_drift: the most that golden probabilities may be from the trained model's, on average; None for 0.02.
+        replay: asks the golden requests as a server would, when the model is compared; None does not ask them.
         progress: called with (bytes written, bytes in all), first of the tables, then of the archive.
 
     Returns:
         What was found when the sealed weights were compared with the trained ones; None if they were not.
 
     Raises:
-        WeightsError: ``weights`` cannot be used, or what is sealed scores worse than ``max_auc_loss`` allows.
+        WeightsError: ``weights`` cannot be used, what is sealed does not give the golden scores, or it scores worse
+            than ``max_auc_loss`` and ``max_drift`` allow.
         ArchiveError: a bad name, ``output`` is in the way, or the disk is full.
     """
     check_names(model_name, version)
@@ -67,7 +74,7 @@ def archive_model(
     source = open_weights(weights)
     with partial_beside(output) as partial, disk_errors(output):
         fill_stage(source, partial, progress=progress)
-        found = None if max_auc_loss is None else _compare(partial, max_auc_loss)
+        found = None if max_auc_loss is None else _compare(partial, max_auc_loss, max_drift, replay)
         (partial / MANIFEST).parent.mkdir()
         (partial / MANIFEST).write_text(manifest_json(model_name, version), encoding="utf-8")
         if archive_format == "directory":
@@ -77,12 +84,16 @@ def archive_model(
     return found
 
 
-def _compare(folder: Path, max_auc_loss: float) -> Verification:
+def _compare(
+    folder: Path, max_auc_loss: float, max_drift: float | None, replay: Replay | None
+) -> Verification:
+    """Verify what is to be packed, and keep the figures in its seal."""
     # It brings TorchRec and the compiler, which an archive made without it does not need.
-    from dlrm_factory.verification import verify_weights
+    from dlrm_factory.verification import MAX_DRIFT, verify_weights
 
-    found = verify_weights(folder)
-    found.check(max_auc_loss)
+    found = verify_weights(folder, replay=replay)
+    found.check(max_auc_loss, MAX_DRIFT if max_drift is None else max_drift)
+    reseal(folder, read_seal(folder), evaluation=found.evaluation())
     return found
 
 

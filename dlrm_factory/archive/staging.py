@@ -18,8 +18,9 @@ from dlrm_factory.archive.model_config import MODEL_CONFIG_FILE, model_config
 from dlrm_factory.archive.packing import HANDLER_FILE, pack_code
 from dlrm_factory.checkpoint import Checkpoint, open_checkpoint
 from dlrm_factory.errors import ArchiveError, WeightsError
+from dlrm_factory.goldens import add_goldens
 from dlrm_factory.weights import SealedWeights, seal_weights
-from dlrm_factory.weights.sealed import TABLE_FILE
+from dlrm_factory.weights.sealed import GOLDENS_FILE, TABLE_FILE
 
 __all__ = [
     "Progress",
@@ -30,6 +31,8 @@ __all__ = [
     "replace_folder",
     "stage",
 ]
+
+_LONGEST_FIGURE = 200  # characters
 
 Progress = Callable[[int, int], None]
 Weights = Checkpoint | SealedWeights
@@ -62,14 +65,25 @@ def open_weights(path: Path) -> Weights:
 
 
 def fill_stage(weights: Weights, folder: Path, *, progress: Progress | None = None) -> None:
-    """Write code, model-config.yaml and sealed weights into the empty ``folder``. OSError if it cannot be."""
+    """Write code, model-config.yaml and sealed weights with golden requests into the empty ``folder``.
+
+    OSError if it cannot be. WeightsError if the weights give scores that are not finite.
+    """
     pack_code(folder)
     (folder / MODEL_CONFIG_FILE).write_text(model_config(weights.declaration), encoding="utf-8")
     if isinstance(weights, Checkpoint):
-        seal_weights(weights, folder, progress=progress)
-    else:
-        for name in weights.files:
-            _link_or_copy(weights.folder / name, folder / name)
+        seal_weights(weights, folder, progress=progress, training=_figures(weights))
+        add_goldens(folder, real_rows=weights.golden_rows, trained=weights)
+        return
+    for name in weights.files:
+        _link_or_copy(weights.folder / name, folder / name)
+    if GOLDENS_FILE not in weights.files:
+        add_goldens(folder)
+
+
+def _figures(checkpoint: Checkpoint) -> dict[str, str]:
+    """What training reported, without what is long, such as the history of its evaluations."""
+    return {name: value for name, value in checkpoint.metadata.items() if len(value) <= _LONGEST_FIGURE}
 
 
 def check_replaceable(folder: Path, *, force: bool) -> None:

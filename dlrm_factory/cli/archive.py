@@ -32,12 +32,17 @@ def archive(
     max_auc_loss: Annotated[
         float, typer.Option(min=0, help="The most AUC that serving may lose against the trained model.")
     ] = 0.0005,
+    max_drift: Annotated[
+        float,
+        typer.Option(min=0, help="The most that golden probabilities may be from trained ones, on average."),
+    ] = 0.02,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an archive that exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
-    """Make a self-contained archive: code, declaration, weights, settings for TorchServe."""
+    """Make a self-contained archive: code, declaration, weights, golden requests, settings for TorchServe."""
     # Brings torch, which `dlrm --help` need not wait for.
     from dlrm_factory.archive import archive_model, read_archive_listing
+    from handler.replay import replay_with
 
     suffix = ".mar" if archive_format == "default" else ""
     output = output or Path("model_store") / f"{model_name}{suffix}"
@@ -50,6 +55,8 @@ def archive(
             archive_format=archive_format,
             force=force,
             max_auc_loss=max_auc_loss,
+            max_drift=max_drift,
+            replay=replay_with,
             progress=progress,
         )
     listing = read_archive_listing(output)
@@ -61,6 +68,11 @@ def archive(
         )
         return
     typer.echo(f"made {output}: model {model_name} {version}, {format_bytes(listing.total_bytes)} unpacked")
+    if found and found.goldens:
+        typer.echo(
+            f"{found.goldens.requests} golden requests reproduced, the largest difference "
+            f"{max(found.goldens.largest.values()):.1e}"
+        )
     for engine in found.engines if found else ():
         typer.echo(
             f"{engine.engine}: AUC {engine.auc:.4f}, {engine.auc_loss:+.5f} lost against the trained model"

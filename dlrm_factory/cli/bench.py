@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from dlrm_factory.cli.bench_decode import decode
+from dlrm_factory.cli.bench_handle import handle
 from dlrm_factory.cli.bench_http import http
 from dlrm_factory.cli.bench_memory import memory
 from dlrm_factory.cli.bench_score import score
@@ -12,5 +13,5 @@ from dlrm_factory.cli.bench_score import score
 __all__ = ["bench"]
 
 bench = typer.Typer(help="Measure the server, the workers' memory and the parts.", no_args_is_help=True)
-for _command in (decode, score, http, memory):
+for _command in (decode, score, handle, http, memory):
     bench.command()(_command)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dlrm_factory.archive import read_archive_declaration
 from dlrm_factory.errors import ArchiveError
 
 __all__ = ["crowding"]
@@ -15,6 +14,9 @@ def crowding(archive: Path, workers: int, cores: int | None = None) -> str | Non
     """A warning if ``workers`` of the model in ``archive`` have more torch threads than ``cores`` (None: this
     process's), else None. None also for an archive that carries no declaration to ask.
     """
+    # Brings torch, which `dlrm --help` need not wait for.
+    from dlrm_factory.archive import read_archive_declaration
+
     try:
         threads = read_archive_declaration(archive).serving.threads
     except ArchiveError:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 
 import typer
 
 from dlrm_factory.cli.archive import archive
 from dlrm_factory.cli.bench import bench
+from dlrm_factory.cli.evaluate import evaluate
+from dlrm_factory.cli.importing import import_model
+from dlrm_factory.cli.init import init
 from dlrm_factory.cli.plan import plan
 from dlrm_factory.cli.predict import predict
 from dlrm_factory.cli.preset import preset
+from dlrm_factory.cli.quiet import quiet_libraries
 from dlrm_factory.cli.scale import scale
 from dlrm_factory.cli.serve import serve
 from dlrm_factory.cli.stage import stage
@@ -30,14 +33,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 # In the order of use.
-for _command in (preset, plan, train, archive, verify, stage, serve, predict, scale, stop):
+for _command in (preset, init, plan, train, evaluate, archive, verify, stage, serve, predict, scale, stop):
     app.command()(_command)
+app.command(name="import")(import_model)
 app.add_typer(bench, name="bench")
 
 
 def main() -> None:
     """Run the command line. Exits 0, or non-zero with one clear message."""
-    _quiet_libraries()
+    quiet_libraries()
     try:
         app()
     except DLRMError as error:
@@ -46,11 +50,3 @@ def main() -> None:
     except KeyboardInterrupt:
         print("dlrm: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-
-
-def _quiet_libraries() -> None:
-    """Let our own messages be read: TorchRec's planner warns through the root logger on every plan."""
-    logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("dlrm_factory").setLevel(logging.WARNING)
-    for name in ("torchrec", "torch.fx", "fbgemm_gpu"):
-        logging.getLogger(name).setLevel(logging.ERROR)

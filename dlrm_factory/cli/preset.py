@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dlrm_factory.cli.written import write_new
 from dlrm_factory.config import criteo, dump_declaration
 from dlrm_factory.config import preset as named_preset
 from dlrm_factory.config.declaration import TableDtype
@@ -42,15 +43,5 @@ def preset(
     if output is None:
         typer.echo(text, nl=False)
         return
-    _write(output, text, force)
-
-
-def _write(output: Path, text: str, force: bool) -> None:
-    try:
-        with output.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise ConfigError(["exists; give --force to replace it"], str(output)) from None
-    except OSError as error:
-        raise ConfigError([f"cannot be written: {error.strerror}"], str(output)) from None
+    write_new(output, text, force=force)
     typer.echo(f"wrote {output}")

@@ -30,19 +30,28 @@ def training_progress() -> Iterator[Callable[[Stage], None]]:
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description:<10}"),
-        BarColumn(),
+        BarColumn(bar_width=12),  # so that all figures fit into 80 columns
         TextColumn("{task.percentage:>3.0f}%"),
         _Speed(),
-        TextColumn("{task.fields[loss]}"),
+        TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         tasks: dict[str, TaskID] = {}
+        auc = ""
 
         def observe(stage: Stage) -> None:
+            nonlocal auc
             if stage.stage not in tasks:
-                tasks[stage.stage] = progress.add_task(stage.stage, total=stage.total, loss="")
+                tasks[stage.stage] = progress.add_task(stage.stage, total=stage.total, figures="")
+            if stage.evaluation is not None and stage.evaluation.held_out_auc is not None:
+                auc = f"AUC {stage.evaluation.held_out_auc:.4f}"
             loss = "" if stage.loss is None else f"loss {stage.loss:.4f}"
-            progress.update(tasks[stage.stage], completed=stage.done, total=stage.total, loss=loss)
+            figures = f"{loss} {auc}" if stage.stage == "training" else ""
+            progress.update(tasks[stage.stage], completed=stage.done, total=stage.total, figures=figures)
+            if stage.evaluation is not None and "training" in tasks:
+                task = progress.tasks[progress.task_ids.index(tasks["training"])]
+                loss = str(task.fields["figures"]).partition(" AUC")[0].strip()
+                progress.update(tasks["training"], figures=f"{loss} {auc}")
 
         yield observe

@@ -9,7 +9,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from dlrm_factory.training import TrainingReport
 
-__all__ = ["training_table"]
+__all__ = ["bad_rows_lines", "training_table"]
 
 
 def training_table(report: TrainingReport) -> Table:
@@ -21,6 +21,8 @@ def training_table(report: TrainingReport) -> Table:
     if known:
         table.add_column("best reachable", justify="right")
     table.add_row("rows", f"{report.rows:,}")
+    if report.bad_rows is not None:
+        table.add_row("left out", f"{report.bad_rows.rows:,}")
     table.add_row("held out", f"{report.held_out_rows:,}")
     table.add_row("epochs", f"{report.epochs}")
     table.add_row("samples/s", f"{report.samples_per_second:,.0f}")
@@ -30,7 +32,24 @@ def training_table(report: TrainingReport) -> Table:
     shown = 2 if known else 1
     table.add_row("held-out log-loss", *map(_figure, log_losses[:shown]))
     table.add_row("held-out AUC", *map(_figure, aucs[:shown]))
+    if report.held_out_auc is not None and report.best_auc is not None and report.best_auc > 0.5:
+        way = (report.held_out_auc - 0.5) / (report.best_auc - 0.5)
+        table.add_row("way from 0.5 to the best AUC", f"{way:.1%}")
     return table
+
+
+def bad_rows_lines(report: TrainingReport) -> list[str]:
+    """What was left out of the data: how many rows for which reason, and the first few."""
+    bad = report.bad_rows
+    if bad is None or not bad.rows:
+        return []
+    kinds = [f'  {kind.rows:>10,}  column "{kind.column}": {kind.reason}' for kind in bad.kinds]
+    return [
+        f"left out {bad.rows:,} of {bad.read:,} rows",
+        *kinds,
+        "the first:",
+        *(f"  {e}" for e in bad.examples),
+    ]
 
 
 def _figure(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""``dlrm verify``: an archive's weights, checked without a server."""
+"""``dlrm verify``: an archive, proven without a server."""
 
 from __future__ import annotations
 
@@ -22,33 +22,42 @@ def verify(
     max_auc_loss: Annotated[
         float, typer.Option(min=0, help="The most AUC that serving may lose against the trained model.")
     ] = 0.0005,
+    max_drift: Annotated[
+        float,
+        typer.Option(min=0, help="The most that golden probabilities may be from trained ones, on average."),
+    ] = 0.02,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check an archive: every table's checksum, and how far served scores are from trained ones."""
+    """Prove an archive without a server: every file, its golden requests, served scores against trained ones."""
     from dlrm_factory.archive import unpacked_weights
     from dlrm_factory.verification import verify_weights
+    from handler.replay import replay_with
 
     console = Console(stderr=True)
     with unpacked_weights(archive) as folder, console.status(f"verifying {archive}"):
-        found = verify_weights(folder)
+        found = verify_weights(folder, replay=replay_with)
     if as_json:
         typer.echo(jsonlib.dumps(asdict(found), indent=2))
     else:
         _print(archive, found)
-    found.check(max_auc_loss)
+    found.check(max_auc_loss, max_drift)
 
 
 def _print(archive: Path, found: Verification) -> None:
-    typer.echo(f"{archive}: {found.tables} tables agree with their checksums")
+    typer.echo(
+        f"{archive}: {found.files} files agree with their seal, {found.tables} tables agree with their checksums"
+    )
+    for name, (then, now) in sorted(found.other_versions.items()):
+        typer.echo(f"warning: made with {name} {then or '(none)'}, but {now or 'none'} is installed here")
+    _print_goldens(found)
     if not found.engines:
-        typer.echo("no held-out samples travel with it, so scores were not compared")
+        typer.echo("no held-out samples travel with it, so its AUC was not compared")
         return
     table = Table("", "AUC", "AUC lost", "log-loss", "mean difference", "max difference")
     table.add_row("as trained", f"{found.float_auc:.5f}", "", f"{found.float_log_loss:.5f}", "", "")
     for drift in found.engines:
-        name = f"compiled, {found.precision}" if drift.engine == "compiled" else "eager, tables' dtypes"
         table.add_row(
-            name,
+            _engine(drift.engine, found.precision),
             f"{drift.auc:.5f}",
             f"{drift.auc_loss:+.5f}",
             f"{drift.log_loss:.5f}",
@@ -57,3 +66,25 @@ def _print(archive: Path, found: Verification) -> None:
         )
     Console().print(table)
     typer.echo(f"over {found.samples:,} held-out samples; differences are of probabilities")
+
+
+def _print_goldens(found: Verification) -> None:
+    goldens = found.goldens
+    if goldens is None:
+        typer.echo("no golden requests travel with it, so its scores are not proven")
+        return
+    engines = "; ".join(
+        f"{_engine(name, found.precision)} within {largest:.1e}" for name, largest in goldens.largest.items()
+    )
+    typer.echo(
+        f"{goldens.requests} golden requests ({goldens.real} real) reproduced, alone and in a batch: {engines}"
+    )
+    if goldens.mean_drift is not None:
+        typer.echo(
+            f"their probabilities are {goldens.mean_drift:.1e} from the trained model's on average, "
+            f"{goldens.max_drift:.1e} at most"
+        )
+
+
+def _engine(name: str, precision: str) -> str:
+    return f"compiled, {precision}" if name == "compiled" else name

@@ -1,11 +1,12 @@
 """The fast path on CPU: one lookup over the mapped tables, and the dense parts compiled by AOTInductor."""
 
-from dlrm_factory.compiled.capability import Precision, best_precision, cpu_capability
+from dlrm_factory.compiled.capability import DTYPES, Precision, best_precision, cpu_capability
 from dlrm_factory.compiled.dense_net import DenseNet
 from dlrm_factory.compiled.lookup import DirectLookup
 from dlrm_factory.compiled.package import CompiledDense, compiled_dense, package_path
 
 __all__ = [
+    "DTYPES",
     "CompiledDense",
     "DenseNet",
     "DirectLookup",

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ from dlrm_factory.config.reading import read_declaration
 from dlrm_factory.model import load_dense, make_model
 from dlrm_factory.weights.sealed import DECLARATION_FILE, read_dense
 
-__all__ = ["build_in_subprocess", "compiler"]
+__all__ = ["build_in_subprocess", "compiler", "few_samples_package"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +30,26 @@ _EXAMPLE_BATCH = 8
 _MAX_BATCH = 1 << 24
 _TIMEOUT_SECONDS = 600
 
+_MANY_SAMPLES = {"freezing": True}
+# Products written out in C++, without oneDNN, which takes longer to prepare a call than to compute one sample.
+_FEW_SAMPLES = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP"}
+
 
 def compiler() -> str | None:
     """The C++ compiler that AOTInductor would use; None if there is none."""
     return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 
 
+def few_samples_package(package: Path) -> Path:
+    """Where the code for batches of a few samples is, beside ``package``."""
+    return package.with_name(f"{package.stem}-few{package.suffix}")
+
+
 def build_in_subprocess(folder: Path, package: Path, precision: Precision) -> str | None:
-    """Compile the dense parts of the sealed weights in ``folder`` into ``package``. None, or why it failed."""
+    """Compile the dense parts of the sealed weights in ``folder`` into ``package``. None, or why it failed.
+
+    `few_samples_package` is made before; where its code cannot be had, there is ``package`` alone.
+    """
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-W", "ignore", "-m", "dlrm_factory.compiled.build"]
     command += [str(folder.resolve()), str(package), precision]
@@ -64,15 +77,26 @@ def _build(folder: Path, package: Path, precision: Precision) -> None:
     net = DenseNet(model, declaration, precision).eval()
     example = (
         torch.zeros(_EXAMPLE_BATCH, len(declaration.dense_features)),
-        torch.zeros(_EXAMPLE_BATCH, len(declaration.sparse_features), declaration.embedding_dim),
+        torch.zeros(
+            _EXAMPLE_BATCH, len(declaration.sparse_features), declaration.embedding_dim, dtype=net.dtype
+        ),
     )
     batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
-    with torch.no_grad(), tempfile.TemporaryDirectory(dir=package.parent) as scratch:
-        # Headers that are compiled once serve every later build.
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(package.parent / "inductor")
+    # Headers that are compiled once serve every later build.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(package.parent / "inductor")
+    with torch.no_grad():
         exported = torch.export.export(net, example, dynamic_shapes=({0: batch}, {0: batch}))
+        try:
+            _compile(exported, few_samples_package(package), _FEW_SAMPLES)
+        except Exception:  # on a CPU for which it has no such code
+            logger.warning("No code of its own for a few samples on this CPU", exc_info=True)
+        _compile(exported, package, _MANY_SAMPLES)
+
+
+def _compile(exported: torch.export.ExportedProgram, package: Path, options: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory(dir=package.parent) as scratch:
         made = torch._inductor.aoti_compile_and_package(
-            exported, package_path=f"{scratch}/package.pt2", inductor_configs={"freezing": True}
+            exported, package_path=f"{scratch}/package.pt2", inductor_configs=options
         )
         # Moved whole, so that a reader never sees half a package.
         Path(made).replace(package)

@@ -9,9 +9,11 @@ from typing import Literal
 
 import torch
 
-__all__ = ["Precision", "best_precision", "cpu_capability"]
+__all__ = ["DTYPES", "Precision", "best_precision", "cpu_capability"]
 
 Precision = Literal["fp32", "bf16"]
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 # Flags of /proc/cpuinfo with which bf16 matrix products are faster than fp32 ones.
 _BF16_FLAGS = ("amx_bf16", "avx512_bf16")

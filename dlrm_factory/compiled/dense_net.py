@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torchrec.models.dlrm import DLRM
 
-from dlrm_factory.compiled.capability import Precision
+from dlrm_factory.compiled.capability import DTYPES, Precision
 from dlrm_factory.config.declaration import DLRMDeclaration
 
 __all__ = ["DenseNet", "model_feature_order"]
@@ -19,16 +19,20 @@ def model_feature_order(declaration: DLRMDeclaration) -> list[int]:
 
 
 class DenseNet(nn.Module):
-    """Bottom MLP, interaction and top MLP of ``model``.
+    """Bottom MLP, interaction and top MLP of ``model``, which it takes over and changes.
 
-    forward(dense float32 [B, number of dense features], pooled float32 [B, F, D], features in declared order)
+    forward(dense float32 [B, number of dense features], pooled [B, F, D] in ``dtype``, features in declared order)
     → logits float32 [B]. With ``bf16`` the parts compute in bfloat16 and only the logit is float32 again.
     """
 
     def __init__(self, model: DLRM, declaration: DLRMDeclaration, precision: Precision) -> None:
         super().__init__()
-        self.dense_arch, self.inter_arch, self.over_arch = model.dense_arch, model.inter_arch, model.over_arch
-        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.dense_arch, self.over_arch = model.dense_arch, model.over_arch
+        self.inter_arch: nn.Module = model.inter_arch
+        if declaration.architecture == "dlrm":
+            self.inter_arch = FlatInteraction(len(declaration.sparse_features))
+            _widen(_first_linear(self.over_arch), self.inter_arch.filling(declaration.embedding_dim))
+        self.dtype = DTYPES[precision]
         self.to(self.dtype)
         order = model_feature_order(declaration)
         self.reorder = order != sorted(order)
@@ -38,5 +42,43 @@ class DenseNet(nn.Module):
         if self.reorder:
             pooled = pooled.index_select(1, self.order)
         embedded = self.dense_arch(dense.to(self.dtype))
-        logits: torch.Tensor = self.over_arch(self.inter_arch(embedded, pooled.to(self.dtype)))
+        logits: torch.Tensor = self.over_arch(self.inter_arch(embedded, pooled))
         return logits.reshape(-1).float()
+
+
+class FlatInteraction(nn.Module):
+    """TorchRec's ``InteractionArch``, filled up to a width that matrix units take whole.
+
+    forward(embedded [B, D], pooled [B, F, D]) → [B, D + (F + 1) F / 2 + filling]: the dense vector, the dot products
+    of all pairs of the F + 1 vectors, row by row of the upper triangle, then what the next layer multiplies by 0.
+    """
+
+    pairs: torch.Tensor
+    MULTIPLE = 32  # columns of a bf16 tile; with an odd width oneDNN and the compiler fall back to slow code
+
+    def __init__(self, sparse_features: int) -> None:
+        super().__init__()
+        vectors = sparse_features + 1
+        row, column = torch.triu_indices(vectors, vectors, offset=1)
+        self.register_buffer("pairs", row * vectors + column, persistent=False)
+
+    def filling(self, embedding_dim: int) -> int:
+        """How many columns are added; from then on they are part of what forward returns."""
+        missing = -(embedding_dim + len(self.pairs)) % self.MULTIPLE
+        self.pairs = torch.cat([self.pairs, self.pairs.new_zeros(missing)])
+        return missing
+
+    def forward(self, embedded: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        vectors = torch.cat((embedded.unsqueeze(1), pooled), dim=1)
+        products = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)
+        return torch.cat((embedded, products.index_select(1, self.pairs)), dim=1)
+
+
+def _first_linear(module: nn.Module) -> nn.Linear:
+    return next(part for part in module.modules() if isinstance(part, nn.Linear))
+
+
+def _widen(linear: nn.Linear, columns: int) -> None:
+    """Let ``linear`` take ``columns`` more inputs, which it multiplies by 0."""
+    linear.weight = nn.Parameter(torch.nn.functional.pad(linear.weight.detach(), (0, columns)))
+    linear.in_features += columns

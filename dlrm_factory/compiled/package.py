@@ -10,17 +10,21 @@ from pathlib import Path
 
 import torch
 
-from dlrm_factory.compiled.build import build_in_subprocess, compiler
+from dlrm_factory.compiled.build import build_in_subprocess, compiler, few_samples_package
 from dlrm_factory.compiled.cache import cache_folder, package_name
 from dlrm_factory.compiled.capability import Precision
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.weights.sealed import DENSE_FILE
 
-__all__ = ["CompiledDense", "compiled_dense", "package_path"]
+__all__ = ["FEW_SAMPLES", "CompiledDense", "compiled_dense", "package_path"]
 
 logger = logging.getLogger(__name__)
 
 CompiledDense = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Runner = Callable[[list[torch.Tensor]], list[torch.Tensor]]
+
+# Up to so many samples, code with no calls of oneDNN is faster: 0.05 ms in place of 0.2 ms for one, the same for 16.
+FEW_SAMPLES = 12
 
 
 def package_path(folder: Path, declaration: DLRMDeclaration, precision: Precision) -> Path | None:
@@ -45,13 +49,34 @@ def compiled_dense(
         return None
     if not package.is_file() and not (build and _build_once(folder, package, precision)):
         return None
+    many = _load(package)
+    if many is None:
+        return None
+    few_package = few_samples_package(package)
+    few = _load(few_package) if few_package.is_file() else None
+    return _BySize(few or many, many)
+
+
+class _BySize:
+    """Runs the code that was made for batches of a size."""
+
+    def __init__(self, few: Runner, many: Runner) -> None:
+        self._few, self._many = few, many
+
+    def __call__(self, dense: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        run = self._few if dense.shape[0] <= FEW_SAMPLES else self._many
+        return run([dense, pooled])[0]
+
+
+def _load(package: Path) -> Runner | None:
     try:
-        loaded: CompiledDense = torch._inductor.aoti_load_package(str(package))
+        # Without torch's wrapper, which reads how to flatten the arguments from JSON at every call: 0.1 ms.
+        runner: Runner = torch._inductor.aoti_load_package(str(package)).loader.boxed_run
     except Exception as error:
-        logger.warning("The compiled package %s cannot be loaded (%s); scoring eagerly", package, error)
+        logger.warning("The compiled package %s cannot be loaded (%s); scoring without it", package, error)
         package.unlink(missing_ok=True)
         return None
-    return loaded
+    return runner
 
 
 def _build_once(folder: Path, package: Path, precision: Precision) -> bool:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn.functional import pad
 
 __all__ = ["SIZES", "SizedDense", "pieces"]
 
 # Each at most half as much again as the one before; the largest piece's pooled vectors still fit the CPU's cache.
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+_SIZES = frozenset(SIZES)
 
 
 def pieces(samples: int) -> Iterator[tuple[int, int, int]]:
@@ -27,28 +27,43 @@ def pieces(samples: int) -> Iterator[tuple[int, int, int]]:
 
 
 class SizedDense:
-    """A compiled `DenseNet` that meets no batch size but `SIZES`."""
+    """A compiled `DenseNet` that meets no batch size but `SIZES`. For one thread at a time."""
 
-    def __init__(self, compiled: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+    def __init__(
+        self, compiled: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], dtype: torch.dtype
+    ) -> None:
+        """``dtype``: of the pooled vectors that ``compiled`` takes."""
+        self.dtype = dtype
         self._compiled = compiled
+        self._dense = self._pooled = torch.empty(0)
 
     def warm_up(self, dense_features: int, sparse_features: int, embedding_dim: int) -> None:
         """Meet every size once."""
         for size in SIZES:
-            self._compiled(
-                torch.zeros(size, dense_features), torch.zeros(size, sparse_features, embedding_dim)
-            )
+            pooled = torch.zeros(size, sparse_features, embedding_dim, dtype=self.dtype)
+            self._compiled(torch.zeros(size, dense_features), pooled)
 
     def __call__(self, dense: torch.Tensor, pooled: torch.Tensor) -> npt.NDArray[np.float32]:
         """Click logits, float32 [B], of dense features [B, n] and pooled vectors [B, F, D]. B is at least 1."""
+        samples, pooled = dense.shape[0], pooled.to(self.dtype)
+        if samples in _SIZES:
+            return self._compiled(dense, pooled).numpy()
         parts = []
-        for start, stop, size in pieces(dense.shape[0]):
-            filling = size - (stop - start)
-            part = self._compiled(_filled(dense[start:stop], filling), _filled(pooled[start:stop], filling))
+        for start, stop, size in pieces(samples):
+            part = self._compiled(*self._filled(dense[start:stop], pooled[start:stop], size))
             parts.append(part[: stop - start].numpy())
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-
-def _filled(rows: torch.Tensor, filling: int) -> torch.Tensor:
-    """``rows`` with ``filling`` rows of zeros after them."""
-    return pad(rows, (0, 0) * (rows.dim() - 1) + (0, filling)) if filling else rows
+    def _filled(
+        self, dense: torch.Tensor, pooled: torch.Tensor, size: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows given and, after them, whatever an earlier call has left: no row's logit depends on another's."""
+        samples = dense.shape[0]
+        if samples == size:
+            return dense, pooled
+        if self._dense.shape[1:] != dense.shape[1:] or self._pooled.shape[1:] != pooled.shape[1:]:
+            self._dense = torch.zeros(SIZES[-1], *dense.shape[1:])
+            self._pooled = torch.zeros(SIZES[-1], *pooled.shape[1:], dtype=self.dtype)
+        self._dense[:samples] = dense
+        self._pooled[:samples] = pooled
+        return self._dense[:size], self._pooled[:size]

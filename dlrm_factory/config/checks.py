@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.config.label import parse_label
 from dlrm_factory.config.sizes import parse_bytes
 from dlrm_factory.errors import near_matches
 
@@ -262,14 +263,15 @@ def _training(d: DLRMDeclaration) -> Iterator[str]:
         yield "$.training.time_column: is needed for split: time; name the column with each row's time"
     if t.split != "time" and t.time_column is not None:
         yield "$.training.time_column: is only for split: time"
-    if t.time_column is not None and t.time_column == t.label:
+    label = parse_label(t.label).column
+    if t.time_column is not None and t.time_column == label:
         yield f'$.training.time_column: "{t.time_column}" is the label'
     if not 0 < t.holdout < 1:
         yield f"$.training.holdout: {t.holdout} is outside (0, 1)"
     if not 0 <= t.seed < 2**63:
         yield f"$.training.seed: {t.seed} is outside [0, 2**63)"
-    if t.label in d.dense_names or t.label in d.sparse_names:
-        yield f'$.training.label: "{t.label}" is also a feature; the model would be told the answer'
+    if label in d.dense_names or label in d.sparse_names:
+        yield f'$.training.label: "{label}" is also a feature; the model would be told the answer'
     if not t.separator:
         yield "$.training.separator: is empty"
 

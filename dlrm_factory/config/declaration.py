@@ -183,7 +183,7 @@ class TrainingOptions(_Strict, kw_only=True, frozen=True):
     """How `dlrm train` trains.
 
     Fields:
-        label: the column with 0 or 1.
+        label: the column with 0 or 1, or a comparison such as ``rating >= 4``.
         batch_size: samples a step and rank.
         epochs: passes over the training part.
         optimizer: of all but the tables.

@@ -44,7 +44,9 @@ def tiny() -> DLRMDeclaration:
             Table(name="t_item_tags", num_embeddings=50, embedding_dim=8, pooling="mean"),
         ],
         serving=ServingOptions(compile="off"),  # so small a model gains nothing
-        training=TrainingOptions(label="click", batch_size=256, epochs=5),
+        training=TrainingOptions(
+            label="click", batch_size=256, learning_rate=0.01, learning_rate_decay="linear"
+        ),
     )
 
 
@@ -52,12 +54,12 @@ def demo() -> DLRMDeclaration:
     """A shop's ranking: who asks, in which context, for which item."""
     sparse: list[tuple[str, int, TableDtype]] = [
         ("user_id", 20_000, "int8"),
-        ("user_segments", 200, "fp16"),
-        ("country", 60, "fp32"),
-        ("device", 10, "fp32"),
+        ("user_segments", 400, "fp16"),
+        ("country", 100, "fp32"),
+        ("device", 50, "fp32"),
         ("item_id", 10_000, "int8"),
-        ("item_category", 300, "fp16"),
-        ("item_tags", 2_000, "int8"),
+        ("item_category", 600, "fp16"),
+        ("item_tags", 4_000, "int8"),
     ]
     many = {"user_segments", "item_tags"}
     return DLRMDeclaration(
@@ -83,7 +85,13 @@ def demo() -> DLRMDeclaration:
             )
             for name, rows, dtype in sparse
         ],
-        training=TrainingOptions(label="click", epochs=2),
+        training=TrainingOptions(
+            label="click",
+            batch_size=2048,
+            learning_rate=0.01,
+            learning_rate_decay="linear",
+            evaluate_every=200,
+        ),
     )
 
 

@@ -32,6 +32,21 @@ class _Loader(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoa
         return dict(super().construct_mapping(node, deep=deep))
 
 
+# PyYAML lets ValueError out for a date that no calendar has, and the others for tags on text that is not of them.
+_NOT_YAML = (
+    yaml.YAMLError,
+    ValueError,
+    RecursionError,
+    AttributeError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+)
+
+_MOST_BYTES = 16 << 20
+_MOST_DEPTH = 50  # a declaration has 4; PyYAML's C parser overruns the stack at some thousands
+_MOST_EVENTS = 2_000_000
+
 # YAML 1.1, which PyYAML speaks, takes 1e-3 and 1.5e3 for text: it wants a dot and a sign.
 _EXPONENT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
@@ -41,7 +56,9 @@ def read_declaration(path: str | Path) -> DLRMDeclaration:
     """The declaration in the YAML file ``path``. ConfigError lists every mistake with its path."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        text = data.decode("utf-8")
     except FileNotFoundError:
         raise ConfigError(["there is no such file"], str(path)) from None
     except (OSError, UnicodeDecodeError) as error:
@@ -51,11 +68,13 @@ def read_declaration(path: str | Path) -> DLRMDeclaration:
 
 def parse_declaration(text: str, *, source: str = "") -> DLRMDeclaration:
     """The declaration in YAML ``text``; ``source`` names it in errors."""
+    if len(text) > _MOST_BYTES:
+        raise ConfigError([f"is longer than {_MOST_BYTES} characters, so it is no declaration"], source)
     try:
+        _check_nesting(text)
         # The loader is a SafeLoader: it builds plain data only.
         data = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # PyYAML lets ValueError out for a date that no calendar has.
+    except _NOT_YAML as error:
         raise ConfigError([f"is not YAML: {_one_line(error)}"], source) from None
     except ConfigError as error:
         raise ConfigError(error.problems, source) from None
@@ -67,6 +86,35 @@ def parse_declaration(text: str, *, source: str = "") -> DLRMDeclaration:
     if problems:
         raise ConfigError(problems, source)
     return declaration
+
+
+def _check_nesting(text: str) -> None:
+    """ConfigError for YAML that would exhaust the stack or the memory of who builds it: nested, or aliases of aliases.
+
+    Builds nothing: only the parser's events are looked at.
+    """
+    depth = events = 0
+    aliased: dict[str | None, int] = {}  # events within each anchor, aliases in it counted in full
+    open_anchors: list[tuple[str | None, int]] = []
+    for event in yaml.parse(text, Loader=_Loader):
+        events += 1
+        if isinstance(event, yaml.AliasEvent):
+            events += aliased.get(event.anchor, 0)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            open_anchors.append((event.anchor, events))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+            anchor, start = open_anchors.pop()
+            if anchor is not None:
+                aliased[anchor] = events - start
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        if depth > _MOST_DEPTH:
+            raise ConfigError([f"line {line}: is nested more than {_MOST_DEPTH} deep"])
+        if events > _MOST_EVENTS:
+            raise ConfigError(
+                [f"line {line}: has more than {_MOST_EVENTS} values, with those that its aliases repeat"]
+            )
 
 
 def dump_declaration(declaration: DLRMDeclaration) -> str:

@@ -31,6 +31,7 @@ __all__ = [
     "hash_keys",
     "integers_among",
     "mix_int64",
+    "unmix_int64",
 ]
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
@@ -107,3 +108,14 @@ def mix_int64(ids: Int64) -> UInt64:
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
+
+
+def unmix_int64(keys: UInt64) -> Int64:
+    """The int64 whose `mix_int64` is each of ``keys``: it is one to one."""
+    with np.errstate(over="ignore"):
+        z = keys ^ (keys >> np.uint64(31)) ^ (keys >> np.uint64(62))
+        z = z * np.uint64(pow(0x94D049BB133111EB, -1, 2**64))
+        z = z ^ (z >> np.uint64(27)) ^ (z >> np.uint64(54))
+        z = z * np.uint64(pow(0xBF58476D1CE4E5B9, -1, 2**64))
+        z = z ^ (z >> np.uint64(30)) ^ (z >> np.uint64(60))
+        return (z - np.uint64(0x9E3779B97F4A7C15)).astype(np.int64)

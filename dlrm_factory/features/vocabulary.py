@@ -28,13 +28,15 @@ import xxhash
 from dlrm_factory.checked_file import FileKind, align, map_file
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.errors import WeightsError
-from dlrm_factory.features.ids import hash_keys, mix_int64
+from dlrm_factory.features.ids import hash_keys, mix_int64, unmix_int64
 from dlrm_factory.features.text_column import TextColumn
 
 __all__ = ["KIND", "Layout", "StoredVocabulary", "Vocabularies", "VocabularyHeader", "bucket_of", "salts"]
 
 Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
+
+_BLOCK = 1 << 20
 
 
 class StoredVocabulary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,13 +92,14 @@ KIND = FileKind(magic=b"DLRMVOC1", name="vocabulary file", header=VocabularyHead
 class Vocabularies:
     """The vocabularies of a model. Lookups are array operations over memory that may be mapped."""
 
-    def __init__(self, data: bytes | memoryview, source: str = "vocabularies") -> None:
-        """WeightsError if ``data`` is not a whole vocabulary file. Every byte is read once, for the checksum."""
+    def __init__(
+        self, data: bytes | memoryview, source: str = "vocabularies", *, verify: bool = True
+    ) -> None:
+        """WeightsError if ``data`` is not a whole vocabulary file. ``verify``: call `verify` too."""
         self.data = memoryview(data)
         header, end = KIND.decode(self.data, source)
         begins, size = _checked_spans(header, end, len(self.data), source)
-        if xxhash.xxh3_64_hexdigest(self.data[align(end) :]) != header.xxh3:
-            raise WeightsError(f"{source}: is damaged (wrong checksum); make the archive again")
+        self._head, self._digest, self._begins = end, header.xxh3, begins
         parts = {
             name: np.frombuffer(self.data, dtype=dtype, count=length, offset=begins[name])
             for name, (dtype, length) in header.layout.parts().items()
@@ -105,17 +108,35 @@ class Vocabularies:
         self.sizes = {stored.table: stored.entries for stored in header.tables}
         self._ends = np.cumsum([0, *self.sizes.values()], dtype=np.int64)
         self._salts = salts(len(self.sizes))
-        self._bits = header.layout.bits
+        self._bits, self._text_bytes = header.layout.bits, header.layout.text_bytes
         self._keys, self._entries, self._buckets = parts["keys"], parts["entries"], parts["buckets"]
-        self._texts = None
+        self._texts, self._offsets = None, parts.get("offsets")
         if header.layout.text_bytes:
             self._texts = TextColumn(parts["texts"], parts["offsets"][:-1], parts["offsets"][1:])
         assert size == len(self.data)
+        if verify:
+            self.verify()
 
     @classmethod
-    def map(cls, path: Path) -> Vocabularies:
+    def map(cls, path: Path, *, verify: bool = True) -> Vocabularies:
         """The vocabularies in the file at ``path``; all processes that map it share its pages."""
-        return cls(memoryview(map_file(path, KIND.name)), str(path))
+        return cls(memoryview(map_file(path, KIND.name)), str(path), verify=verify)
+
+    def verify(self) -> None:
+        """Read every byte and compare the checksum. WeightsError if it is another, or the parts do not fit together."""
+        start = align(self._head)
+        if any(self.data[self._head : start]) or xxhash.xxh3_64_hexdigest(self.data[start:]) != self._digest:
+            raise WeightsError(f"{self.source}: is damaged (wrong checksum); make the archive again")
+        # A stranger's file may have a right checksum over parts that lead a lookup astray.
+        buckets, entries = self._buckets, self._entries
+        ordered = int(buckets[0]) == 0 and int(buckets[-1]) == len(entries) and _never_falls(buckets)
+        within = len(entries) == 0 or int(entries.max()) < len(entries)
+        if not (ordered and within and self._texts_fit()):
+            raise WeightsError(f"{self.source}: its index is not of this format; make the archive again")
+
+    def _texts_fit(self) -> bool:
+        offsets = self._offsets
+        return offsets is None or (_never_falls(offsets) and int(offsets[-1]) <= self._text_bytes)
 
     def check(self, declaration: DLRMDeclaration) -> None:
         """WeightsError unless these are the declared tables' vocabularies, and their ids have rows there."""
@@ -131,6 +152,21 @@ class Vocabularies:
                     f'{self.source}: table "{table}" has rows for {declaration.vocabulary_room(table)} ids, '
                     f"but the vocabulary has {entries}"
                 )
+
+    def ids_of(self, table: str, rows: Sequence[int]) -> list[int | str]:
+        """The ids of ``rows`` of ``table``, which are below its `sizes`. Reads the whole index: not for requests."""
+        at = list(self.sizes).index(table)
+        wanted = np.array(rows, dtype=np.int64) + self._ends[at]
+        places = np.flatnonzero(np.isin(self._entries, wanted))
+        place_of = dict(zip(self._entries[places].tolist(), places.tolist(), strict=True))
+        return [self._id(entry, place_of[entry], at) for entry in wanted.tolist()]
+
+    def _id(self, entry: int, place: int, table: int) -> int | str:
+        if self._offsets is not None and self._offsets[entry] < self._offsets[entry + 1]:
+            start = self._begins["texts"] + int(self._offsets[entry])
+            stop = self._begins["texts"] + int(self._offsets[entry + 1]) - 1  # without its NUL
+            return bytes(self.data[start:stop]).decode()
+        return int(unmix_int64((self._keys[place] ^ self._salts[table])[None])[0])
 
     def rows(self, ids: Sequence[int | str] | Int64, tables: Int64) -> Int64:
         """Rows of ``ids``, -1 for an unknown one: int64 [len(ids)].
@@ -171,6 +207,12 @@ class Vocabularies:
         if self._texts is not None:
             return same & (self._texts.lengths(entry) == 0)
         return same if texts is None else same & (texts.lengths(asked) == 0)
+
+
+def _never_falls(numbers: npt.NDArray[np.unsignedinteger]) -> bool:
+    """Whether each is at least the one before. A block at a time: a table has up to a billion."""
+    blocks = (numbers[start : start + _BLOCK + 1] for start in range(0, len(numbers), _BLOCK))
+    return all(bool((block[1:] >= block[:-1]).all()) for block in blocks)
 
 
 def salts(tables: int) -> UInt64:

@@ -22,11 +22,13 @@ def flatten_lists(column: pa.Array, place: Place) -> tuple[pa.Array, Int64]:
     column = column.cast(pa.large_list(column.type.value_type))
     lengths = _list_lengths(column)
     values = pc.list_flatten(column)
-    if values.null_count:
-        flat = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
-        i = int(np.searchsorted(np.cumsum(lengths), flat, side="right"))
-        raise place.error(i, "the bag holds a null; leave it out, or use a null in place of the whole bag")
-    return values, lengths
+    if not values.null_count:
+        return values, lengths
+    nulls = np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))
+    rows = np.searchsorted(np.cumsum(lengths), nulls, side="right").astype(np.int64)
+    problem = "the bag holds a null; leave it out, or use a null in place of the whole bag"
+    place.refuse(rows, "null in a bag", lambda _: problem)
+    return values.drop_null(), lengths - np.bincount(rows, minlength=len(lengths))
 
 
 def split_text(text: pa.Array, separator: str) -> tuple[pa.Array, Int64]:

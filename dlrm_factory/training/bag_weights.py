@@ -27,11 +27,18 @@ def encode_bag_weights(
     raw, counts = _flatten(column, separator, place)
     missing = column.is_null().to_numpy(zero_copy_only=False)
     unequal = np.flatnonzero((counts != lengths) & ~missing)
+    place.refuse(
+        unequal,
+        "not one weight for each id",
+        lambda k: f"{lengths[unequal[k]]} ids have {counts[unequal[k]]} weights; give one weight for each id",
+    )
+    numbers = _numbers(raw, counts, place)
     if len(unequal):
-        i = int(unequal[0])
-        raise place.error(i, f"{lengths[i]} ids have {counts[i]} weights; give one weight for each id")
+        missing = missing.copy()
+        missing[unequal] = True
+        numbers = numbers[~np.repeat(missing, counts)]
     weights = np.ones(int(lengths.sum()), dtype=np.float32)
-    weights[~np.repeat(missing, lengths)] = _numbers(raw, counts, place)
+    weights[~np.repeat(missing, lengths)] = numbers
     return weights
 
 
@@ -53,9 +60,12 @@ def _numbers(raw: pa.Array, counts: Int64, place: Place) -> npt.NDArray[np.float
     with np.errstate(over="ignore"):
         weights: npt.NDArray[np.float32] = numbers.astype(np.float32)
     wrong = np.flatnonzero(~np.isfinite(weights))
-    if len(wrong):
-        i = int(np.searchsorted(np.cumsum(counts), wrong[0], side="right"))
-        raise place.error(i, f"weight {shown(raw[int(wrong[0])].as_py())} is not a finite number")
+    place.refuse(
+        np.searchsorted(np.cumsum(counts), wrong, side="right").astype(np.int64),
+        "weight not a finite number",
+        lambda k: f"weight {shown(raw[int(wrong[k])].as_py())} is not a finite number",
+    )
+    weights[wrong] = 1
     return weights
 
 

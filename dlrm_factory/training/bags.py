@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +14,7 @@ from dlrm_factory.features.vocabulary_rows import DROPPED, UNKNOWN
 from dlrm_factory.training.arrow_types import is_list, is_text
 from dlrm_factory.training.bag_lists import flatten_lists, flatten_scalars, split_text
 from dlrm_factory.training.bag_weights import encode_bag_weights
-from dlrm_factory.training.ids import LookUp, encode_ids, integers_of
+from dlrm_factory.training.ids import Locate, LookUp, encode_ids, integers_of
 from dlrm_factory.training.places import Place
 
 __all__ = ["Bags", "encode_bags", "raw_ids"]
@@ -34,6 +33,12 @@ class Bags:
     values: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float32] | None = None
+
+    def take(self, kept: npt.NDArray[np.bool_]) -> Bags:
+        """The bags of the samples that ``kept``, bool [n], says."""
+        ids = np.repeat(kept, self.lengths)
+        weights = None if self.weights is None else self.weights[ids]
+        return Bags(values=self.values[ids], lengths=self.lengths[kept], weights=weights)
 
 
 def encode_bags(
@@ -60,12 +65,14 @@ def encode_bags(
     """
     ids, lengths = _flatten(column, feature, separator, place)
     too_long = np.flatnonzero(lengths > feature.max_length)
-    if len(too_long) and feature.over_max_length == "error":
-        i = int(too_long[0])
-        raise place.error(
-            i,
-            f"the bag holds {lengths[i]} ids, but max_length is {feature.max_length}; "
-            "shorten it, raise the feature's max_length, or declare over_max_length: truncate",
+    if feature.over_max_length == "error":
+        place.refuse(
+            too_long,
+            "bag too long",
+            lambda k: (
+                f"the bag holds {lengths[too_long[k]]} ids, but max_length is {feature.max_length}; "
+                "shorten it, raise the feature's max_length, or declare over_max_length: truncate"
+            ),
         )
     rows = encode_ids(ids, feature, num_embeddings, place, _locator(lengths), look_up)
     rows = np.where(rows == UNKNOWN, DROPPED, rows) if look_up else rows
@@ -86,10 +93,9 @@ def raw_ids(
     return integers_of(ids, place, _locator(lengths)), lengths
 
 
-def _locator(lengths: npt.NDArray[np.int64]) -> Callable[[int], int]:
-    """Which sample holds the id at a place among all ids."""
-    ends = np.cumsum(lengths)
-    return lambda flat: int(np.searchsorted(ends, flat, side="right"))
+def _locator(lengths: npt.NDArray[np.int64]) -> Locate:
+    """Which samples hold the ids at places among all ids."""
+    return lambda flat: np.searchsorted(np.cumsum(lengths), flat, side="right").astype(np.int64)
 
 
 def _flatten(

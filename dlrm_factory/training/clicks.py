@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.config.file_format import FileFormat
+from dlrm_factory.features import Vocabularies
 from dlrm_factory.features.vocabulary_rows import VocabularyRows
-from dlrm_factory.training.click_files import Chunk, read_chunks
-from dlrm_factory.training.dataset import ClickDataset
-from dlrm_factory.training.encoding import EncodedChunk, encode_chunk, limited
-from dlrm_factory.training.fit import FittedFeatures, fit_features
-from dlrm_factory.training.generate import default_rows, generate
-from dlrm_factory.training.loop import Observer, Progress
-from dlrm_factory.training.write_clicks import ClickWriter, click_writer
+from dlrm_factory.training.bad_rows import BadRows
+from dlrm_factory.training.click_files import Chunk
+from dlrm_factory.training.click_source import ClickSource
+from dlrm_factory.training.dataset import ClickDataset, Int64
+from dlrm_factory.training.dataset_building import BuiltDataset, DatasetBuilder
+from dlrm_factory.training.encoding import encode_chunk
+from dlrm_factory.training.fit import FittedFeatures, fit_features, needs_fitting
+from dlrm_factory.training.generate import GeneratedChunk, default_rows, generate
+from dlrm_factory.training.memory import memory_for_rows
+from dlrm_factory.training.progress import Observer, Progress
+from dlrm_factory.training.sides import HashSplit, SidedChunk, sided
+from dlrm_factory.training.write_clicks import click_writer
 
 __all__ = ["Clicks", "generate_clicks", "read_clicks"]
 
@@ -29,24 +35,56 @@ class Clicks:
     """Samples, and what was found in them.
 
     Fields:
+        training, held_out: row numbers into the dataset, int64, ascending.
         features: the declaration and vocabularies they are encoded by.
+        bad_rows: what was left out; None if no row may be.
         true_logits: the ground truth's, float64 [N]; None if the clicks are real.
     """
 
     dataset: ClickDataset
+    training: Int64
+    held_out: Int64
     features: FittedFeatures
+    bad_rows: BadRows | None = None
     true_logits: npt.NDArray[np.float64] | None = None
 
 
 def read_clicks(
-    declaration: DLRMDeclaration, paths: Sequence[Path], *, rows: int | None, observe: Observer
+    declaration: DLRMDeclaration,
+    paths: Sequence[Path],
+    *,
+    held_out: Sequence[Path] = (),
+    rows: int | None,
+    scratch: Path | None = None,
+    file_format: FileFormat = "auto",
+    vocabularies: Vocabularies | None = None,
+    observe: Observer,
 ) -> Clicks:
-    """The samples of ``paths``, at most ``rows`` of them. DataError for the first mistake."""
-    features = fit_features(declaration, read_chunks(paths, declaration), rows=rows, observe=observe)
-    encode = _encoder(features)
-    encoded = (encode(chunk) for chunk in read_chunks(paths, declaration))
-    dataset = ClickDataset.of(_observed(limited(encoded, rows), observe, rows), declaration)
-    return Clicks(dataset=dataset, features=features)
+    """The samples of ``paths``, at most ``rows`` of them, and all of ``held_out``.
+
+    Args:
+        paths, held_out: files, or folders of them. With ``held_out`` all of ``paths`` trains, and there may be
+            none; else the declaration says how ``paths`` is split.
+        scratch: a folder for the encoded rows; None: memory as long as there is enough.
+        vocabularies: of a trained model; then its declaration has every mean and std, and nothing is fitted.
+
+    Raises:
+        DataError: the first mistake, or too many bad rows, or a full disk.
+    """
+    source = ClickSource(declaration, paths, held_out=held_out, rows=rows, file_format=file_format)
+    split = source.split(observe)
+    if vocabularies is not None or not needs_fitting(declaration):
+        features = FittedFeatures(declaration=declaration, vocabularies=vocabularies)
+    else:
+        ledger = source.ledger()
+        chunks = sided(source.chunks(), split, ledger)
+        features = fit_features(declaration, chunks, rows=source.most_rows, observe=observe)
+        ledger.close()
+    ledger = source.ledger()
+    chunks = sided(source.chunks(), split, ledger)
+    builder = DatasetBuilder(declaration, scratch=scratch, most_bytes=memory_for_rows())
+    built = _encoded(features, chunks, builder, observe, source.most_rows)
+    return _clicks(built, features, bad_rows=ledger.close())
 
 
 def generate_clicks(
@@ -54,42 +92,62 @@ def generate_clicks(
 ) -> Clicks:
     """``rows`` samples of the ground truth (None: enough to learn it), also written to a file if asked."""
     rows = rows or default_rows(declaration)
+    options = declaration.training
     logits: list[npt.NDArray[np.float64]] = []
-    raw = (generated.chunk for generated in generate(declaration, rows, declaration.training.seed))
-    features = fit_features(declaration, raw, rows=rows, observe=observe)
-    with ExitStack() as stack:
-        writer = None
-        if write_to is not None:
-            writer = stack.enter_context(click_writer(write_to, declaration.training.separator))
-        encoded = _generated(features, rows, logits, writer)
-        dataset = ClickDataset.of(_observed(encoded, observe, rows), declaration)
-    return Clicks(dataset=dataset, features=features, true_logits=np.concatenate(logits))
+    split = HashSplit.of(options)
+    raw = (generated.chunk for generated in generate(declaration, rows, options.seed))
+    features = fit_features(declaration, sided(raw, split), rows=rows, observe=observe)
 
-
-def _encoder(features: FittedFeatures) -> Callable[[Chunk], EncodedChunk]:
-    vocabulary = None
-    if features.vocabularies is not None:
-        vocabulary = VocabularyRows(features.declaration, features.vocabularies)
-    return partial(encode_chunk, declaration=features.declaration, vocabulary=vocabulary)
-
-
-def _generated(
-    features: FittedFeatures,
-    rows: int,
-    logits: list[npt.NDArray[np.float64]],
-    writer: ClickWriter | None,
-) -> Iterator[EncodedChunk]:
-    encode = _encoder(features)
-    for generated in generate(features.declaration, rows, features.declaration.training.seed):
+    def kept(generated: GeneratedChunk) -> Chunk:
         logits.append(generated.logits)
         if writer is not None:
             writer.write(generated.chunk.columns)
-        yield encode(generated.chunk)
+        return generated.chunk
+
+    with ExitStack() as stack:
+        writer = None if write_to is None else stack.enter_context(click_writer(write_to, options.separator))
+        chunks = sided(map(kept, generate(declaration, rows, options.seed)), split)
+        builder = DatasetBuilder(declaration, most_bytes=memory_for_rows())
+        built = _encoded(features, chunks, builder, observe, rows)
+    return _clicks(built, features, true_logits=np.concatenate(logits))
 
 
-def _observed(chunks: Iterator[EncodedChunk], observe: Observer, rows: int | None) -> Iterator[EncodedChunk]:
+def _encoded(
+    features: FittedFeatures,
+    chunks: Iterator[SidedChunk],
+    builder: DatasetBuilder,
+    observe: Observer,
+    total: int | None,
+) -> BuiltDataset:
+    declaration, vocabulary = features.declaration, None
+    if declaration.vocabulary_tables:
+        vocabulary = VocabularyRows(declaration, features.vocabularies)
     done = 0
-    for chunk in chunks:
-        yield chunk
-        done += len(chunk.labels)
-        observe(Progress(stage="data", done=done, total=rows))
+    with closing(builder):
+        for piece in chunks:
+            encoded = encode_chunk(piece.chunk, declaration, vocabulary, wrong=piece.wrong)
+            held_out = piece.held_out
+            done += len(held_out)
+            if piece.wrong is not None and piece.wrong.mask.any():
+                good = ~piece.wrong.mask
+                encoded, held_out = encoded.take(good), held_out[good]
+            builder.add(encoded, held_out)
+            observe(Progress(stage="data", done=done, total=total))
+        return builder.finish()
+
+
+def _clicks(
+    built: BuiltDataset,
+    features: FittedFeatures,
+    *,
+    bad_rows: BadRows | None = None,
+    true_logits: npt.NDArray[np.float64] | None = None,
+) -> Clicks:
+    return Clicks(
+        dataset=built.dataset,
+        training=built.training,
+        held_out=built.held_out,
+        features=features,
+        bad_rows=bad_rows,
+        true_logits=true_logits,
+    )

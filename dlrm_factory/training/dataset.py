@@ -1,16 +1,17 @@
-"""Encoded clicks in memory, and batches of them."""
+"""Encoded clicks, in memory or mapped, and batches of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from dlrm_factory.batch import FeatureBatch
-from dlrm_factory.config.declaration import DLRMDeclaration
-from dlrm_factory.training.encoding import EncodedChunk
+from dlrm_factory.training.block_pages import WINDOW_BLOCKS, BlockPages
+from dlrm_factory.training.scratch import Scratch
+from dlrm_factory.training.split import epoch_order, epoch_windows
 
 __all__ = ["ClickDataset", "gather", "slices"]
 
@@ -28,6 +29,7 @@ class ClickDataset:
         values: per sparse feature, int32 rows of its table (a table has fewer than 2**31), bag after bag.
         offsets: per sparse feature, int64 [N + 1]; bag i is values[offsets[i]:offsets[i + 1]].
         weights: per sparse feature, float32 like values; None for a feature without.
+        scratch, pages: of a dataset whose arrays are mapped files.
     """
 
     dense: Float32
@@ -35,39 +37,28 @@ class ClickDataset:
     values: tuple[npt.NDArray[np.int32], ...]
     offsets: tuple[Int64, ...]
     weights: tuple[Float32 | None, ...]
+    scratch: Scratch | None = None
+    pages: BlockPages | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    @classmethod
-    def of(cls, chunks: Iterable[EncodedChunk], declaration: DLRMDeclaration) -> ClickDataset:
-        """All rows of ``chunks``, in order."""
-        dense = [np.empty((0, len(declaration.dense_features)), dtype=np.float32)]
-        labels = [np.empty(0, dtype=np.float32)]
-        values = [[np.empty(0, dtype=np.int32)] for _ in declaration.sparse_features]
-        lengths = [[np.zeros(1, dtype=np.int64)] for _ in declaration.sparse_features]
-        weights = [[np.empty(0, dtype=np.float32)] for _ in declaration.sparse_features]
-        for chunk in chunks:
-            dense.append(chunk.dense)
-            labels.append(chunk.labels)
-            for f, bags in enumerate(chunk.bags):
-                values[f].append(bags.values.astype(np.int32))
-                lengths[f].append(bags.lengths)
-                if bags.weights is not None:
-                    weights[f].append(bags.weights)
-        return cls(
-            dense=np.concatenate(dense),
-            labels=np.concatenate(labels),
-            values=tuple(np.concatenate(parts) for parts in values),
-            offsets=tuple(np.cumsum(np.concatenate(parts)) for parts in lengths),
-            weights=tuple(
-                np.concatenate(parts) if feature.weighted else None
-                for parts, feature in zip(weights, declaration.sparse_features, strict=True)
-            ),
-        )
+    def epoch_order(self, rows: Int64, *, seed: int, epoch: int) -> Int64:
+        """The row numbers ``rows``, ascending, in the order of the epoch.
+
+        `epoch_order`, or `epoch_windows` if the dataset is mapped; then the order is mapped, too.
+        """
+        if self.scratch is None or self.pages is None:
+            return epoch_order(rows, seed=seed, epoch=epoch)
+        windows = epoch_windows(rows, seed=seed, epoch=epoch, blocks=WINDOW_BLOCKS)
+        order, mapping = self.scratch.stored(windows, np.int64)
+        self.pages.follow(mapping)
+        return order
 
     def features(self, rows: Int64) -> FeatureBatch:
         """The samples ``rows`` (int64 [B]), in that order."""
+        if self.pages is not None:
+            self.pages.touch(rows)
         lengths = np.empty((len(self.values), len(rows)), dtype=np.int32)
         values, weights = [], []
         for f, (ids, offsets) in enumerate(zip(self.values, self.offsets, strict=True)):

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.config.label import parse_label
 from dlrm_factory.features import transform_dense
 from dlrm_factory.features.vocabulary_rows import VocabularyRows
+from dlrm_factory.training.bad_rows import WrongRows
 from dlrm_factory.training.bags import Bags, encode_bags
 from dlrm_factory.training.click_files import Chunk, weights_column
 from dlrm_factory.training.ids import LookUp
 from dlrm_factory.training.numbers import encode_dense, encode_label
 from dlrm_factory.training.places import Place
 
-__all__ = ["EncodedChunk", "encode_chunk", "limited"]
+__all__ = ["EncodedChunk", "encode_chunk"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -36,17 +37,29 @@ class EncodedChunk:
     labels: Float32
     bags: tuple[Bags, ...]
 
+    def take(self, kept: npt.NDArray[np.bool_]) -> EncodedChunk:
+        """The rows that ``kept``, bool [n], says."""
+        bags = tuple(bags.take(kept) for bags in self.bags)
+        return EncodedChunk(dense=self.dense[kept], labels=self.labels[kept], bags=bags)
+
 
 def encode_chunk(
-    chunk: Chunk, declaration: DLRMDeclaration, vocabulary: VocabularyRows | None = None
+    chunk: Chunk,
+    declaration: DLRMDeclaration,
+    vocabulary: VocabularyRows | None = None,
+    *,
+    wrong: WrongRows | None = None,
 ) -> EncodedChunk:
     """Raw rows → model-ready rows. DataError names file, row, column and value of the first mistake.
 
-    ``vocabulary``: for features with ``ids: vocabulary``.
+    Args:
+        vocabulary: for features with ``ids: vocabulary``; without it all their ids get row 0.
+        wrong: takes down rows that cannot be read, in place of the error; what is encoded in their place means
+            nothing.
     """
 
     def place(column: str) -> Place:
-        return Place(source=chunk.source, first_row=chunk.first_row, column=column)
+        return Place(source=chunk.source, first_row=chunk.first_row, column=column, wrong=wrong)
 
     options = declaration.training
     columns = chunk.columns
@@ -65,37 +78,13 @@ def encode_chunk(
         )
         for f, sparse in enumerate(declaration.sparse_features)
     )
-    labels = encode_label(columns[options.label], place(options.label))
+    label = parse_label(options.label)
+    labels = encode_label(columns[label.column], place(label.column), label.comparison)
     return EncodedChunk(dense=transform_dense(dense, declaration.dense_features), labels=labels, bags=bags)
 
 
 def _look_up(vocabulary: VocabularyRows | None, feature: int) -> LookUp:
     """Rows of the ids of the feature at place ``feature``."""
-    assert vocabulary is not None
+    if vocabulary is None:
+        return lambda ids: np.zeros(len(ids), dtype=np.int64)
     return lambda ids: vocabulary.rows(ids, np.full(len(ids), feature))
-
-
-def limited(chunks: Iterable[EncodedChunk], rows: int | None) -> Iterator[EncodedChunk]:
-    """The first ``rows`` rows of ``chunks``; all of them for None."""
-    left = rows
-    for chunk in chunks:
-        if left is None:
-            yield chunk
-            continue
-        if left <= 0:
-            return
-        yield _head(chunk, left)
-        left -= len(chunk.labels)
-
-
-def _head(chunk: EncodedChunk, rows: int) -> EncodedChunk:
-    if rows >= len(chunk.labels):
-        return chunk
-    bags = tuple(_head_bags(bags, rows) for bags in chunk.bags)
-    return EncodedChunk(dense=chunk.dense[:rows], labels=chunk.labels[:rows], bags=bags)
-
-
-def _head_bags(bags: Bags, rows: int) -> Bags:
-    ids = int(bags.lengths[:rows].sum())
-    weights = None if bags.weights is None else bags.weights[:ids]
-    return Bags(values=bags.values[:ids], lengths=bags.lengths[:rows], weights=weights)

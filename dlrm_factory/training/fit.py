@@ -13,13 +13,13 @@ import numpy.typing as npt
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.features import Vocabularies, build_vocabularies, transform_dense
 from dlrm_factory.training.bags import raw_ids
-from dlrm_factory.training.click_files import Chunk
+from dlrm_factory.training.encoding import encode_chunk
 from dlrm_factory.training.id_counts import IdCounts, Ordered
-from dlrm_factory.training.loop import Observer, Progress
 from dlrm_factory.training.moments import Moments
 from dlrm_factory.training.numbers import encode_dense
 from dlrm_factory.training.places import Place
-from dlrm_factory.training.split import is_held_out
+from dlrm_factory.training.progress import Observer, Progress
+from dlrm_factory.training.sides import SidedChunk
 
 __all__ = ["FittedFeatures", "fit_features", "needs_fitting"]
 
@@ -44,9 +44,9 @@ def needs_fitting(declaration: DLRMDeclaration) -> bool:
 
 
 def fit_features(
-    declaration: DLRMDeclaration, chunks: Iterable[Chunk], *, rows: int | None, observe: Observer
+    declaration: DLRMDeclaration, chunks: Iterable[SidedChunk], *, rows: int | None, observe: Observer
 ) -> FittedFeatures:
-    """One pass over the first ``rows`` rows of ``chunks`` (None: all). Held-out rows are passed over.
+    """One pass over ``chunks``, of ``rows`` rows if that is known. Held-out rows are passed over, and bad ones.
 
     DataError for a value that is not of its feature.
     """
@@ -55,50 +55,46 @@ def fit_features(
     moments = {f.name: Moments() for f in declaration.dense_features if f.is_standardized and f.mean is None}
     counts = {table: IdCounts() for table in declaration.vocabulary_tables}
     done = 0
-    for chunk in chunks:
-        training = _training_rows(declaration, done, chunk.columns.num_rows, rows)
-        _add_numbers(moments, chunk, declaration, training)
-        _add_ids(counts, chunk, declaration, training)
-        done += chunk.columns.num_rows
-        observe(Progress(stage="features", done=done if rows is None else min(done, rows), total=rows))
-        if rows is not None and done >= rows:
-            break
+    for sided in chunks:
+        training = ~sided.held_out
+        if sided.wrong is not None:
+            # A row that is bad in any column is left out whole, so all columns are looked at.
+            encode_chunk(sided.chunk, declaration, wrong=sided.wrong)
+            training &= ~sided.wrong.mask
+        _add_numbers(moments, sided, declaration, training)
+        _add_ids(counts, sided, declaration, training)
+        done += len(training)
+        observe(Progress(stage="features", done=done, total=rows))
     return FittedFeatures(
         declaration=_with_statistics(declaration, moments), vocabularies=_vocabularies(declaration, counts)
     )
 
 
-def _training_rows(declaration: DLRMDeclaration, first: int, count: int, rows: int | None) -> Training:
-    """Which of rows first, first + 1, … of the data train: bool [count]."""
-    numbers = np.arange(first, first + count, dtype=np.int64)
-    options = declaration.training
-    training = ~is_held_out(numbers, holdout=options.holdout, seed=options.seed)
-    return training if rows is None else training & (numbers < rows)
-
-
 def _add_numbers(
-    moments: dict[str, Moments], chunk: Chunk, declaration: DLRMDeclaration, training: Training
+    moments: dict[str, Moments], sided: SidedChunk, declaration: DLRMDeclaration, training: Training
 ) -> None:
     for feature in declaration.dense_features:
         if feature.name in moments:
-            raw = encode_dense(chunk.columns[feature.name], feature, _place(chunk, feature.name))
+            column = sided.chunk.columns[feature.name]
+            raw = encode_dense(column, feature, _place(sided, feature.name))
             dense = transform_dense(raw[:, None], [feature], until_standardized=True)
             moments[feature.name].add(dense[training, 0])
 
 
 def _add_ids(
-    counts: dict[str, IdCounts], chunk: Chunk, declaration: DLRMDeclaration, training: Training
+    counts: dict[str, IdCounts], sided: SidedChunk, declaration: DLRMDeclaration, training: Training
 ) -> None:
     for feature in declaration.sparse_features:
         if feature.table in counts:
-            column, place = chunk.columns[feature.name], _place(chunk, feature.name)
+            column, place = sided.chunk.columns[feature.name], _place(sided, feature.name)
             ids, lengths = raw_ids(column, feature, declaration.training.separator, place)
             mask = np.repeat(training, lengths)
             counts[feature.table].add(ids[mask] if isinstance(ids, np.ndarray) else ids.filter(mask))
 
 
-def _place(chunk: Chunk, column: str) -> Place:
-    return Place(source=chunk.source, first_row=chunk.first_row, column=column)
+def _place(sided: SidedChunk, column: str) -> Place:
+    chunk = sided.chunk
+    return Place(source=chunk.source, first_row=chunk.first_row, column=column, wrong=sided.wrong)
 
 
 def _with_statistics(declaration: DLRMDeclaration, moments: dict[str, Moments]) -> DLRMDeclaration:

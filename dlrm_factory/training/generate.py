@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from dlrm_factory.config.declaration import DenseFeature, DLRMDeclaration, SparseFeature
+from dlrm_factory.config.label import parse_label
 from dlrm_factory.training.click_files import Chunk, weights_column
 from dlrm_factory.training.ground_truth import (
     ZIPF_SHIFT,
@@ -26,8 +27,8 @@ Int64 = npt.NDArray[np.int64]
 
 _CHUNK_ROWS = 65_536
 _MISSING = 0.02  # share of cells left empty
-_ROWS_PER_ID = 100
-_FEWEST_ROWS, _MOST_ROWS = 20_000, 400_000
+_ROWS_PER_ID = 700
+_FEWEST_ROWS, _MOST_ROWS = 20_000, 1_500_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,7 @@ class GeneratedChunk:
 
 
 def default_rows(declaration: DLRMDeclaration) -> int:
-    """Enough rows to learn the ground truth: 100 for each distinct id, within [20,000, 400,000]."""
+    """Enough rows to learn the ground truth: 700 for each distinct id, within [20,000, 1,500,000]."""
     ids = sum(distinct_ids(f, declaration.table(f.table).num_embeddings) for f in declaration.sparse_features)
     return int(np.clip(_ROWS_PER_ID * ids, _FEWEST_ROWS, _MOST_ROWS))
 
@@ -74,9 +75,16 @@ def _generate_chunk(
         bags.append((ids, lengths, weights))
     logits = truth.logits(standardised, bags)
     clicks = rng.random(_CHUNK_ROWS) < 1 / (1 + np.exp(-logits))
-    label = {declaration.training.label: pa.array(clicks.astype(np.int8))}
-    columns = pa.RecordBatch.from_pydict(label | arrays)
+    columns = pa.RecordBatch.from_pydict(_label_column(declaration.training.label, clicks) | arrays)
     return GeneratedChunk(chunk=Chunk(source="", first_row=start + 1, columns=columns), logits=logits)
+
+
+def _label_column(declared: str, clicks: npt.NDArray[np.bool_]) -> dict[str, pa.Array]:
+    """0 and 1; for a comparison a number that is so and one that is not."""
+    label = parse_label(declared)
+    if label.comparison is None:
+        return {label.column: pa.array(clicks.astype(np.int8))}
+    return {label.column: pa.array(np.where(clicks, *map(label.comparison.example, (True, False))))}
 
 
 def _dense_column(feature: DenseFeature, rng: np.random.Generator) -> tuple[pa.Array, Float64]:

@@ -41,7 +41,7 @@ MOST_PAIRS = 2000
 ZIPF_SHIFT = 10.0
 
 _MOST_IDS = 5000
-_HASH_ROOM = 8  # table rows per generated id, so that few ids share a row
+_HASH_ROOM = 16  # table rows per generated id, so that few ids share a row
 _LONGEST_BAG = 5
 _BAGS_UP_TO = 100
 

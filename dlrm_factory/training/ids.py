@@ -16,12 +16,13 @@ from dlrm_factory.features.ids import INT64_MAX, INT64_MIN, canonical_int, hash_
 from dlrm_factory.training.arrow_types import is_text
 from dlrm_factory.training.places import Place
 
-__all__ = ["encode_ids", "integers_of"]
+__all__ = ["Locate", "LookUp", "encode_ids", "integers_of"]
 
 logger = logging.getLogger(__name__)
 
 Int64 = npt.NDArray[np.int64]
-Locate = Callable[[int], int]
+# Places among all ids of a chunk → rows of the chunk.
+Locate = Callable[[Int64], Int64]
 # Raw ids → rows of a vocabulary.
 LookUp = Callable[["Sequence[int | str] | Int64"], Int64]
 
@@ -38,7 +39,7 @@ def encode_ids(
 ) -> Int64:
     """Table rows of ``ids`` (no nulls): int64 [len(ids)], each in [0, num_embeddings).
 
-    ``locate(i)`` is the row in the chunk that holds id i. DataError names it. ``look_up`` is for
+    ``locate`` gives the rows in the chunk that hold ids. DataError names the first. ``look_up`` is for
     ``ids: vocabulary``, and may give negative rows too, for ids to leave out.
     """
     if not len(ids):
@@ -73,9 +74,8 @@ def _encode_text(
         return hash_ids(texts, num_embeddings)[places]
     rows = np.array([_index(text) for text in texts], dtype=np.int64)[places]
     wrong = np.flatnonzero(rows == INT64_MIN)
-    if len(wrong):
-        i = int(wrong[0])
-        raise place.error(locate(i), _not_an_index(texts[places[i]]))
+    place.refuse(locate(wrong), "not an integer id", lambda k: _not_an_index(texts[places[wrong[k]]]))
+    rows[wrong] = 0
     return _checked_range(rows, num_embeddings, place, locate)
 
 
@@ -112,32 +112,37 @@ def integers_of(ids: pa.Array, place: Place, locate: Locate) -> Int64:
     if pa.types.is_integer(kind):
         if pa.types.is_uint64(kind):
             above = pc.greater(ids, pa.scalar(INT64_MAX, pa.uint64()))
-            _refuse(above, ids, place, locate, "is above 2**63 - 1")
+            ids = _refuse(above, ids, place, locate, "is above 2**63 - 1")
         return ids.cast(pa.int64()).to_numpy(zero_copy_only=False)
     if pa.types.is_floating(kind):
         numbers = ids.cast(pa.float64())
-        _refuse(pc.not_equal(pc.floor(numbers), numbers), ids, place, locate, "is not an integer")
+        fractional = pc.not_equal(pc.floor(numbers), numbers)
+        numbers = _refuse(fractional, numbers, place, locate, "is not an integer")
         # From 2**53 on the float may stand for another id than the one that was meant.
         inexact = pc.invert(pc.less(pc.abs(numbers), _EXACT_FLOAT))
-        _refuse(inexact, ids, place, locate, "does not fit a float exactly; write ids as integers or text")
+        problem = "does not fit a float exactly; write ids as integers or text"
+        numbers = _refuse(inexact, numbers, place, locate, problem)
         return numbers.cast(pa.int64()).to_numpy(zero_copy_only=False)
     raise place.column_error(f"holds {kind}; ids are integers or text")
 
 
-def _refuse(wrong: pa.Array, ids: pa.Array, place: Place, locate: Locate, problem: str) -> None:
+def _refuse(wrong: pa.Array, ids: pa.Array, place: Place, locate: Locate, problem: str) -> pa.Array:
+    """``ids`` with 0 for the wrong ones, if they are not an error."""
     found = np.flatnonzero(wrong.to_numpy(zero_copy_only=False))
-    if len(found):
-        i = int(found[0])
-        raise place.error(locate(i), f"id {ids[i].as_py()} {problem}")
+    if not len(found):
+        return ids
+    place.refuse(locate(found), "not an integer id", lambda k: f"id {ids[int(found[k])].as_py()} {problem}")
+    return pc.if_else(wrong, pa.scalar(0, ids.type), ids)
 
 
 def _checked_range(rows: Int64, num_embeddings: int, place: Place, locate: Locate) -> Int64:
     wrong = np.flatnonzero((rows < 0) | (rows >= num_embeddings))
-    if len(wrong):
-        i = int(wrong[0])
-        raise place.error(
-            locate(i),
-            f"id {rows[i]} is out of range [0, {num_embeddings}); raise the table's num_embeddings, "
-            "or declare the feature `ids: hash`",
-        )
-    return rows
+    place.refuse(
+        locate(wrong),
+        "id out of range",
+        lambda k: (
+            f"id {rows[wrong[k]]} is out of range [0, {num_embeddings}); raise the table's num_embeddings, "
+            "or declare the feature `ids: hash`"
+        ),
+    )
+    return np.clip(rows, 0, num_embeddings - 1) if len(wrong) else rows

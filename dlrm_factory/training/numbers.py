@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dlrm_factory.config.declaration import DenseFeature
-from dlrm_factory.errors import DataError
+from dlrm_factory.config.label import Comparison
 from dlrm_factory.features import shown
 from dlrm_factory.training.arrow_types import is_number, is_text
 from dlrm_factory.training.places import Place
@@ -16,6 +19,7 @@ from dlrm_factory.training.places import Place
 __all__ = ["encode_dense", "encode_label"]
 
 Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
 
 # How tables write "nothing here" in a column of numbers. An empty CSV cell has become null before.
 _MISSING = ("nan", "na", "n/a", "null", "none")
@@ -31,24 +35,43 @@ def encode_dense(column: pa.Array, feature: DenseFeature, place: Place) -> npt.N
     with np.errstate(over="ignore"):
         dense = np.where(np.isnan(numbers), feature.default, numbers).astype(np.float32)
     infinite = np.flatnonzero(~np.isfinite(dense))
-    if len(infinite):
-        i = int(infinite[0])
-        raise place.error(i, f"{shown(column[i].as_py())} is not a finite float32 number")
+    place.refuse(
+        infinite,
+        "not a finite number",
+        lambda k: f"{shown(column[int(infinite[k])].as_py())} is not a finite float32 number",
+    )
+    dense[infinite] = 0
     return dense
 
 
-def encode_label(column: pa.Array, place: Place) -> npt.NDArray[np.float32]:
-    """Clicks: float32 [n] of 0 and 1, from 0/1, true/false. DataError for anything else."""
-    if is_text(column.type):
+def encode_label(
+    column: pa.Array, place: Place, comparison: Comparison | None = None
+) -> npt.NDArray[np.float32]:
+    """Clicks: float32 [n] of 0 and 1, from 0/1, true/false; or by a comparison, from any numbers.
+
+    DataError for anything else.
+    """
+    raw = column
+    if comparison is None and is_text(column.type):
         column = _replace(pc.utf8_lower(_plain(column)), _BOOLEANS)
-    labels = _numbers(column, place)
-    wrong = np.flatnonzero((labels != 0) & (labels != 1))
-    if len(wrong):
-        i = int(wrong[0])
-        found = column[i].as_py()
-        found = "nothing" if found is None else shown(found)
-        raise place.error(i, f"the label is {found}; it must be 0 or 1 (or false or true)")
-    return labels.astype(np.float32)
+    numbers = _numbers(column, place)
+    missing = np.isnan(numbers)
+    wrong = missing if comparison else (numbers != 0) & (numbers != 1)
+    needed = "a number" if comparison else "0 or 1 (or false or true)"
+
+    def refuse(rows: Int64, reason: str) -> None:
+        def problem(k: int) -> str:
+            found = raw[int(rows[k])].as_py()
+            return f"the label is {'nothing' if found is None else shown(found)}; it must be {needed}"
+
+        place.refuse(rows, reason, problem)
+
+    if place.wrong is not None:
+        refuse(np.flatnonzero(missing), "no label")
+    refuse(np.flatnonzero(wrong), f"label is not {needed}")
+    clicks = comparison(numbers) if comparison else numbers == 1
+    labels: npt.NDArray[np.float32] = (clicks & ~missing).astype(np.float32)
+    return labels
 
 
 def _numbers(column: pa.Array, place: Place) -> Float64:
@@ -71,20 +94,25 @@ def _parse(text: pa.Array, place: Place) -> pa.Array:
     trimmed = pc.utf8_trim_whitespace(text)
     missing = pc.is_in(pc.utf8_lower(trimmed), pa.array(_MISSING))
     trimmed = pc.if_else(missing, pa.scalar(None, pa.string()), trimmed)
+    wanted = 1 if place.wrong is None else None  # the first mistake is an error, or all are taken down
+    wrong = np.fromiter(islice(_not_numbers(trimmed, 0), wanted), dtype=np.int64)
+    place.refuse(wrong, "not a number", lambda k: f"{shown(trimmed[int(wrong[k])].as_py())} is not a number")
+    mask = np.zeros(len(trimmed), dtype=np.bool_)
+    mask[wrong] = True
+    return pc.if_else(pa.array(mask), pa.scalar(None, pa.string()), trimmed).cast(pa.float64())
+
+
+def _not_numbers(text: pa.Array, first: int) -> Iterator[int]:
+    """Places of the cells that are no numbers, ascending. Halves what holds one, so few of them cost little."""
     try:
-        return trimmed.cast(pa.float64())
+        text.cast(pa.float64())
     except pa.ArrowInvalid:
-        raise _first_text(trimmed, place) from None
-
-
-def _first_text(text: pa.Array, place: Place) -> DataError:
-    """The error for the first cell of ``text`` that is not a number; there is one."""
-    for i, cell in enumerate(text):
-        try:
-            cell.cast(pa.float64())
-        except pa.ArrowInvalid:
-            return place.error(i, f"{shown(cell.as_py())} is not a number")
-    raise AssertionError("every cell is a number, but not the column")
+        if len(text) == 1:
+            yield first
+            return
+        middle = len(text) // 2
+        yield from _not_numbers(text.slice(0, middle), first)
+        yield from _not_numbers(text.slice(middle), first + middle)
 
 
 def _replace(text: pa.Array, replacements: dict[str, str]) -> pa.Array:

@@ -1,10 +1,15 @@
-"""Where in the training data something is wrong."""
+"""Where in the training data something is wrong, and what becomes of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
 
 from dlrm_factory.errors import DataError
+from dlrm_factory.training.bad_rows import WrongRows
 
 __all__ = ["Place"]
 
@@ -17,15 +22,33 @@ class Place:
         source: the file's name.
         first_row: number of the chunk's first row. Rows are counted from 1; a CSV header is not counted.
         column: the column's name.
+        wrong: takes down rows that cannot be read; None: the first one is an error.
     """
 
     source: str
     first_row: int
     column: str
+    wrong: WrongRows | None = None
 
     def with_column(self, column: str) -> Place:
         """The same rows of another column."""
-        return Place(source=self.source, first_row=self.first_row, column=column)
+        return replace(self, column=column)
+
+    def refuse(self, rows: npt.NDArray[np.int64], reason: str, problem: Callable[[int], str]) -> None:
+        """Raise DataError for the first of ``rows``, or take them all down; without any do nothing.
+
+        The caller goes on with anything that is valid in their place.
+
+        Args:
+            rows: of the chunk, from 0, ascending.
+            reason: what is wrong with all of them.
+            problem: what is wrong with ``rows[k]``, in full.
+        """
+        if not len(rows):
+            return
+        if self.wrong is None:
+            raise self.error(int(rows[0]), problem(0))
+        self.wrong.add(self.column, rows, reason, lambda k: str(self.error(int(rows[k]), problem(k))))
 
     def error(self, index: int, problem: str) -> DataError:
         """The error to raise for row ``index`` of the chunk (from 0)."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
 from dlrm_factory.features.ids import hash_int64
 
-__all__ = ["epoch_order", "is_held_out", "split_rows"]
+__all__ = ["BLOCK_ROWS", "epoch_order", "epoch_windows", "is_held_out", "split_rows"]
 
 Int64 = npt.NDArray[np.int64]
 _STEPS = 2**53
+
+# Read together from a mapped dataset. Of 4 bytes a row that is 64 KiB, as much as Linux maps at a fault.
+BLOCK_ROWS = 16_384
 
 
 def split_rows(rows: int, *, holdout: float, seed: int) -> tuple[Int64, Int64]:
@@ -33,3 +38,24 @@ def is_held_out(rows: Int64, *, holdout: float, seed: int) -> npt.NDArray[np.boo
 def epoch_order(rows: Int64, *, seed: int, epoch: int) -> Int64:
     """``rows`` shuffled anew for each epoch."""
     return np.random.default_rng([seed, epoch]).permutation(rows)
+
+
+def epoch_windows(rows: Int64, *, seed: int, epoch: int, blocks: int) -> Iterator[Int64]:
+    """``rows``, ascending, shuffled anew for each epoch so that few of them are needed at a time: int64 pieces.
+
+    Row r lies in block r // `BLOCK_ROWS`. The blocks are shuffled and gathered into windows of at most ``blocks``,
+    about equal in number; then the rows of each window are shuffled. With one window this is `epoch_order`.
+    """
+    # Where each block begins among the rows, without going through them all.
+    last = int(rows[-1]) // BLOCK_ROWS if len(rows) else -1
+    edges = np.searchsorted(rows, np.arange(last + 2, dtype=np.int64) * BLOCK_ROWS)
+    filled = np.flatnonzero(np.diff(edges))
+    starts, ends = edges[filled], edges[filled + 1]
+    windows = -(-len(starts) // blocks)
+    if windows <= 1:
+        yield epoch_order(rows, seed=seed, epoch=epoch)
+        return
+    rng = np.random.default_rng([seed, epoch])
+    for window in np.array_split(rng.permutation(len(starts)), windows):
+        pieces = [rows[starts[block] : ends[block]] for block in np.sort(window).tolist()]
+        yield rng.permutation(np.concatenate(pieces))

@@ -1,64 +1,30 @@
-"""`train`: samples → split → model → epochs → evaluation → checkpoint."""
+"""`train`: samples → split → model → (snapshot →) steps and evaluations → report → checkpoint."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch.distributed as dist
 
-from dlrm_factory.checkpoint import save_checkpoint
+from dlrm_factory.checkpoint import GOLDEN_ROWS, save_checkpoint
 from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.config.file_format import FileFormat
 from dlrm_factory.errors import DataError, WeightsError
 from dlrm_factory.features import Vocabularies
 from dlrm_factory.held_out import MOST_SAMPLES, HeldOut
-from dlrm_factory.metrics import auc, log_loss
 from dlrm_factory.training.clicks import Clicks, generate_clicks, read_clicks
-from dlrm_factory.training.dataset import ClickDataset, Int64
-from dlrm_factory.training.loop import Observer, Progress, held_out_logits, train_epoch
-from dlrm_factory.training.objective import Objective, make_objective
-from dlrm_factory.training.split import split_rows
+from dlrm_factory.training.early_stopping import check_labels_differ
+from dlrm_factory.training.golden_rows import golden_rows_json
+from dlrm_factory.training.loop import TrainingData, TrainingRun
+from dlrm_factory.training.objective import make_objective
+from dlrm_factory.training.progress import Observer, Progress
+from dlrm_factory.training.report import TrainingReport, make_report
+from dlrm_factory.training.snapshots import Snapshots
 
-__all__ = ["TrainingReport", "train"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingReport:
-    """What a training run reached.
-
-    Fields:
-        rows, training_rows, held_out_rows: samples.
-        epochs: passes over the training rows.
-        seconds: of the epochs alone, without reading, evaluation and saving.
-        samples_per_second: in the epochs, all ranks together.
-        training_loss: mean over the last epoch, in nats; each batch before its own step.
-        held_out_log_loss: in nats.
-        held_out_auc: area under the ROC curve; None if the held-out labels are all alike.
-        best_log_loss, best_auc: what the ground truth itself reaches on the held-out rows, which no model can
-            be expected to beat; None for real clicks.
-    """
-
-    rows: int
-    training_rows: int
-    held_out_rows: int
-    epochs: int
-    seconds: float
-    samples_per_second: float
-    training_loss: float
-    held_out_log_loss: float
-    held_out_auc: float | None
-    best_log_loss: float | None
-    best_auc: float | None
-
-    def metadata(self) -> dict[str, str]:
-        """What the checkpoint keeps: everything that is the same in a repeated run, as text."""
-        figures = asdict(self)
-        del figures["seconds"], figures["samples_per_second"]
-        return {key: repr(value) for key, value in figures.items() if value is not None}
+__all__ = ["train"]
 
 
 def train(
@@ -66,8 +32,14 @@ def train(
     *,
     output: Path,
     data: Sequence[Path] = (),
+    held_out: Sequence[Path] = (),
     rows: int | None = None,
+    scratch: Path | None = None,
+    file_format: FileFormat = "auto",
     write_data: Path | None = None,
+    checkpoint_dir: Path | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool = False,
     observe: Observer = lambda progress: None,
 ) -> TrainingReport:
     """Train the declared model and save the checkpoint ``output``.
@@ -77,64 +49,66 @@ def train(
     Args:
         declaration: the model; its ``training`` says how to train.
         output: the safetensors file to write, all or nothing.
-        data: CSV and Parquet files; without any, clicks are generated from the ground truth.
+        data: CSV and Parquet files, or folders of them; without any, clicks are generated from the ground truth.
+        held_out: such files with the rows to hold out; all of ``data`` trains then.
         rows: of generated clicks; of files, the most rows to read. None: a fitting number, all rows.
+        scratch: a folder on disk for rows that are not to be in memory; None: only what memory cannot hold.
+        file_format: of ``data`` and ``held_out``; see `dlrm_factory.training.file_layouts`.
         write_data: where to keep generated clicks, CSV or Parquet.
+        checkpoint_dir: a folder for snapshots, from which a run can go on; the newest two are kept.
+        checkpoint_every: steps between snapshots; None: after each epoch.
+        resume: go on from the newest whole snapshot in ``checkpoint_dir``, at any number of ranks.
         observe: told of progress.
 
     Raises:
         DataError: the data cannot be read, does not match the declaration or is too little.
         ConfigError: training diverged.
         PlanError: the tables do not fit into memory.
-        WeightsError: ``output`` cannot be written.
+        WeightsError: ``output`` or ``checkpoint_dir`` cannot be written, or there is nothing to go on from.
     """
     _check_writable(output)
-    clicks = _clicks(declaration, data, rows, write_data, observe)
-    training, held_out = _split(clicks.dataset, declaration)
+    snapshots = _snapshots(checkpoint_dir, resume)
+    clicks = _clicks(declaration, data, held_out, rows, scratch, file_format, write_data, observe)
+    golden_rows = golden_rows_json(clicks.features.declaration, [*held_out, *data], file_format)
+    samples = _samples(clicks, declaration)
     objective = make_objective(clicks.features.declaration)
-    started = time.perf_counter()
-    loss = _train_epochs(objective, clicks.dataset, training, observe)
-    seconds = time.perf_counter() - started
-    logits = held_out_logits(objective, clicks.dataset, held_out, observe=observe)
-    labels = clicks.dataset.labels[held_out]
-    truth = None if clicks.true_logits is None else clicks.true_logits[held_out]
-    epochs = declaration.training.epochs
-    report = TrainingReport(
-        rows=len(clicks.dataset),
-        training_rows=len(training),
-        held_out_rows=len(held_out),
-        epochs=epochs,
-        seconds=seconds,
-        samples_per_second=epochs * len(training) / seconds,
-        training_loss=loss,
-        held_out_log_loss=log_loss(labels, logits),
-        held_out_auc=_auc(labels, logits),
-        best_log_loss=None if truth is None else log_loss(labels, truth),
-        best_auc=None if truth is None else _auc(labels, truth),
-    )
-    sample = slice(0, MOST_SAMPLES)
-    kept = HeldOut(
-        batch=clicks.dataset.features(held_out[sample]),
-        labels=labels[sample].astype(np.uint8),
-        logits=logits[sample],
-    )
-    _save(objective, output, report, clicks.features.vocabularies, kept)
+    run = TrainingRun(objective, samples, observe=observe, save_every=checkpoint_every)
+    if snapshots is not None:
+        run.save = lambda: snapshots.save(run)
+        if resume:
+            snapshots.load(run)
+    logits = run.train()
+    report = make_report(run, logits, clicks.true_logits, clicks.bad_rows)
+    _save(run, output, report, clicks.features.vocabularies, _kept(samples, logits), golden_rows)
     return report
 
 
 def _clicks(
     declaration: DLRMDeclaration,
     data: Sequence[Path],
+    held_out: Sequence[Path],
     rows: int | None,
+    scratch: Path | None,
+    file_format: FileFormat,
     write_data: Path | None,
     observe: Observer,
 ) -> Clicks:
     observe(Progress(stage="data", done=0, total=rows))
     if not data:
+        if held_out:
+            raise DataError("--held-out is for data files; give --data too")
         return generate_clicks(declaration, rows=rows, write_to=write_data, observe=observe)
     if write_data is not None:
         raise DataError("generated clicks can be written to a file, but with data files nothing is generated")
-    return read_clicks(declaration, data, rows=rows, observe=observe)
+    return read_clicks(
+        declaration,
+        data,
+        held_out=held_out,
+        rows=rows,
+        scratch=scratch,
+        file_format=file_format,
+        observe=observe,
+    )
 
 
 def _check_writable(output: Path) -> None:
@@ -147,45 +121,56 @@ def _check_writable(output: Path) -> None:
         raise WeightsError(f"{output}: cannot be written; name a file in a folder that you may write to")
 
 
-def _split(clicks: ClickDataset, declaration: DLRMDeclaration) -> tuple[Int64, Int64]:
-    options = declaration.training
-    training, held_out = split_rows(len(clicks), holdout=options.holdout, seed=options.seed)
-    if not len(training) or not len(held_out):
+def _snapshots(folder: Path | None, resume: bool) -> Snapshots | None:
+    if folder is None:
+        if resume:
+            raise WeightsError("there is nothing to go on from; name the folder of snapshots, checkpoint_dir")
+        return None
+    snapshots = Snapshots(folder)
+    snapshots.prepare(resume=resume)
+    return snapshots
+
+
+def _samples(clicks: Clicks, declaration: DLRMDeclaration) -> TrainingData:
+    """DataError unless there is something to train on and something held out."""
+    options, ranks = declaration.training, int(os.environ.get("WORLD_SIZE", "1"))
+    training, held_out = clicks.training, clicks.held_out
+    if len(training) < ranks or not len(held_out):
         raise DataError(
-            f"{len(clicks)} rows are too few: {len(training)} to train on and {len(held_out)} held out "
-            f"(holdout {options.holdout}); add rows"
+            f"{len(clicks.dataset)} rows are too few: {len(training)} to train on and {len(held_out)} held out "
+            f"(holdout {options.holdout}{f', {ranks} ranks' if ranks > 1 else ''}); add rows"
         )
-    return training, held_out
+    if options.early_stopping is not None:
+        check_labels_differ(clicks.dataset.labels[held_out])
+    return TrainingData(clicks=clicks.dataset, training=training, held_out=held_out)
 
 
-def _train_epochs(objective: Objective, clicks: ClickDataset, rows: Int64, observe: Observer) -> float:
-    """The mean training loss of the last epoch."""
-    losses = [
-        train_epoch(objective, clicks, rows, epoch=epoch, observe=observe)
-        for epoch in range(objective.built.declaration.training.epochs)
-    ]
-    return losses[-1]
-
-
-def _auc(labels: np.ndarray, logits: np.ndarray) -> float | None:
-    area = auc(labels, logits)
-    return None if np.isnan(area) else area
+def _kept(samples: TrainingData, logits: np.ndarray) -> HeldOut:
+    """Held-out samples for the checkpoint, with the model's logits of them."""
+    rows = samples.held_out[:MOST_SAMPLES]
+    return HeldOut(
+        batch=samples.clicks.features(rows),
+        labels=samples.clicks.labels[rows].astype(np.uint8),
+        logits=logits[: len(rows)],
+    )
 
 
 def _save(
-    objective: Objective,
+    run: TrainingRun,
     output: Path,
     report: TrainingReport,
     vocabularies: Vocabularies | None,
     held_out: HeldOut,
+    golden_rows: str,
 ) -> None:
-    state = objective.built.state_dict()
+    built = run.objective.built
+    state = built.state_dict()
     if dist.get_rank() == 0:
         save_checkpoint(
             output,
-            objective.built.declaration,
+            built.declaration,
             state,
-            report.metadata(),
+            {**report.metadata(), GOLDEN_ROWS: golden_rows},
             vocabularies=vocabularies,
             held_out=held_out,
         )

@@ -8,7 +8,7 @@ from dlrm_factory.weights.loading import (
     map_quantized_tables,
 )
 from dlrm_factory.weights.rows import RandomRows, RowSource, StateDictRows
-from dlrm_factory.weights.sealed import SealedWeights, seal_weights
+from dlrm_factory.weights.sealed import SealedWeights, reseal, seal_folder, seal_weights
 from dlrm_factory.weights.table_file import TableFile, create_table_file, write_table_file
 
 __all__ = [
@@ -23,6 +23,8 @@ __all__ = [
     "fill_quantized_tables",
     "float_shards",
     "map_quantized_tables",
+    "reseal",
+    "seal_folder",
     "seal_weights",
     "write_table_file",
 ]

@@ -20,13 +20,22 @@ __all__ = ["FloatShard", "fill_float_tables", "fill_quantized_tables", "float_sh
 
 @dataclass(frozen=True, kw_only=True)
 class FloatShard:
-    """This rank's part of a float table. ``weight``: float32 [rows, columns], the live parameter's memory."""
+    """This rank's part of a float table.
+
+    Fields:
+        weight: float32 [rows, columns], the live parameter's memory.
+        data_parallel: every rank has the whole table.
+        lookup: fbgemm's lookup that holds the part, among others.
+        index: the part's place among those of the lookup.
+    """
 
     table: str
     row_offset: int
     column_offset: int
     weight: torch.Tensor
     data_parallel: bool
+    lookup: nn.Module
+    index: int
 
 
 def float_shards(model: nn.Module) -> Iterator[FloatShard]:
@@ -38,7 +47,9 @@ def float_shards(model: nn.Module) -> Iterator[FloatShard]:
             # data_parallel lookups are wrapped in DistributedDataParallel.
             for kernel in getattr(lookup, "module", lookup)._emb_modules:
                 weights = kernel.split_embedding_weights()
-                for table, weight in zip(kernel.config.embedding_tables, weights, strict=True):
+                for index, (table, weight) in enumerate(
+                    zip(kernel.config.embedding_tables, weights, strict=True)
+                ):
                     row, column = _offsets(table)
                     yield FloatShard(
                         table=table.name,
@@ -46,6 +57,8 @@ def float_shards(model: nn.Module) -> Iterator[FloatShard]:
                         column_offset=column,
                         weight=weight.detach(),
                         data_parallel=table.local_metadata is None,
+                        lookup=kernel.emb_module,
+                        index=index,
                     )
 
 

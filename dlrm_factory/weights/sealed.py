@@ -1,10 +1,14 @@
 """A model's sealed weights, as an archive carries them.
 
-``declaration.yaml``, ``dense.safetensors``, ``tables.bin``, and ``vocabularies.bin`` where ids have any.
+``declaration.yaml``, ``dense.safetensors``, ``tables.bin``, ``vocabularies.bin`` where ids have any, held-out samples
+and golden requests where there are some, and ``seal.json``, which says what each of them must be.
 """
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -14,19 +18,25 @@ from safetensors.torch import load_file, save_file
 
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.config.reading import dump_declaration, read_declaration
+from dlrm_factory.config.sizes import format_bytes
 from dlrm_factory.errors import ConfigError, WeightsError
 from dlrm_factory.features import FeatureEncoder, Vocabularies
 from dlrm_factory.held_out import HELD_OUT_FILE, HeldOut, write_held_out
 from dlrm_factory.weights.rows import RowSource
+from dlrm_factory.weights.seal import SEAL_FILE, Evaluation, Seal, read_seal, write_seal
+from dlrm_factory.weights.stamps import check_once
 from dlrm_factory.weights.table_file import Progress, TableFile, write_table_file
 
 __all__ = [
     "DECLARATION_FILE",
     "DENSE_FILE",
+    "GOLDENS_FILE",
     "TABLE_FILE",
     "VOCABULARY_FILE",
     "SealedWeights",
     "read_dense",
+    "reseal",
+    "seal_folder",
     "seal_weights",
 ]
 
@@ -34,6 +44,10 @@ DECLARATION_FILE = "declaration.yaml"
 DENSE_FILE = "dense.safetensors"
 TABLE_FILE = "tables.bin"
 VOCABULARY_FILE = "vocabularies.bin"
+GOLDENS_FILE = "goldens.json"
+_OPTIONAL_FILES = (VOCABULARY_FILE, HELD_OUT_FILE, GOLDENS_FILE)
+
+logger = logging.getLogger(__name__)
 
 
 class _Sealable(RowSource, Protocol):
@@ -45,11 +59,21 @@ class _Sealable(RowSource, Protocol):
 
 
 class SealedWeights:
-    """A folder of sealed weights, opened: the declaration is read, tables and vocabularies are mapped."""
+    """A folder of sealed weights, opened: the declaration is read, tables and vocabularies are mapped.
 
-    def __init__(self, folder: Path) -> None:
-        """WeightsError if a file is missing or damaged, or they do not belong together."""
+    ``seal`` says what they are and how they were made.
+    """
+
+    def __init__(self, folder: Path, *, again: bool = False) -> None:
+        """WeightsError if a file is missing, damaged or not of this seal.
+
+        All files are checked. Tables and vocabularies are read for that once a host; ``again`` reads them in any
+        case, and keeps what it read out of this process's memory.
+        """
         self.folder = folder
+        self.seal = read_seal(folder)
+        self.seal.refuse_strangers(folder, _OPTIONAL_FILES)
+        self.seal.check(folder)
         try:
             self.declaration = read_declaration(folder / DECLARATION_FILE)
         except ConfigError as error:
@@ -58,14 +82,30 @@ class SealedWeights:
         self.tables.check(self.declaration)
         self.vocabularies: Vocabularies | None = None
         if self.declaration.vocabulary_tables:
-            self.vocabularies = Vocabularies.map(folder / VOCABULARY_FILE)
+            self.vocabularies = Vocabularies.map(folder / VOCABULARY_FILE, verify=False)
             self.vocabularies.check(self.declaration)
+        check_once(
+            self._large_files, self.seal.xxh3, lambda: self._check_contents(release=again), again=again
+        )
 
     @property
     def files(self) -> list[str]:
         """The names of its files."""
-        optional = [name for name in (VOCABULARY_FILE, HELD_OUT_FILE) if (self.folder / name).is_file()]
-        return [DECLARATION_FILE, DENSE_FILE, TABLE_FILE, *optional]
+        return [*self.seal.files, SEAL_FILE]
+
+    @property
+    def _large_files(self) -> list[Path]:
+        names = [TABLE_FILE] if self.vocabularies is None else [TABLE_FILE, VOCABULARY_FILE]
+        return [self.folder / name for name in names]
+
+    def _check_contents(self, *, release: bool) -> None:
+        started = time.perf_counter()
+        self.tables.verify(release=release)
+        if self.vocabularies is not None:
+            self.vocabularies.verify()
+        size = sum(path.stat().st_size for path in self._large_files)
+        seconds = time.perf_counter() - started
+        logger.info("Checked %s of tables and vocabularies in %.1f s", format_bytes(size), seconds)
 
     def dense_state(self) -> dict[str, torch.Tensor]:
         """Every weight but the tables': float32, by state dict key."""
@@ -83,14 +123,22 @@ def read_dense(folder: Path) -> dict[str, torch.Tensor]:
         raise WeightsError(f"{path}: is not a safetensors file: {error}") from None
 
 
-def seal_weights(checkpoint: _Sealable, folder: Path, *, progress: Progress | None = None) -> None:
+def seal_weights(
+    checkpoint: _Sealable,
+    folder: Path,
+    *,
+    progress: Progress | None = None,
+    training: Mapping[str, str] | None = None,
+) -> None:
     """Write the sealed weights of ``checkpoint`` into ``folder``, tables in their declared dtypes.
 
-    ``progress(bytes_done, bytes_total)`` is called after each block of rows.
-    WeightsError if no request could be encoded: a vocabulary, or a feature's mean and std, is missing.
+    ``progress(bytes_done, bytes_total)`` is called after each block of rows. ``training``: what training reported,
+    for the seal. WeightsError if no request could be encoded: a vocabulary, or a feature's mean and std, is missing.
     """
     FeatureEncoder(checkpoint.declaration, checkpoint.vocabularies)
     folder.mkdir(parents=True, exist_ok=True)
+    for name in (GOLDENS_FILE, VOCABULARY_FILE, HELD_OUT_FILE):  # of weights sealed here before
+        (folder / name).unlink(missing_ok=True)
     (folder / DECLARATION_FILE).write_text(dump_declaration(checkpoint.declaration), encoding="utf-8")
     save_file(checkpoint.dense_state(), folder / DENSE_FILE)
     if checkpoint.vocabularies is not None:
@@ -98,3 +146,29 @@ def seal_weights(checkpoint: _Sealable, folder: Path, *, progress: Progress | No
     if checkpoint.held_out is not None:
         write_held_out(checkpoint.held_out, folder)
     write_table_file(folder / TABLE_FILE, checkpoint.declaration, checkpoint, progress=progress)
+    seal_folder(folder, training=training)
+
+
+def seal_folder(folder: Path, *, training: Mapping[str, str] | None = None) -> None:
+    """Write ``seal.json`` for the files of sealed weights that lie in ``folder``. OSError if one is missing."""
+    write_seal(folder, _names(folder), training=training)
+
+
+def reseal(folder: Path, seal: Seal, *, evaluation: Evaluation | None = None) -> None:
+    """Seal ``folder`` anew, a file having been added, or with new figures; what else ``seal`` says stays."""
+    write_seal(
+        folder,
+        _names(folder),
+        versions=seal.versions,
+        training=seal.training,
+        evaluation=seal.evaluation if evaluation is None else evaluation,
+    )
+
+
+def _names(folder: Path) -> list[str]:
+    return [
+        DECLARATION_FILE,
+        DENSE_FILE,
+        TABLE_FILE,
+        *(name for name in _OPTIONAL_FILES if (folder / name).is_file()),
+    ]

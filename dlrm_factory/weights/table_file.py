@@ -12,6 +12,8 @@ at the row range) its rank holds. Only column_wise shards are copied.
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +34,7 @@ __all__ = ["Progress", "StoredTable", "TableFile", "create_table_file", "write_t
 Progress = Callable[[int, int], None]
 
 _NO_DIGEST = "0" * 16
+_BLOCK = 32 << 20  # of the mapping, in memory at once while it is checked; a multiple of any page size
 
 
 class StoredTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,7 +72,7 @@ class TableFile:
         """WeightsError if ``path`` is not a whole table file."""
         self.path = path
         self._map = map_file(path, _KIND.name)
-        header = _read_header(memoryview(self._map), path)
+        header, self._head = _read_header(memoryview(self._map), path)
         if len(self._map) != header.size:
             raise WeightsError(
                 f"{path}: has {len(self._map)} bytes but its header says {header.size}; it was cut short"
@@ -97,19 +100,42 @@ class TableFile:
             stored.num_embeddings, stored.row_bytes
         )
 
-    def verify(self) -> None:
-        """Read every row and compare checksums. WeightsError names the damaged table."""
+    def verify(self, *, release: bool = False) -> None:
+        """Read every row and compare checksums. WeightsError names the damaged table.
+
+        Tables whose checksum was never computed are not read. ``release``: keep few of the pages that were read in
+        this process's memory; they stay in the page cache.
+        """
+        data = memoryview(self._map)
+        first = min((table.offset for table in self.tables.values()), default=len(data))
+        self._check_padding(data[self._head : first], "its header")
         for stored in self.tables.values():
-            if stored.xxh3 == _NO_DIGEST:
-                continue
-            found = xxhash.xxh3_64_hexdigest(
-                memoryview(self._map)[stored.offset : stored.offset + stored.size]
+            if stored.xxh3 != _NO_DIGEST:
+                self._verify(stored, data, release)
+
+    def _verify(self, stored: StoredTable, data: memoryview, release: bool) -> None:
+        end = stored.offset + stored.size
+        digest = xxhash.xxh3_64()
+        for start in range(stored.offset // _BLOCK * _BLOCK, end, _BLOCK):
+            stop = min(start + _BLOCK, end)
+            digest.update(data[max(start, stored.offset) : stop])
+            if release:
+                with contextlib.suppress(OSError):  # advice alone
+                    self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
+        found = digest.hexdigest()
+        if found != stored.xxh3:
+            raise WeightsError(
+                f'{self.path}: table "{stored.name}" is damaged (checksum {found}, not {stored.xxh3}); '
+                "make the archive again from its checkpoint"
             )
-            if found != stored.xxh3:
-                raise WeightsError(
-                    f'{self.path}: table "{stored.name}" is damaged (checksum {found}, not {stored.xxh3}); '
-                    "make the archive again from its checkpoint"
-                )
+        self._check_padding(data[end : align(end)], f'table "{stored.name}"')
+
+    def _check_padding(self, padding: memoryview, before: str) -> None:
+        if any(padding):
+            raise WeightsError(
+                f"{self.path}: the bytes after {before} are not zero, so it is damaged; make the archive again from "
+                "its checkpoint"
+            )
 
 
 def create_table_file(path: Path, tables: list[Table]) -> dict[str, StoredTable]:
@@ -162,17 +188,26 @@ def _lay_out(tables: list[Table]) -> _Header:
     return _Header(placed, offset)
 
 
-def _read_header(data: memoryview, path: Path) -> _Header:
-    header, _ = _KIND.decode(data, str(path))
+def _read_header(data: memoryview, path: Path) -> tuple[_Header, int]:
+    """The header, and where it ends."""
+    header, end = _KIND.decode(data, str(path))
+    # One after the other, each at the next multiple of 64: a stranger's file cannot place a table elsewhere. The
+    # first may leave room, since a header is laid out before its numbers are known.
+    head, most = end, align(end) + 64 * (len(header.tables) + 1)
     for table in header.tables:
         if (
-            table.offset < 0
-            or table.num_embeddings < 1
+            table.num_embeddings < 1
             or table.embedding_dim < 4
+            or not align(end) <= table.offset <= most
+            or table.offset % 64
             or table.offset + table.size > header.size
         ):
             raise WeightsError(f'{path}: its header places table "{table.name}" outside the file')
-    return header
+        end = table.offset + table.size
+        most = align(end)
+    if header.tables and header.size != align(end):
+        raise WeightsError(f"{path}: its header says {header.size} bytes, but its tables end at {align(end)}")
+    return header, head
 
 
 def _as_tensor(array: np.ndarray) -> torch.Tensor:

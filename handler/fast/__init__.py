@@ -4,6 +4,7 @@ A quick reader either gives what the reference (`handler.body`, then `handler.sh
 explains: a body with a mistake is read again by the reference, whose errors are the only ones that clients see.
 """
 
+from handler.fast.gathered import Gathered, GatheringReader
 from handler.fast.reader import FastReader
 
-__all__ = ["FastReader"]
+__all__ = ["FastReader", "Gathered", "GatheringReader"]

@@ -14,6 +14,7 @@ from handler.mistakes import Mistakes
 from handler.paths import member
 
 __all__ = [
+    "Content",
     "DecodedRequest",
     "Entry",
     "Output",
@@ -30,6 +31,7 @@ __all__ = [
 Output = Literal["probability", "logit"]
 
 PathOf = Callable[[FeatureError], str]
+Content = Callable[[Sequence[float]], dict[str, Any]]
 Entry = tuple[int, dict[str, Any]]
 T = TypeVar("T")
 
@@ -54,7 +56,7 @@ class DecodedRequest:
 
     batch: FeatureBatch
     output: Output
-    content: Callable[[Sequence[float]], dict[str, Any]]
+    content: Content
     path_of: PathOf
     context: FeatureBatch | None = None
     entries: Callable[[Sequence[float]], list[Entry]] = _in_order

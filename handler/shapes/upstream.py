@@ -21,7 +21,7 @@ from handler.mistakes import Mistakes
 from handler.paths import element, member
 from handler.shapes.shape import DecodedRequest, Output, RequestReader, Shape, encode_or_explain
 
-__all__ = ["UPSTREAM"]
+__all__ = ["FLOATS", "LENGTHS", "UPSTREAM", "VALUES", "score"]
 
 FLOATS, LENGTHS, VALUES = "float_features", "id_list_features.lengths", "id_list_features.values"
 
@@ -47,10 +47,11 @@ def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> D
         lambda: reader.encoder.mistakes_jagged(*jagged),
         path_of,
     )
-    return DecodedRequest(batch=batch, output=output, content=_content, path_of=path_of)
+    return DecodedRequest(batch=batch, output=output, content=score, path_of=path_of)
 
 
-def _content(scores: Sequence[float]) -> dict[str, Any]:
+def score(scores: Sequence[float]) -> dict[str, Any]:
+    """The one sample's."""
     return {"score": scores[0]}
 
 

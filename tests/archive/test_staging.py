@@ -30,8 +30,10 @@ def test_a_checkpoint_is_staged_in_the_layout_of_an_archive(checkpoint: Path, tm
         "dense.safetensors",
         "dlrm_factory",
         "dlrm_handler.py",
+        "goldens.json",
         "handler",
         "model-config.yaml",
+        "seal.json",
         "tables.bin",
     }
     assert read_declaration(tmp_path / "staged/declaration.yaml") == tiny()
@@ -150,7 +152,7 @@ def test_weights_that_cannot_be_used_are_refused_before_anything_is_written(tmp_
     with pytest.raises(WeightsError, match="is not a safetensors checkpoint"):
         stage(tmp_path / "bad.safetensors", tmp_path / "staged")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(WeightsError, match="declaration"):
+    with pytest.raises(WeightsError, match="no such seal of the weights"):
         stage(tmp_path / "empty", tmp_path / "staged")
     assert not (tmp_path / "staged").exists()
 

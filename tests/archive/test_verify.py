@@ -6,14 +6,17 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from dlrm_factory.archive import archive_model
+from dlrm_factory.archive import archive_model, stage
 from dlrm_factory.checkpoint import open_checkpoint
 from dlrm_factory.cli.main import app
 from dlrm_factory.config import tiny
 from dlrm_factory.errors import WeightsError
+from dlrm_factory.scorer import Scorer
 from dlrm_factory.training import train
 from dlrm_factory.verification import verify_weights
-from dlrm_factory.weights import seal_weights
+from dlrm_factory.weights import SealedWeights, seal_folder, seal_weights
+from dlrm_factory.weights.seal import read_seal, write_seal
+from handler.replay import replay_with
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,9 @@ def test_tables_that_score_otherwise_do_not_pass(sealed, trained):
     train(msgspec.structs.replace(tiny(), training=options), output=other, rows=500)
     seal_weights(open_checkpoint(other), sealed.parent / "other")
     (sealed / "dense.safetensors").write_bytes((sealed.parent / "other" / "dense.safetensors").read_bytes())
+    with pytest.raises(WeightsError, match="is damaged, or belongs to another archive"):
+        verify_weights(sealed)
+    seal_folder(sealed)
     with pytest.raises(WeightsError, match=r"loses .* AUC against the trained model"):
         verify_weights(sealed).check(0.0005)
 
@@ -81,6 +87,70 @@ def test_a_flipped_bit_is_found(sealed):
         verify_weights(sealed)
 
 
+def goldens_of(folder):
+    return json.loads((folder / "goldens.json").read_bytes())["requests"]
+
+
+def test_rows_of_the_clicks_become_goldens(trained, tmp_path):
+    stage(trained, tmp_path / "staged")
+    goldens = goldens_of(tmp_path / "staged")
+    assert [golden["real"] for golden in goldens] == [True] * 24 + [False] * 16
+    assert max(abs(golden["expected"] - golden["trained"]) for golden in goldens) < 0.05
+    assert any(golden["expected"] != golden["trained"] for golden in goldens)
+
+
+def test_what_training_reported_is_sealed(trained, tmp_path):
+    stage(trained, tmp_path / "staged")
+    training = read_seal(tmp_path / "staged").training
+    assert 0.5 < float(training["held_out_auc"]) < 1
+    assert "golden_rows" not in training
+
+
+def test_goldens_are_replayed(trained, tmp_path):
+    stage(trained, tmp_path / "staged")
+    found = verify_weights(tmp_path / "staged", replay=replay_with).goldens
+    assert (found.requests, found.real) == (40, 24)
+    assert found.largest["eager"] < 1e-5
+    assert 0 < found.mean_drift < found.max_drift < 0.05
+    assert verify_weights(tmp_path / "staged").goldens is None  # nobody to ask them
+
+
+def test_goldens_that_are_not_reproduced_fail(trained, tmp_path):
+    stage(trained, tmp_path / "staged")
+    path = tmp_path / "staged" / "goldens.json"
+    content = json.loads(path.read_bytes())
+    content["requests"][7]["expected"] += 0.001
+    path.write_text(json.dumps(content))
+    seal_folder(tmp_path / "staged")
+    with pytest.raises(WeightsError, match=r"golden request 8 of 40 \(alone\) gives"):
+        verify_weights(tmp_path / "staged", replay=replay_with)
+
+
+def test_a_bound_on_the_drift_of_goldens(trained, tmp_path):
+    stage(trained, tmp_path / "staged")
+    found = verify_weights(tmp_path / "staged", replay=replay_with)
+    found.check(1, found.goldens.mean_drift)
+    with pytest.raises(WeightsError, match=r"40 golden requests are .* allow more with --max-drift"):
+        found.check(1, found.goldens.mean_drift / 2)
+
+
+def test_the_figures_are_sealed_in_the_archive(trained, tmp_path):
+    found = archive_model(
+        trained, tmp_path / "dlrm", archive_format="directory", max_auc_loss=1, replay=replay_with
+    )
+    evaluation = SealedWeights(tmp_path / "dlrm").seal.evaluation
+    assert evaluation == found.evaluation()
+    assert evaluation.engines["eager"].auc == found.engines[0].auc
+    assert evaluation.samples == found.samples
+
+
+def test_a_verified_archive_is_reproducible(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    for name in ("a.mar", "b.mar"):
+        archive_model(trained, tmp_path / name, max_auc_loss=1, replay=replay_with)
+    assert (tmp_path / "a.mar").read_bytes() == (tmp_path / "b.mar").read_bytes()
+
+
 class TestCommand:
     def test_an_archive(self, trained, tmp_path):
         archive_model(trained, tmp_path / "dlrm.mar")
@@ -91,11 +161,25 @@ class TestCommand:
         found = json.loads(done.stdout)
         assert found["tables"] == 3
         assert found["engines"][0]["engine"] == "eager"
+        assert found["goldens"]["requests"] == 40
+        assert found["files"] == 5
+        assert found["versions"] == found["sealed_versions"]
+
+    def test_other_versions_are_a_warning(self, sealed):
+        seal = read_seal(sealed)
+        versions = {**seal.versions, "torch": "1.2.3", "numpy": "9.9"}
+        del versions["torchrec"]
+        write_seal(sealed, list(seal.files), versions=versions)
+        done = CliRunner().invoke(app, ["verify", str(sealed), "--max-auc-loss", "1"])
+        assert done.exit_code == 0, done.output
+        assert "warning: made with torch 1.2.3, but " in done.stdout
+        assert "warning: made with torchrec (none), but " in done.stdout
+        assert "no golden requests travel with it" in done.stdout
 
     def test_as_a_table(self, sealed):
         done = CliRunner().invoke(app, ["verify", str(sealed), "--max-auc-loss", "1"])
         assert done.exit_code == 0, done.output
-        assert "3 tables agree with their checksums" in done.stdout
+        assert "4 files agree with their seal, 3 tables agree with their checksums" in done.stdout
         assert "as trained" in done.stdout
 
     def test_the_archive_step_enforces_the_bound(self, trained, tmp_path, monkeypatch):
@@ -111,3 +195,17 @@ class TestCommand:
         assert isinstance(done.exception, WeightsError)
         assert "loses 0.20000 AUC" in str(done.exception)
         assert list(tmp_path.iterdir()) == []
+
+    def test_the_archive_step_replays_the_goldens(self, trained, tmp_path, monkeypatch):
+        command = ["archive", str(trained), "--output", str(tmp_path / "dlrm.mar"), "--max-auc-loss", "1"]
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.output
+        assert "40 golden requests reproduced, the largest difference " in done.stdout
+        logits = Scorer.logits
+        monkeypatch.setattr(
+            Scorer, "logits", lambda self, batch, shared=None: logits(self, batch) * len(batch)
+        )
+        done = CliRunner().invoke(app, [*command, "--force"])
+        assert isinstance(done.exception, WeightsError)
+        assert "golden request 1 of 40 (alone) gives" in str(done.exception)
+        assert [path.name for path in tmp_path.iterdir()] == ["dlrm.mar"]

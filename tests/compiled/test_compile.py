@@ -17,8 +17,9 @@ from support.sharding import DTYPES, declared, mixed_shardings
 from dlrm_factory import scorer as scorer_module
 from dlrm_factory.checkpoint import open_checkpoint, save_checkpoint
 from dlrm_factory.compiled import best_precision, package, package_path
-from dlrm_factory.compiled.build import compiler
+from dlrm_factory.compiled.build import compiler, few_samples_package
 from dlrm_factory.compiled.cache import cache_folder
+from dlrm_factory.compiled.package import FEW_SAMPLES
 from dlrm_factory.scorer import Scorer, probabilities
 from dlrm_factory.weights import seal_weights
 
@@ -114,6 +115,44 @@ def test_a_damaged_package_is_dropped(tmp_path, caplog):
     assert scorer.engine == "eager"
     assert "cannot be loaded" in caplog.text
     assert not path.exists()
+
+
+def runner(name, met):
+    def run(inputs):
+        met.append((name, inputs[0].shape[0]))
+        return [inputs[0].sum(1)]
+
+    return run
+
+
+@pytest.mark.parametrize("has_few", [True, False])
+def test_each_size_runs_the_code_made_for_it(tmp_path, monkeypatch, has_few):
+    folder = seal(mixed_shardings(), tmp_path)
+    path = package_path(folder, mixed_shardings(), "fp32")
+    path.touch()
+    if has_few:
+        few_samples_package(path).touch()
+    met = []
+    monkeypatch.setattr(package, "_load", lambda found: runner("few" if "few" in found.name else "many", met))
+    dense = package.compiled_dense(folder, mixed_shardings(), "fp32", build=False)
+    for size in (1, FEW_SAMPLES, FEW_SAMPLES + 1):
+        assert dense(torch.ones(size, 2), torch.ones(size, 3, 8)).shape == (size,)
+    few = "few" if has_few else "many"
+    assert met == [(few, 1), (few, FEW_SAMPLES), ("many", FEW_SAMPLES + 1)]
+
+
+def test_damaged_code_for_few_samples_is_dropped(tmp_path, monkeypatch, caplog):
+    folder = seal(mixed_shardings(), tmp_path)
+    path = package_path(folder, mixed_shardings(), "fp32")
+    path.touch()
+    few_samples_package(path).write_bytes(b"not a package")
+    load, met = package._load, []
+    monkeypatch.setattr(package, "_load", lambda found: runner("many", met) if found == path else load(found))
+    dense = package.compiled_dense(folder, mixed_shardings(), "fp32", build=False)
+    assert dense(torch.ones(1, 2), torch.ones(1, 3, 8)).tolist() == [2]
+    assert met == [("many", 1)]
+    assert "cannot be loaded" in caplog.text
+    assert not few_samples_package(path).exists()
 
 
 def test_code_that_disagrees_is_not_used(tmp_path, monkeypatch, caplog):

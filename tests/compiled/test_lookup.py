@@ -8,8 +8,9 @@ from support.sharding import DTYPES, declared, mixed_shardings
 
 from dlrm_factory.batch import FeatureBatch
 from dlrm_factory.checkpoint import open_checkpoint, save_checkpoint
+from dlrm_factory.compiled import DirectLookup
 from dlrm_factory.scorer import Scorer
-from dlrm_factory.weights import seal_weights
+from dlrm_factory.weights import SealedWeights, seal_weights
 
 
 def load(declaration, folder):
@@ -70,3 +71,15 @@ def test_one_hot_batches_grow_and_shrink(tmp_path):
             values=np.arange(3 * size) % 50,
         )
         assert torch.allclose(scorer.pool(batch), Scorer(scorer.built).pool(batch), atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["sum", "mean"])
+@pytest.mark.parametrize("dtypes", DTYPES)
+def test_pooled_vectors_in_bfloat16_are_the_rounded_ones(tmp_path, dtypes, pooling):
+    scorer = load(declared("auto", pooling, dtypes), tmp_path)
+    lookup = DirectLookup(scorer.declaration, SealedWeights(tmp_path / "sealed").tables)
+    batch = random_batch(scorer.declaration, 9)
+    exact, rounded = lookup.pool(batch), lookup.pool(batch, torch.bfloat16)
+    assert rounded.dtype == torch.bfloat16
+    # Half a unit in the last of 8 binary places; the kernel rounds ties up.
+    assert ((rounded.float() - exact).abs() <= exact.abs() * 2**-8).all()

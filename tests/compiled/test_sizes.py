@@ -30,12 +30,24 @@ def test_only_the_sizes_are_met_and_filling_is_dropped(samples):
         return dense.sum(1) + pooled.sum((1, 2)) + 1
 
     dense, pooled = torch.randn(samples, 2), torch.randn(samples, 3, 4)
-    logits = SizedDense(compiled)(dense, pooled)
+    logits = SizedDense(compiled, torch.float32)(dense, pooled)
     assert {size for pair in met for size in pair} <= set(SIZES)
     assert np.allclose(logits, (dense.sum(1) + pooled.sum((1, 2)) + 1).numpy(), atol=1e-6)
 
 
 def test_every_size_is_met_before_the_first_request():
     met = []
-    SizedDense(lambda dense, pooled: met.append(dense.shape[0])).warm_up(2, 3, 4)
+    SizedDense(lambda dense, pooled: met.append(dense.shape[0]), torch.float32).warm_up(2, 3, 4)
     assert met == list(SIZES)
+
+
+def test_what_an_earlier_batch_left_does_not_matter():
+    def compiled(dense, pooled):
+        return dense.sum(1) + pooled.sum((1, 2))
+
+    sized = SizedDense(compiled, torch.float32)
+    for samples, value in ((400, float("nan")), (3, 1.0), (70, 2.0), (520, 3.0), (5, 4.0)):
+        dense, pooled = torch.full((samples, 2), value), torch.full((samples, 3, 4), value)
+        logits = sized(dense, pooled)
+        assert logits.shape == (samples,)
+        assert np.array_equal(logits, np.full(samples, 14 * value, np.float32), equal_nan=True)

@@ -147,7 +147,7 @@ def test_a_key_written_twice_is_refused(text: str, line: int, key: str) -> None:
 
 
 def test_a_number_with_an_exponent_needs_no_dot() -> None:
-    declaration = parse_declaration(changed().replace("learning_rate: 0.001", "learning_rate: 1e-3"))
+    declaration = parse_declaration(changed().replace("learning_rate: 0.01", "learning_rate: 1e-3"))
     assert declaration.training.learning_rate == 0.001
     assert only_problem(changed().replace("learning_rate: 0.001", "learning_rate: 1e")).endswith("text: '1e'")
 

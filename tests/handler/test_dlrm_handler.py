@@ -15,13 +15,15 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.batches import random_state
 
 from dlrm_factory.checkpoint import open_checkpoint, save_checkpoint
 from dlrm_factory.config import ServingOptions, tiny
 from dlrm_factory.errors import WeightsError
+from dlrm_factory.goldens import add_goldens
 from dlrm_factory.scorer import Scorer
-from dlrm_factory.weights import seal_weights
+from dlrm_factory.weights import seal_folder, seal_weights
 from handler.dlrm_handler import DLRMHandler
 from handler.service import DLRMService
 from handler.worker import TORCHREC_CALLS
@@ -79,14 +81,14 @@ def settled() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("settled")
-def test_one_body_and_status_a_request(sealed: Path, caplog: pytest.LogCaptureFixture) -> None:
-    handler, context = DLRMHandler(), FakeContext(sealed)
+def test_one_body_and_status_a_request(proven: Path, caplog: pytest.LogCaptureFixture) -> None:
+    handler, context = DLRMHandler(), FakeContext(proven)
     with caplog.at_level(logging.INFO, logger="handler.dlrm_handler"):
         handler.initialize(context)
     assert torch.get_num_threads() == 1
     assert gc.get_freeze_count() > 0
     (line,) = (record.getMessage() for record in caplog.records if record.name == "handler.dlrm_handler")
-    assert line.startswith(f"Loaded the model in {sealed} in ")
+    assert line.startswith(f"Loaded the model in {proven} in ")
 
     bodies = handler.handle([{"body": bytearray(body)} for body in BODIES], context)
     assert all(type(body) is bytes for body in bodies)
@@ -98,7 +100,7 @@ def test_one_body_and_status_a_request(sealed: Path, caplog: pytest.LogCaptureFi
     }
     assert all(phrase.isascii() and phrase.isprintable() for _, phrase in context.statuses.values())
     assert context.content_types == dict.fromkeys(range(4), "application/json")
-    direct = DLRMService(Scorer.load(sealed)).handle([{"body": body} for body in BODIES])
+    direct = DLRMService(Scorer.load(proven)).handle([{"body": body} for body in BODIES])
     assert bodies == [answer.body for answer in direct]
 
 
@@ -106,8 +108,51 @@ def test_a_broken_archive_is_one_clear_line(tmp_path: Path, caplog: pytest.LogCa
     with pytest.raises(WeightsError) as caught:
         DLRMHandler().initialize(FakeContext(tmp_path))
     (record,) = caplog.records
-    assert record.getMessage() == f"The archive in {tmp_path} cannot be loaded: {caught.value}"
+    assert record.getMessage() == f"The archive in {tmp_path} cannot be served: {caught.value}"
     assert record.exc_info is None
+
+
+@pytest.fixture
+def proven(sealed: Path, tmp_path: Path) -> Path:
+    """Sealed weights with golden requests."""
+    folder = Path(shutil.copytree(sealed, tmp_path / "proven"))
+    add_goldens(folder)
+    return folder
+
+
+@pytest.mark.usefixtures("settled")
+def test_goldens_are_replayed_before_a_worker_is_ready(
+    proven: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    handler, context = DLRMHandler(), FakeContext(proven)
+    with caplog.at_level(logging.WARNING, logger="handler"):
+        handler.initialize(context)
+    assert caplog.records == []
+    assert handler.handle([{"body": bytearray(BODIES[0])}], context)[0].startswith(b'{"predictions":[')
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_worker_that_cannot_reproduce_the_goldens_never_serves(
+    proven: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Weights a little off, sealed with the first one's goldens: every file is whole, the scores are not.
+    weights = load_file(proven / "dense.safetensors")
+    save_file({key: weight * 1.01 for key, weight in weights.items()}, proven / "dense.safetensors")
+    seal_folder(proven)
+    handler = DLRMHandler()
+    with pytest.raises(WeightsError, match=r"golden request 1 of 16 \(alone\) gives") as caught:
+        handler.initialize(FakeContext(proven))
+    (record,) = (record for record in caplog.records if record.levelno >= logging.WARNING)
+    assert record.getMessage() == f"The archive in {proven} cannot be served: {caught.value}"
+    assert not hasattr(handler, "_service")
+
+
+@pytest.mark.usefixtures("settled")
+def test_an_archive_without_goldens_warns(sealed: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="handler"):
+        DLRMHandler().initialize(FakeContext(sealed))
+    (record,) = caplog.records
+    assert "has no golden requests" in record.getMessage()
 
 
 LOAD_AND_PREDICT = """

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.json_bodies import bodies, damaged
 
 from dlrm_factory.config import DLRMDeclaration, tiny
 from dlrm_factory.errors import RequestError
@@ -85,101 +86,6 @@ def assert_same(one: DecodedRequest, other: DecodedRequest) -> None:
         assert one.path_of(error) == other.path_of(error)
 
 
-# JSON text, so that what Python cannot hold or would write otherwise is there too.
-NUMBER = st.one_of(  # of what only looks like a number, too
-    st.integers(-(2**70), 2**70).map(str),
-    st.integers(-3, 210).map(str),
-    st.floats(allow_nan=False, allow_infinity=False).map(repr),
-    st.sampled_from(
-        [
-            "-0",
-            "0",
-            "-0.0",
-            "3.0",
-            "1e2",
-            "1E+2",
-            "1e-400",
-            "1e39",
-            "1e308",
-            "1e309",
-            "9223372036854775807",
-            "9223372036854775808",
-            "-1",
-            "01",
-            "1.",
-            ".5",
-            "+1",
-            "NaN",
-            "-997",
-            "-997.0",
-            "-9.97e2",
-            "null1",
-            "1null",
-            "-null",
-            "1enull",
-            "null.0",
-        ]
-    ),
-)
-TEXT = st.one_of(
-    st.text(st.characters(exclude_categories=["Cs"]), max_size=4).map(json.dumps),
-    st.sampled_from(['"17"', '"\\ud800"', '"[1]"', '"a:b"', '"\x00"', '"\\u005b"']),
-)
-ODD = st.sampled_from(
-    ["null", "true", "false", "[]", "{}", "[[]]", "[[1]]", '{"ids":[1]}', "[null]", "[1,[2]]"]
-)
-ID = st.one_of(st.integers(0, 49).map(str), st.integers(0, 49).map(str), st.sampled_from(["-997", "null"]))
-BAG = st.one_of(ID, st.lists(ID, max_size=3).map(lambda ids: "[" + ",".join(ids) + "]"))
-GOOD = st.one_of(ID, st.just("null"), BAG)
-ANY = st.one_of(NUMBER, TEXT, ODD, BAG)
-NAME = st.sampled_from([*DECLARATION.dense_names, *DECLARATION.sparse_names])
-ANY_NAME = st.one_of(NAME, NAME, NAME, st.sampled_from(["other", "", "p\\u0072ice"]))
-SPACE = st.sampled_from(["", " ", "\n\t"])
-
-
-@st.composite
-def members(draw: st.DrawFn, names: Any, value: Any, *, unique: bool) -> str:
-    keys = draw(st.lists(names, max_size=6, unique=unique))
-    space = draw(SPACE)
-    return "{" + f"{space},".join(f'{space}"{key}"{space}:{space}{draw(value)}' for key in keys) + "}"
-
-
-@st.composite
-def columns(draw: st.DrawFn, names: Any, value: Any, *, unique: bool) -> str:
-    size = draw(st.integers(0, 4))
-
-    def column() -> st.SearchStrategy[str]:
-        most = size if unique else size + draw(st.sampled_from([0, 0, 0, 1]))
-        kind = draw(st.sampled_from([value, ID, st.lists(ID, max_size=3).map(lambda v: f"[{','.join(v)}]")]))
-        return st.lists(kind, min_size=size, max_size=most).map(lambda values: f"[{', '.join(values)}]")
-
-    keys = draw(st.lists(names, max_size=6, unique=unique))
-    return "{" + ",".join(f'"{key}": {draw(column())}' for key in keys) + "}"
-
-
-def rows(names: Any, value: Any, *, unique: bool) -> st.SearchStrategy[str]:
-    return st.lists(members(names, value, unique=unique), max_size=4).map(
-        lambda found: f"[{','.join(found)}]"
-    )
-
-
-@st.composite
-def bodies(draw: st.DrawFn) -> bytes:
-    wild = draw(st.booleans())
-    names, value = (ANY_NAME, ANY) if wild else (NAME, GOOD)
-    inside = {
-        "inputs": columns(names, value, unique=not wild),
-        "instances": rows(names, value, unique=not wild),
-    }
-    key = draw(st.sampled_from(list(inside)))
-    parts = [f'"{key}":{draw(SPACE)}{draw(inside[key])}']
-    parts += draw(
-        st.sampled_from([[], [], ['"output":"logit"'], ['"output": "odds"'], ['"inputs":{}'], parts])
-    )
-    text = draw(SPACE) + "{" + ",".join(draw(st.permutations(parts))) + "}" + draw(SPACE)
-    return text.encode()
-
-
 @given(bodies())
 @settings(deadline=None, max_examples=600)
 def test_the_same_batch_or_left_to_the_reference(raw: bytes) -> None:
@@ -189,32 +95,7 @@ def test_the_same_batch_or_left_to_the_reference(raw: bytes) -> None:
 @given(bodies(), st.randoms(use_true_random=False))
 @settings(deadline=None, max_examples=300)
 def test_the_same_for_damaged_bodies(raw: bytes, rng: random.Random) -> None:
-    damaged = bytearray(raw)
-    for _ in range(rng.randint(1, 3)):
-        at = rng.randrange(len(damaged) + 1)
-        if rng.random() < 0.4:
-            del damaged[at : at + rng.randint(1, 4)]
-        else:
-            damaged[at : at + rng.randint(0, 1)] = rng.choice(
-                [
-                    b"[",
-                    b"]",
-                    b"{",
-                    b"}",
-                    b",",
-                    b":",
-                    b'"',
-                    b"0",
-                    b"-",
-                    b".",
-                    b"e",
-                    b"\x00",
-                    b"\xff",
-                    b"\\",
-                    b"null",
-                ]
-            )
-    check(bytes(damaged))
+    check(damaged(raw, rng))
 
 
 BAGS = [[3, 9], [], [1, 2, 3], [49]]
@@ -294,6 +175,7 @@ def test_rows_that_are_taken(rows_: Any) -> None:
         '{"inputs": {"price": null}}',
         '{"inputs": null}',
         '{"instances": [{"price": 1, "price": 1}]}',
+        '{"instances": [{"price": 1, "price": 1, "age_days": 3, "user_id": 4, "item_id": 5}]}',
         '{"instances": [{"price": 1, "price": 1, "user_id": ":"}]}',
         '{"instances": [{}], "instances": [{}]}',
         '{"instances": [{"price": true}]}',

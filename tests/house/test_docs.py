@@ -43,7 +43,7 @@ def test_every_server_setting_is_documented():
 
 
 def test_every_command_is_in_the_readme():
-    names = [command.callback.__name__ for command in app.registered_commands]
+    names = [command.name or command.callback.__name__ for command in app.registered_commands]
     names += [group.name for group in app.registered_groups]
     assert [name for name in names if f"dlrm {name}" not in text("README.md")] == []
 

@@ -22,7 +22,7 @@ from dlrm_factory.config import DLRMDeclaration, criteo, dump_declaration
 from dlrm_factory.dtypes import encode_rows
 from dlrm_factory.features import FeatureEncoder
 from dlrm_factory.model import table_weight_key
-from dlrm_factory.weights import create_table_file
+from dlrm_factory.weights import create_table_file, seal_folder
 
 pytestmark = pytest.mark.integration
 
@@ -89,6 +89,7 @@ class FullCriteo:
                         place = stored[table.name]
                         file.seek(place.offset + (asked + offset) * place.row_bytes)
                         file.write(row.tobytes())
+        seal_folder(folder)
 
     def expected(self, *, first_row: int) -> float:
         """The probability when table t_C1 gives row ``first_row`` of its three, the others their middle."""

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from dlrm_factory.config import tiny
 from dlrm_factory.training.bags import Bags
-from dlrm_factory.training.dataset import ClickDataset, gather, slices
+from dlrm_factory.training.dataset import gather, slices
+from dlrm_factory.training.dataset_building import dataset_of
 from dlrm_factory.training.encoding import EncodedChunk
 
 bag = st.lists(st.integers(0, 49), max_size=4)
@@ -30,7 +31,7 @@ def chunk_of(drawn, start: int) -> EncodedChunk:
 
 @given(samples, samples, st.data())
 def test_any_rows_come_back_in_any_order(first, second, data):
-    dataset = ClickDataset.of([chunk_of(first, 0), chunk_of(second, 100)], tiny())
+    dataset = dataset_of([chunk_of(first, 0), chunk_of(second, 100)], tiny())
     drawn = first + second
     assert len(dataset) == len(drawn)
     rows = data.draw(st.lists(st.integers(0, len(drawn) - 1), max_size=15))

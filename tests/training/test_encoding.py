@@ -11,7 +11,7 @@ import pytest
 from dlrm_factory.errors import DataError
 from dlrm_factory.features import hash_ids
 from dlrm_factory.training.click_files import read_chunks
-from dlrm_factory.training.encoding import EncodedChunk, encode_chunk, limited
+from dlrm_factory.training.encoding import EncodedChunk, encode_chunk
 
 
 def encode(path, declaration) -> EncodedChunk:
@@ -129,12 +129,3 @@ def test_hashed_ids_that_look_like_floats_are_warned_of_once(write_csv, declarat
         encode(write_csv("1,1,1,3.0,3,4", "1,1,1,4.0,3,4"), declaration)
     (record,) = caplog.records
     assert 'column "user_id": the id "3.0" is text' in record.getMessage()
-
-
-def test_limited_cuts_within_a_chunk(write_csv, declaration):
-    encoded = encode(write_csv("1,1,1,u,3,1|2", "0,2,2,v,4,3|4|5", "0,3,3,w,5,6"), declaration)
-    (head,) = limited([encoded, encoded], 2)
-    assert head.labels.tolist() == [1, 0]
-    assert bags_of(head, 2) == [[1, 2], [3, 4, 5]]
-    assert sum(len(chunk.labels) for chunk in limited([encoded, encoded], 5)) == 5
-    assert sum(len(chunk.labels) for chunk in limited([encoded, encoded], None)) == 6

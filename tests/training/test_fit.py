@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.raw_features import raw_declaration
 
+from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.features import canonical_int
 from dlrm_factory.training.click_files import Chunk
-from dlrm_factory.training.fit import fit_features, needs_fitting
+from dlrm_factory.training.fit import FittedFeatures, fit_features, needs_fitting
 from dlrm_factory.training.id_counts import IdCounts
 from dlrm_factory.training.moments import Moments
+from dlrm_factory.training.sides import HashSplit, first_rows, sided
 from dlrm_factory.training.split import split_rows
 
 ANY_ID = st.one_of(
@@ -81,6 +83,13 @@ def chunks_of(columns: dict, *sizes: int) -> list[Chunk]:
     return chunks
 
 
+def fit(declaration: DLRMDeclaration, chunks: list[Chunk], rows: int | None = None) -> FittedFeatures:
+    split = HashSplit.of(declaration.training)
+    return fit_features(
+        declaration, sided(first_rows(chunks, rows), split), rows=rows, observe=lambda _: None
+    )
+
+
 def columns(n: int) -> dict:
     return {
         "click": [0] * n,
@@ -98,7 +107,7 @@ def columns(n: int) -> dict:
 def test_only_the_training_part_is_looked_at() -> None:
     declaration, n = raw_declaration(fitted=False), 300
     assert needs_fitting(declaration)
-    fitted = fit_features(declaration, chunks_of(columns(n), 100, 1, 199), rows=200, observe=lambda _: None)
+    fitted = fit(declaration, chunks_of(columns(n), 100, 1, 199), rows=200)
     options = declaration.training
     training, held_out = split_rows(200, holdout=options.holdout, seed=options.seed)
     assert len(held_out) > 5
@@ -143,13 +152,13 @@ def test_min_count_leaves_rare_ids_to_the_spare_rows() -> None:
     rare = msgspec.structs.replace(declaration, tables=tables)
     data = columns(300)
     data["user"] = ["often"] * 150 + ["rare"] * 10 + [None] * 140
-    fitted = fit_features(rare, chunks_of(data, 300), rows=None, observe=lambda _: None)
+    fitted = fit(rare, chunks_of(data, 300))
     assert fitted.vocabularies is not None
     assert fitted.vocabularies.sizes["t_user"] == 1
 
 
 def test_strict_ids_without_a_row_are_warned_of(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    fit_features(raw_declaration(), chunks_of(columns(100), 100), rows=None, observe=lambda _: None)
+    fit(raw_declaration(), chunks_of(columns(100), 100))
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert 'table "t_item": 30 of ' in record.getMessage()
     assert "left out of the bags of item, which refuse them" in record.getMessage()

@@ -88,13 +88,13 @@ def test_cells_are_of_the_declared_kinds():
 
 
 def test_features_with_many_ids_do_not_interact():
-    assert ground_truth(tiny(), 1).pair is None  # 125 users, 200 items, 50 tags
+    assert ground_truth(tiny(), 1).pair is None  # 62 users, 200 items, 50 tags
     assert ground_truth(criteo(), 1).pair is not None
 
 
 def test_default_rows_grow_with_the_ids():
-    assert default_rows(tiny()) == 100 * (125 + 200 + 50)
-    assert default_rows(demo()) == 400_000
+    assert default_rows(tiny()) == 700 * (62 + 200 + 50)
+    assert default_rows(demo()) == 1_500_000
 
 
 @pytest.mark.parametrize("name", ["clicks.csv", "clicks.parquet"])

@@ -216,7 +216,7 @@ def test_two_ranks_train_like_one_with_twice_the_batch(tmp_path):
     assert len(split_rows(4001, holdout=0.1, seed=1)[0]) % 2 == 0  # no odd row that two ranks leave out
     (tmp_path / "two.yaml").write_text(dump_declaration(declaration))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(Path(sys.executable).with_name("dlrm")), "train", "two.yaml", "--rows", "4001", "--json"]
+    command += ["-m", "dlrm_factory.cli", "train", "two.yaml", "--rows", "4001", "--json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ from dlrm_factory.config import tiny
 from dlrm_factory.features import FeatureEncoder
 from dlrm_factory.features.vocabulary_rows import VocabularyRows
 from dlrm_factory.training.click_files import read_chunks
-from dlrm_factory.training.dataset import ClickDataset
+from dlrm_factory.training.dataset_building import dataset_of
 from dlrm_factory.training.encoding import encode_chunk
 from dlrm_factory.training.write_clicks import click_writer
 
@@ -48,7 +48,7 @@ def test_tables_and_requests_give_the_same_samples(drawn):
             with click_writer(path, "|") as writer:
                 writer.write(batch)
             chunks = [encode_chunk(chunk, declaration) for chunk in read_chunks([path], declaration)]
-            trained = ClickDataset.of(chunks, declaration).features(np.arange(len(drawn)))
+            trained = dataset_of(chunks, declaration).features(np.arange(len(drawn)))
             assert trained.dense.tobytes() == served.dense.tobytes()
             assert trained.lengths.tolist() == served.lengths.tolist()
             assert trained.values.tolist() == served.values.tolist()
@@ -102,7 +102,7 @@ def test_vocabularies_weights_and_statistics_are_the_same_too(drawn):
             chunks = [
                 encode_chunk(chunk, declaration, vocabulary) for chunk in read_chunks([path], declaration)
             ]
-            trained = ClickDataset.of(chunks, declaration).features(np.arange(len(drawn)))
+            trained = dataset_of(chunks, declaration).features(np.arange(len(drawn)))
             assert trained.dense.tobytes() == served.dense.tobytes()
             assert trained.lengths.tolist() == served.lengths.tolist()
             assert trained.values.tolist() == served.values.tolist()

@@ -9,7 +9,7 @@ from dlrm_factory.checkpoint import open_checkpoint, save_checkpoint
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.scorer import Scorer
-from dlrm_factory.weights import SealedWeights, seal_weights
+from dlrm_factory.weights import SealedWeights, seal_folder, seal_weights
 
 
 def seal(declaration, folder):
@@ -53,6 +53,7 @@ def test_a_pickle_is_not_loaded(tmp_path):
 
     _, folder = seal(declared("auto", "sum", DTYPES[0]), tmp_path)
     (folder / "dense.safetensors").write_bytes(pickle.dumps({"over_arch": 1}))
+    seal_folder(folder)
     with pytest.raises(WeightsError, match="is not a safetensors file"):
         Scorer.load(folder)
 
@@ -63,5 +64,8 @@ def test_dense_weights_of_another_model_are_refused(tmp_path):
     other.mkdir()
     _, dcn = seal(declared("auto", "sum", DTYPES[0], "dlrm_dcn"), other)
     (folder / "dense.safetensors").write_bytes((dcn / "dense.safetensors").read_bytes())
+    with pytest.raises(WeightsError, match=r"dense\.safetensors: has \d+ bytes but \d+ were sealed"):
+        Scorer.load(folder)
+    seal_folder(folder)
     with pytest.raises(WeightsError, match="dense weights"):
         Scorer.load(folder)

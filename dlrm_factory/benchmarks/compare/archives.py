@@ -15,7 +15,7 @@ from dlrm_factory.archive.manifest import MANIFEST
 from dlrm_factory.archive.model_config import MODEL_CONFIG_FILE
 from dlrm_factory.benchmarks.score import RandomWeights
 from dlrm_factory.config import DLRMDeclaration, dump_declaration
-from dlrm_factory.weights import seal_weights
+from dlrm_factory.weights import seal_folder, seal_weights
 from dlrm_factory.weights.sealed import DECLARATION_FILE
 
 __all__ = ["Store", "make_store"]
@@ -64,6 +64,7 @@ def _declared(sealed: Path, declaration: DLRMDeclaration, folder: Path) -> Path:
     shutil.copytree(sealed, folder, copy_function=os.link)
     (folder / DECLARATION_FILE).unlink()
     (folder / DECLARATION_FILE).write_text(dump_declaration(declaration), encoding="utf-8")
+    seal_folder(folder)
     return folder
 
 

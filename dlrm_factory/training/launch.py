@@ -1,0 +1,98 @@
+"""Several processes on this host that train one model: what `torchrun` does, from within Python."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import tempfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from dlrm_factory import errors
+from dlrm_factory.errors import DLRMError
+
+__all__ = ["launch"]
+
+_Result = TypeVar("_Result")
+
+
+def launch(function: Callable[..., _Result], *arguments: Any, processes: int) -> _Result:
+    """Call ``function(*arguments)`` in ``processes`` new processes, which torch.distributed finds as ranks 0, 1, ….
+
+    ``function`` is a module's, and the arguments and the result can be sent between processes. If one rank fails, the
+    others are ended. An interrupt ends them all.
+
+    Returns:
+        Rank 0's result.
+
+    Raises:
+        DLRMError: with the message of the first one that a rank raised, or what else ended a rank.
+    """
+    _quiet_elastic()
+    with tempfile.TemporaryDirectory(prefix="dlrm-ranks-") as folder:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            monitor_interval=0.1,
+            start_method="spawn",
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+        )
+        try:
+            results = elastic_launch(config, _rank)(function, *arguments)
+        except ChildFailedError as failed:
+            rank, failure = failed.get_first_failure()
+            message = _told(Path(folder)) or f"rank {rank} of {processes} ended: {failure.message}"
+            raise DLRMError(message) from None
+        except SignalException:
+            raise KeyboardInterrupt from None
+    result: _Result = results[0]
+    return result
+
+
+def _quiet_elastic() -> None:
+    """It tells every failure at length; the first one is told here. Each of its loggers has a level of its own."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _rank(function: Callable[..., _Result], *arguments: Any) -> _Result | None:
+    """One rank's life."""
+    # An interrupt reaches the ranks too; they need not say so.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    result = function(*arguments)
+    leads = not dist.is_initialized() or dist.get_rank() == 0
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return result if leads else None
+
+
+def _told(folder: Path) -> str | None:
+    """The first error that a rank wrote down: one of ours if there is any, else with its traceback."""
+    found = [json.loads(path.read_text())["message"] for path in folder.rglob("error.json")]
+    found.sort(key=lambda error: (not _is_ours(error), int(error["extraInfo"]["timestamp"])))
+    if not found:
+        return None
+    name, _, message = str(found[0]["message"]).partition(": ")
+    if _is_ours(found[0]):
+        return message
+    return f"a rank failed: {name}: {message}\n{found[0]['extraInfo']['py_callstack']}"
+
+
+def _is_ours(error: dict[str, Any]) -> bool:
+    kind = getattr(errors, str(error["message"]).partition(": ")[0], None)
+    return isinstance(kind, type) and issubclass(kind, DLRMError)

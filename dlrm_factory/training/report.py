@@ -1,0 +1,102 @@
+"""What a training run reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlrm_factory.metrics import auc, log_loss
+from dlrm_factory.training.bad_rows import BadRows
+from dlrm_factory.training.history import Evaluation, history_json
+from dlrm_factory.training.loop import TrainingRun
+
+__all__ = ["TrainingReport", "make_report"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingReport:
+    """What a training run reached.
+
+    Fields:
+        rows, training_rows, held_out_rows: samples.
+        epochs: passes over the training rows, as declared.
+        steps: optimiser steps taken.
+        kept_step: the step whose weights are kept; with early stopping that of the best AUC, else the last.
+        stopped_early: early stopping ended the run before its last step.
+        seconds: of the steps alone, without reading, evaluation and saving.
+        samples_per_second: in the steps, all ranks together.
+        training_loss: mean over the last epoch, in nats, all ranks together; each batch before its own step.
+        held_out_log_loss: in nats, of the weights that are kept.
+        held_out_auc: area under the ROC curve; None if the held-out labels are all alike.
+        best_log_loss, best_auc: what the ground truth itself reaches on the held-out rows, which no model can
+            be expected to beat; None for real clicks.
+        history: the evaluations, in order.
+        bad_rows: what was left out of the data; None if no row may be.
+    """
+
+    rows: int
+    training_rows: int
+    held_out_rows: int
+    epochs: int
+    steps: int
+    kept_step: int
+    stopped_early: bool
+    seconds: float
+    samples_per_second: float
+    training_loss: float
+    held_out_log_loss: float
+    held_out_auc: float | None
+    best_log_loss: float | None
+    best_auc: float | None
+    history: tuple[Evaluation, ...]
+    bad_rows: BadRows | None = None
+
+    def metadata(self) -> dict[str, str]:
+        """What the checkpoint keeps: everything that is the same in a repeated run, as text; the history as JSON."""
+        figures = {name: getattr(self, name) for name in self.__slots__}
+        del figures["seconds"], figures["samples_per_second"], figures["history"]
+        figures["bad_rows"] = None if self.bad_rows is None else self.bad_rows.rows
+        kept = {key: repr(value) for key, value in figures.items() if value is not None}
+        return kept | {"history": history_json(self.history)}
+
+
+def make_report(
+    run: TrainingRun,
+    logits: np.ndarray,
+    true_logits: np.ndarray | None,
+    bad_rows: BadRows | None = None,
+) -> TrainingReport:
+    """Of a run that is over. Collective over the ranks.
+
+    Args:
+        logits: of the held-out rows, float32, by the weights that are kept.
+        true_logits: of all rows, by the ground truth, if there is one.
+        bad_rows: what was left out of the data.
+    """
+    state, data = run.state, run.data
+    labels = data.clicks.labels[data.held_out]
+    truth = None if true_logits is None else true_logits[data.held_out]
+    return TrainingReport(
+        rows=len(data.clicks),
+        training_rows=len(data.training),
+        held_out_rows=len(data.held_out),
+        epochs=run.objective.options.epochs,
+        steps=state.step,
+        kept_step=state.step if state.best_step is None else state.best_step,
+        stopped_early=state.stopped and state.epoch < run.objective.options.epochs,
+        seconds=state.seconds,
+        samples_per_second=run.samples / max(state.seconds, 1e-9),
+        training_loss=state.epoch_loss.over_ranks().mean,
+        held_out_log_loss=log_loss(labels, logits),
+        held_out_auc=_auc(labels, logits),
+        best_log_loss=None if truth is None else log_loss(labels, truth),
+        best_auc=None if truth is None else _auc(labels, truth),
+        history=tuple(state.history),
+        bad_rows=bad_rows,
+    )
+
+
+def _auc(labels: np.ndarray, logits: np.ndarray) -> float | None:
+    area = auc(labels, logits)
+    return None if np.isnan(area) else area

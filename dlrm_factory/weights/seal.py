@@ -1,0 +1,196 @@
+"""``seal.json``: what the files of sealed weights must be, what made them, and how well the model did.
+
+The seal tells damage, and files that do not belong together; it is no signature. Tables and vocabularies carry
+the checksums of their contents in their own heads, so of these files the seal holds the head's.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import xxhash
+
+import dlrm_factory
+from dlrm_factory.checked_file import read_head
+from dlrm_factory.errors import WeightsError
+
+__all__ = [
+    "SEAL_FILE",
+    "EngineFigures",
+    "Evaluation",
+    "Seal",
+    "SealedFile",
+    "installed_versions",
+    "read_seal",
+    "write_seal",
+]
+
+SEAL_FILE = "seal.json"
+
+_MOST_BYTES = 4 << 20
+_BLOCK = 1 << 20
+_WITH_HEAD = ("tables.bin", "vocabularies.bin")
+_PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy")
+_REMEDY = "make the archive again from its checkpoint"
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An unknown field is an error."""
+
+
+class SealedFile(_Strict, frozen=True):
+    """One file. ``xxh3``: XXH3-128 in hex, of all its bytes, or of its head if it has one."""
+
+    size: int
+    xxh3: str
+
+
+class EngineFigures(_Strict, frozen=True):
+    """What one way of scoring reached on held-out samples; differences are of probabilities. None: undefined."""
+
+    auc: float | None
+    auc_loss: float | None
+    log_loss: float | None
+    mean_difference: float | None
+    max_difference: float | None
+
+
+class Evaluation(_Strict, frozen=True):
+    """Served scores against trained ones, when the archive was made. ``auc``, ``log_loss``: as trained."""
+
+    samples: int
+    auc: float | None
+    log_loss: float | None
+    engines: dict[str, EngineFigures]
+
+
+class Seal(_Strict, frozen=True, kw_only=True):
+    """The content of ``seal.json``. What the model takes, its schema, is declaration.yaml, which is sealed here.
+
+    Fields:
+        files: by name.
+        versions: of the packages that made them, by name; of ``python`` and ``torchserve-dlrm`` too.
+        training: what training reported, as text.
+        evaluation: None if served scores were not compared.
+        xxh3: XXH3-128 of the seal's own JSON with this field empty.
+    """
+
+    format: Literal[1] = 1
+    files: dict[str, SealedFile]
+    versions: dict[str, str]
+    training: dict[str, str] = {}
+    evaluation: Evaluation | None = None
+    xxh3: str = ""
+
+    def check(self, folder: Path) -> None:
+        """WeightsError for a file of ``folder`` that is missing, cut short, damaged, or not of this seal."""
+        for name, sealed in self.files.items():
+            _check_file(folder / name, sealed)
+
+    def refuse_strangers(self, folder: Path, names: tuple[str, ...]) -> None:
+        """WeightsError if one of ``names`` is in ``folder`` but was not sealed: it came from somewhere else."""
+        for name in names:
+            if name not in self.files and (folder / name).exists():
+                raise WeightsError(f"{folder / name}: is not in {SEAL_FILE}; it belongs to another archive")
+
+
+def read_seal(folder: Path) -> Seal:
+    """The seal of the sealed weights in ``folder``. WeightsError if there is none or it is damaged."""
+    path = folder / SEAL_FILE
+    if not path.is_file():
+        raise WeightsError(f"{path}: there is no such seal of the weights; {_REMEDY}")
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error}") from None
+    if len(data) > _MOST_BYTES:
+        raise WeightsError(f"{path}: is larger than {_MOST_BYTES} bytes, so it is no seal; {_REMEDY}")
+    try:
+        seal = msgspec.json.decode(data, type=Seal)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WeightsError(f"{path}: is damaged: {error}; {_REMEDY}") from None
+    if seal.xxh3 != _own_digest(seal):
+        raise WeightsError(f"{path}: is damaged (wrong checksum); {_REMEDY}")
+    if any(Path(name).name != name or name == SEAL_FILE for name in seal.files):
+        raise WeightsError(f"{path}: names files outside its folder; do not use it")
+    return seal
+
+
+def write_seal(
+    folder: Path,
+    names: list[str],
+    *,
+    versions: Mapping[str, str] | None = None,
+    training: Mapping[str, str] | None = None,
+    evaluation: Evaluation | None = None,
+) -> Seal:
+    """Seal the files ``names`` in ``folder``. Equal files, versions and figures give an equal seal.
+
+    ``versions``: None for those that are installed.
+    """
+    seal = Seal(
+        files={name: _sealed(folder / name) for name in sorted(names)},
+        versions=dict(installed_versions() if versions is None else versions),
+        training=dict(sorted((training or {}).items())),
+        evaluation=evaluation,
+    )
+    seal = msgspec.structs.replace(seal, xxh3=_own_digest(seal))
+    text = msgspec.json.format(msgspec.json.encode(seal), indent=2) + b"\n"
+    # Replaced, never written in place: the file may be a link to that of the weights it was made from.
+    partial = folder / f".{SEAL_FILE}.{secrets.token_hex(4)}"
+    partial.write_bytes(text)
+    partial.replace(folder / SEAL_FILE)
+    return seal
+
+
+def installed_versions() -> dict[str, str]:
+    """Of this code, Python, and the packages that scores depend on."""
+    versions = {"torchserve-dlrm": dlrm_factory.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _own_digest(seal: Seal) -> str:
+    return str(xxhash.xxh3_128_hexdigest(msgspec.json.encode(msgspec.structs.replace(seal, xxh3=""))))
+
+
+def _check_file(path: Path, sealed: SealedFile) -> None:
+    try:
+        size = path.stat().st_size
+        if size != sealed.size:
+            what = "it was cut short" if size < sealed.size else "it is another file"
+            raise WeightsError(f"{path}: has {size} bytes but {sealed.size} were sealed; {what}; {_REMEDY}")
+        found = _digest(path)
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: there is no such file, and {SEAL_FILE} names it; {_REMEDY}") from None
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error}") from None
+    if found != sealed.xxh3:
+        raise WeightsError(
+            f"{path}: is damaged, or belongs to another archive (checksum {found}, sealed {sealed.xxh3}); {_REMEDY}"
+        )
+
+
+def _sealed(path: Path) -> SealedFile:
+    return SealedFile(size=path.stat().st_size, xxh3=_digest(path))
+
+
+def _digest(path: Path) -> str:
+    if path.name in _WITH_HEAD:
+        return str(xxhash.xxh3_128_hexdigest(read_head(path)))
+    digest = xxhash.xxh3_128()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return str(digest.hexdigest())

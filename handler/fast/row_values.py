@@ -1,0 +1,110 @@
+"""The values of rows, one after another as declared → a batch: dense numbers first, then one bag a sparse feature."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from dlrm_factory.batch.feature_batch import FeatureBatch
+from handler.fast.doubt import Doubt
+from handler.shapes.shape import RequestReader
+
+__all__ = ["ABSENT", "Bag", "Number", "RowValues", "Values"]
+
+# What a decoder puts where a row says nothing; null is said.
+ABSENT = msgspec.UNSET
+
+# As msgspec's decoders take them: it refuses floats for ids, and booleans.
+Number = float | None | msgspec.UnsetType
+Bag = int | str | list[int | str] | None | msgspec.UnsetType
+Values = tuple[Any, ...]
+
+_GAPS = {int, float, type(None), msgspec.UnsetType}
+
+
+class RowValues:
+    """Encodes rows of values, each a `Number` or a `Bag` or `ABSENT`, in declared order."""
+
+    def __init__(self, reader: RequestReader) -> None:
+        self._encoder = reader.encoder
+        self._defaults = np.array(
+            [float(feature.default) for feature in reader.encoder.declaration.dense_features]
+        )
+
+    def encode(self, rows: Sequence[Values], colons: int | None) -> FeatureBatch:
+        """The samples. Doubt, or FeatureError, for what the reference reader must look at.
+
+        Args:
+            rows: a tuple of all values a sample.
+            colons: written in the rows. As many as there are values: then no key came twice, and no string holds
+                one. None if that is known.
+        """
+        batch = self._numbers_only(rows, colons)
+        return self._any(rows, colons) if batch is None else batch
+
+    def _numbers_only(self, rows: Sequence[Values], colons: int | None) -> FeatureBatch | None:
+        """The samples, if no feature has more than one number in a row, else None."""
+        dense: list[Any] = []
+        ids: list[Any] = []
+        first = len(self._defaults)
+        for row in rows:
+            dense += row[:first]
+            ids += row[first:]
+        if not rows:
+            return None
+        values = len(dense) + len(ids)
+        try:
+            by_row, numbers_left_out, absent_numbers = _numbers("d", dense)
+            flat, ids_left_out, absent_ids = _numbers("q", ids)
+        except (TypeError, OverflowError):
+            return None
+        if colons is not None and colons != values - absent_numbers - absent_ids:
+            raise Doubt
+        numbers = np.frombuffer(by_row).reshape(len(rows), -1).T
+        if numbers_left_out:
+            sample, feature = np.divmod(numbers_left_out, len(self._defaults))
+            numbers[feature, sample] = self._defaults[feature]
+        by_feature = np.frombuffer(flat, dtype=np.int64).reshape(len(rows), -1).T
+        if not ids_left_out:
+            lengths = np.ones(by_feature.shape, dtype=np.int32)
+            return self._encoder.encode_arrays(numbers, lengths, by_feature.reshape(-1), one_each=True)
+        there = np.ones((len(rows), len(by_feature)), dtype=np.bool_)
+        there.reshape(-1)[ids_left_out] = False
+        there = there.T
+        return self._encoder.encode_arrays(numbers, there.astype(np.int32, order="C"), by_feature[there])
+
+    def _any(self, rows: Sequence[Values], colons: int | None) -> FeatureBatch:
+        """The samples of any rows."""
+        absent = sum(row.count(ABSENT) for row in rows)
+        if colons is not None and colons != len(rows) * len(self._encoder.names) - absent:
+            raise Doubt
+        columns: dict[str, Sequence[Any]] = dict(
+            zip(self._encoder.names, zip(*rows, strict=True), strict=False)
+        )
+        for name, column in columns.items() if absent else ():
+            if ABSENT in column:
+                columns[name] = [None if value is ABSENT else value for value in column]
+        return self._encoder.encode(columns, len(rows))
+
+
+def _numbers(code: Literal["d", "q"], values: list[Any]) -> tuple[array[Any], list[int], int]:
+    """``values`` as numbers. TypeError for what is neither number nor null nor absent.
+
+    Returns the numbers, the places without one, which hold 0, and how many of those are absent.
+    """
+    try:
+        return array(code, values), [], 0  # unlike NumPy, array takes nothing but numbers
+    except TypeError:
+        if not set(map(type, values)) <= _GAPS:
+            raise
+    absent = ABSENT
+    places = [i for i, value in enumerate(values) if value is None or value is absent]
+    unsaid = 0
+    for i in places:
+        unsaid += values[i] is absent
+        values[i] = 0
+    return array(code, values), places, unsaid

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dlrm_factory.checkpoint import open_checkpoint
+from dlrm_factory.config import DLRMDeclaration, TrainingOptions, tiny
+from dlrm_factory.errors import DataError
+from dlrm_factory.metrics import auc
+from dlrm_factory.training import train
+from dlrm_factory.training.history import read_history
+
+OPTIONS = TrainingOptions(label="click")  # not the preset's, which are tuned
+
+ROWS = 3000
+
+
+def declared(**training) -> DLRMDeclaration:
+    """Overfits after a few epochs: 2700 rows for 1000 users, at a high rate."""
+    base = tiny()
+    options = {"batch_size": 128, "sparse_learning_rate": 0.3, "learning_rate": 0.01} | training
+    return msgspec.structs.replace(base, training=msgspec.structs.replace(OPTIONS, **options))
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    path = tmp_path_factory.mktemp("stopped") / "c.safetensors"
+    torch.set_num_threads(1)
+    return train(declared(epochs=30, early_stopping=2), output=path, rows=ROWS), path
+
+
+def test_it_stops_after_two_evaluations_without_a_better_auc(stopped):
+    report, _ = stopped
+    areas = [evaluation.held_out_auc for evaluation in report.history]
+    best = int(np.argmax(areas))
+    assert len(areas) == best + 3 < 30
+    assert report.stopped_early
+    assert report.kept_step == report.history[best].step < report.steps == report.history[-1].step
+
+
+def test_the_checkpoint_holds_the_best_weights_and_their_logits(stopped, tmp_path):
+    report, path = stopped
+    best = max(report.history, key=lambda evaluation: evaluation.held_out_auc or 0)
+    assert report.held_out_auc == best.held_out_auc
+    assert report.held_out_log_loss == best.held_out_log_loss
+    kept = open_checkpoint(path).held_out
+    assert auc(kept.labels, kept.logits) == pytest.approx(report.held_out_auc, abs=1e-9)
+    epochs = best.step // report.history[0].step
+    train(declared(epochs=epochs), output=tmp_path / "short.safetensors", rows=ROWS)
+    short, stored = load_file(tmp_path / "short.safetensors"), load_file(path)
+    assert all(torch.equal(stored[key], short[key]) for key in short)
+
+
+def test_the_metadata_holds_the_history_without_seconds(stopped):
+    report, path = stopped
+    text = open_checkpoint(path).metadata["history"]
+    assert set(json.loads(text)[0]) == {
+        "step",
+        "samples",
+        "training_loss",
+        "held_out_auc",
+        "held_out_log_loss",
+        "learning_rate",
+    }
+    assert read_history(text) == [msgspec.structs.replace(e, seconds=None) for e in report.history]
+    assert [e.samples for e in report.history][:2] == [report.training_rows, 2 * report.training_rows]
+    assert all(e.seconds is not None for e in report.history)
+
+
+def test_a_run_that_still_improves_goes_to_its_end(tmp_path):
+    report = train(declared(epochs=2, early_stopping=5), output=tmp_path / "c.safetensors", rows=ROWS)
+    assert not report.stopped_early
+    assert len(report.history) == 2
+
+
+def test_evaluations_by_steps_come_at_the_last_step_too(tmp_path):
+    report = train(declared(epochs=1, evaluate_every=10), output=tmp_path / "c.safetensors", rows=ROWS)
+    assert [evaluation.step for evaluation in report.history] == [10, 20, report.steps]
+    assert report.steps == 22
+    assert report.held_out_auc == report.history[-1].held_out_auc
+
+
+def test_seconds_grow_through_epochs_without_an_evaluation(tmp_path):
+    report = train(declared(epochs=4, evaluate_every=10_000), output=tmp_path / "c.safetensors", rows=ROWS)
+    (only,) = report.history
+    assert only.seconds == report.seconds
+    assert report.samples_per_second == pytest.approx(4 * report.training_rows / report.seconds)
+
+
+def test_evaluating_often_does_not_change_the_weights(tmp_path):
+    train(declared(epochs=2), output=tmp_path / "seldom.safetensors", rows=ROWS)
+    train(declared(epochs=2, evaluate_every=3), output=tmp_path / "often.safetensors", rows=ROWS)
+    seldom, often = load_file(tmp_path / "seldom.safetensors"), load_file(tmp_path / "often.safetensors")
+    assert all(torch.equal(seldom[key], often[key]) for key in seldom)
+
+
+def test_labels_that_are_all_alike_are_refused_before_training(tmp_path, write_csv):
+    path = write_csv(*("0,1,2,u,3,4" for _ in range(60)))
+    with pytest.raises(DataError, match=r"early_stopping goes by the held-out AUC, but all \d+ .* label 0"):
+        train(declared(early_stopping=1), output=tmp_path / "c.safetensors", data=[path])
