@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 
@@ -57,6 +55,3 @@ def _first_one(bits: UInt64) -> npt.NDArray[np.uint8]:
     _, exponents = np.frexp((bits >> np.uint64(11)).astype(np.float64))
     places = 53 - exponents + 1
     return np.where(bits >> np.uint64(11) == 0, 64 - _BITS + 1, places).astype(np.uint8)
-
-
-assert math.isclose(1.04 / math.sqrt(1 << _BITS), 0.008125)

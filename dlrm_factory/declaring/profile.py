@@ -101,8 +101,10 @@ class ColumnProfile:
         """Cells of a type that says all."""
         self.missing += column.null_count
         values = column.drop_null().unique()
-        self.distinct.add(mix_int64(values.cast(pa.int64(), safe=False).to_numpy(zero_copy_only=False)))
         self._show(values)
+        if pa.types.is_date(values.type):
+            values = values.cast(pa.timestamp("s"))
+        self.distinct.add(mix_int64(values.cast(pa.int64(), safe=False).to_numpy(zero_copy_only=False)))
 
     def _add_numbers(self, column: pa.Array) -> None:
         if pa.types.is_floating(column.type):

@@ -166,7 +166,7 @@ def _sparse(
     if all_rows and exact and dense_ids:
         ids, rows = "index", table_rows(int(greatest) + 1)
     elif exact and distinct <= MOST_VOCABULARY:
-        ids, rows = "vocabulary", table_rows(distinct + 1)
+        ids, rows = "vocabulary", table_rows(distinct)
     else:
         ids, rows = "hash", table_rows(distinct, room=1.5)
     sparse = SparseFeature(

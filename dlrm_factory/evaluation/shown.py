@@ -36,8 +36,7 @@ def share_sentence(evaluation: Evaluation) -> str | None:
 _SLICE_COLUMNS = (
     "samples",
     "base rate",
-    "AUC",
-    "95% interval",
+    "AUC ± 95%",
     "log-loss",
     "normalised entropy",
     "calibration",

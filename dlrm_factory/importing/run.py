@@ -113,13 +113,23 @@ def _state(
         done += size
         progress(done, total)
 
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for name, weight in matched.weights.items():
         columns = None
         if matched.naming == "dlrm_s_pytorch" and name == FIRST_TOP_LAYER:
             columns = interaction_columns(len(declaration.tables), declaration.embedding_dim)
-        state[name] = float_tensor(weight, scratch, columns=columns, progress=advance)
+        tensor = float_tensor(weight, scratch, columns=columns, progress=advance)
+        # Two weights may be one in the source; safetensors keeps each apart.
+        if any(_overlap(tensor, other) for other in state.values()):
+            tensor = scratch.empty(weight.shape).copy_(tensor)
+        state[name] = tensor
     return state
+
+
+def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two contiguous tensors share memory."""
+    first, second = sorted((t.data_ptr(), t.data_ptr() + 4 * t.numel()) for t in (one, other))
+    return second[0] < first[1]
 
 
 def _notes(matched: Matched) -> list[str]:

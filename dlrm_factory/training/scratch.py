@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -103,9 +102,8 @@ class ScratchArray:
         folder, written = self._scratch.folder, format_bytes(self._scratch.bytes)
         self._scratch.close()
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free = format_bytes(shutil.disk_usage(folder).free)
             return DataError(
-                f"{folder}: is full after {written} of encoded rows ({free} free now); "
+                f"{folder}: is full after {written} of encoded rows; "
                 "make room there, give --scratch a folder on a larger disk, or read fewer --rows"
             )
         return DataError(f"{folder}: cannot be written: {error.strerror}; give --scratch another folder")

@@ -126,6 +126,15 @@ def test_tensors_that_lie_otherwise_in_memory(tmp_path):
     assert_same(tmp_path / "c.safetensors", state)
 
 
+def test_weights_that_share_memory(tmp_path):
+    state = random_state(tiny())
+    users, items = table_weight_key("t_user_id"), table_weight_key("t_item_id")
+    state[items] = state[users][100:300]
+    torch.save(state, tmp_path / "w.pt")
+    import_weights([tmp_path / "w.pt"], tiny(), tmp_path / "c.safetensors")
+    assert_same(tmp_path / "c.safetensors", state)
+
+
 def test_a_table_larger_than_a_block(tmp_path):
     """Half a million rows in half precision: converted block by block, on disk."""
     tables = [msgspec.structs.replace(tiny().tables[0], num_embeddings=600_000), *tiny().tables[1:]]

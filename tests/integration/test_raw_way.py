@@ -27,6 +27,7 @@ from dlrm_factory.java import find_java
 from dlrm_factory.model import make_model
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.serving.ports import free_ports
+from dlrm_factory.weights import seal_folder
 from handler.service import DLRMService
 
 pytestmark = pytest.mark.integration
@@ -112,7 +113,17 @@ def archive(folder: Path, staged: str, name: str, environment: dict[str, str]) -
     if name == "patched":
         scorer = folder / staged / "dlrm_factory/scorer.py"
         scorer.write_text(scorer.read_text(encoding="utf-8") + PATCH, encoding="utf-8")
+        expect(folder / staged, 0.25)
     run(shlex.split(printed.splitlines()[-1]), folder, environment)
+
+
+def expect(staged: Path, score: float) -> None:
+    """Let the golden requests want ``score``: code that scores otherwise would not get past them."""
+    goldens = json.loads((staged / "goldens.json").read_bytes())
+    for golden in goldens["requests"]:
+        golden["expected"] = score
+    (staged / "goldens.json").write_text(json.dumps(goldens), encoding="utf-8")
+    seal_folder(staged)
 
 
 def write_settings(folder: Path) -> tuple[str, str]:

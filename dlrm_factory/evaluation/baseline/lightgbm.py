@@ -184,4 +184,5 @@ def _dataset(columns: Columns, dataset: ClickDataset, rows: Int64, reference: An
         reference=reference,
         feature_name=[f"column_{place}" for place in range(len(columns.names))],
         categorical_feature=columns.categories,
+        params=_PARAMETERS,
     )
