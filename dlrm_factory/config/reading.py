@@ -50,6 +50,13 @@ _MOST_EVENTS = 2_000_000
 # YAML 1.1, which PyYAML speaks, takes 1e-3 and 1.5e3 for text: it wants a dot and a sign.
 _EXPONENT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
+# It also takes off, no and the like for booleans: `compile: off` is meant as it is written.
+for _first in "yYnNoO":
+    _Loader.yaml_implicit_resolvers[_first] = [
+        (tag, pattern)
+        for tag, pattern in _Loader.yaml_implicit_resolvers[_first]
+        if tag != "tag:yaml.org,2002:bool"
+    ]
 
 
 def read_declaration(path: str | Path) -> DLRMDeclaration:

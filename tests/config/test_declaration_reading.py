@@ -147,9 +147,9 @@ def test_a_key_written_twice_is_refused(text: str, line: int, key: str) -> None:
 
 
 def test_a_number_with_an_exponent_needs_no_dot() -> None:
-    declaration = parse_declaration(changed().replace("learning_rate: 0.01", "learning_rate: 1e-3"))
-    assert declaration.training.learning_rate == 0.001
-    assert only_problem(changed().replace("learning_rate: 0.001", "learning_rate: 1e")).endswith("text: '1e'")
+    text = changed(training={"learning_rate": 0.25})
+    assert parse_declaration(text.replace("rate: 0.25", "rate: 1e-3")).training.learning_rate == 0.001
+    assert only_problem(text.replace("rate: 0.25", "rate: 1e")).endswith("text: '1e'")
 
 
 def test_defaults_are_those_of_the_documentation() -> None:
@@ -294,3 +294,11 @@ def test_shardings_of_torchrec_that_are_not_offered_say_why(sharding, why):
         ConfigError, match=rf'^\$\.tables\[0\]\.sharding: "{sharding}" is not offered: .*{why}'
     ):
         parse_declaration(text)
+
+
+def test_words_that_yaml_takes_for_booleans_are_words():
+    text = dump_declaration(tiny()).replace("compile: 'off'", "compile: off")
+    assert "compile: off" in text
+    assert parse_declaration(text).serving.compile == "off"
+    # Others read what we write by YAML 1.1, so it stays quoted there.
+    assert "compile: 'off'" in dump_declaration(tiny())

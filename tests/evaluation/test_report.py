@@ -142,7 +142,7 @@ def test_the_report_is_a_folder_of_files(tmp_path, evaluation, pictures):
 def test_pictures_of_an_older_report_are_removed(tmp_path, evaluation):
     for name in ("roc.svg", "learning.svg", "notes.txt"):
         (tmp_path / name).touch()
-    write_report(replace(evaluation, models=evaluation.models[:1], history=()), tmp_path)
+    write_report(replace(evaluation, models=evaluation.models[:1], slices=None, history=()), tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert "learning.svg" not in names
     assert {"roc.svg", "notes.txt"} <= names
