@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from dlrm_factory.evaluation.delong import AucDifference, compare_aucs
+from dlrm_factory.delong import AucDifference, compare_aucs
 from dlrm_factory.evaluation.results import Comparison, ModelResult
 
 __all__ = ["compare"]

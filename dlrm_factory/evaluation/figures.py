@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dlrm_factory.evaluation.delong import auc_interval
+from dlrm_factory.delong import auc_interval
 from dlrm_factory.metrics import auc, calibration, expected_calibration_error, log_loss, normalised_entropy
 
 __all__ = ["CALIBRATION_BINS", "Figures", "measure", "sigmoid"]

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dlrm_factory.delong import AucDifference
 from dlrm_factory.errors import DataError
 from dlrm_factory.evaluation.curves import Curves
-from dlrm_factory.evaluation.delong import AucDifference
 from dlrm_factory.evaluation.figures import Figures
 from dlrm_factory.evaluation.page import page
 from dlrm_factory.evaluation.pictures import PICTURES, draw_pictures

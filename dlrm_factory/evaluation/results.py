@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dlrm_factory.delong import AucDifference
 from dlrm_factory.evaluation.curves import Curves
-from dlrm_factory.evaluation.delong import AucDifference
 from dlrm_factory.evaluation.figures import Figures
 from dlrm_factory.training.history import Evaluation as HistoryPoint
 

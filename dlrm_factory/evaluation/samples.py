@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from dlrm_factory.config.file_format import FileFormat
-from dlrm_factory.errors import DataError
+from dlrm_factory.errors import DataError, near_matches
 from dlrm_factory.evaluation.blocks import Block, Encoder
 from dlrm_factory.evaluation.file_rows import chunks_of_files
 from dlrm_factory.evaluation.models import EvaluatedModel
 from dlrm_factory.held_out import HeldOut
+from dlrm_factory.training.click_files import declared_columns
 from dlrm_factory.training.clicks import Clicks, generate_clicks, read_clicks
 from dlrm_factory.training.generate import generate
 from dlrm_factory.training.progress import Observer
@@ -63,6 +64,8 @@ def samples_of(model: EvaluatedModel, source: Source, observe: Observer) -> Samp
     """The samples that ``source`` names, for ``model``. DataError if what is asked for needs data."""
     if source.data or source.held_out:
         return _of_files(model, source, observe)
+    if source.rows is not None:
+        raise DataError("--rows needs the data; name its files with --data")
     if model.generated_rows is not None and _come_out_again(model):
         return _of_generated(model, source, observe)
     return _of_held_out(model, source)
@@ -105,6 +108,12 @@ def _of_generated(model: EvaluatedModel, source: Source, observe: Observer) -> S
     encoder = Encoder(model.declaration, model.vocabularies)
     rows = model.generated_rows
     assert rows is not None
+    columns = declared_columns(model.declaration)
+    if source.column is not None and source.column not in columns:
+        raise DataError(
+            f'there is no column "{source.column}"{near_matches(source.column, columns)}; generated clicks have '
+            f"{', '.join(columns)}"
+        )
 
     def blocks() -> Iterator[Block]:
         return encoder.blocks(_generated(model, rows), all_rows=source.all_rows, column=source.column)
@@ -161,13 +170,8 @@ def _is_part(sample: HeldOut, first: int, block: Block) -> bool:
 
 def _of_held_out(model: EvaluatedModel, source: Source) -> Samples:
     """The samples that travel with the model."""
-    wanted = {
-        "--slice": source.column is not None,
-        "--all-rows": source.all_rows,
-        "--rows": source.rows is not None,
-    }
-    for option, is_wanted in wanted.items():
-        if is_wanted:
+    for wanted, option in ((source.column is not None, "--slice"), (source.all_rows, "--all-rows")):
+        if wanted:
             raise DataError(f"{option} needs the data; name its files with --data")
     sample = model.held_out
     if sample is None or not len(sample.labels):

@@ -74,10 +74,6 @@ class ClickFiles:
             return None
         return sum(pyarrow.parquet.read_metadata(path).num_rows for path in self.paths)
 
-    def bytes(self) -> int:
-        """Of all files, as they are stored."""
-        return sum(path.stat().st_size for path in self.paths)
-
     def column_names(self) -> list[str]:
         """Of the first file. DataError if it cannot be read."""
         return _column_names(self.paths[0], self._layouts[0])

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import msgspec
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from dlrm_factory import verification
 from dlrm_factory.archive import archive_model, stage
 from dlrm_factory.checkpoint import open_checkpoint
 from dlrm_factory.cli.main import app
 from dlrm_factory.config import tiny
 from dlrm_factory.errors import WeightsError
+from dlrm_factory.held_out import read_held_out
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.training import train
 from dlrm_factory.verification import verify_weights
@@ -60,8 +65,31 @@ def test_a_bound_on_the_loss(sealed):
     found = verify_weights(sealed)
     found.check(0.5)
     (drift,) = found.engines
+    certain = replace(found, engines=(replace(drift, auc_loss_is_chance=False),))
     with pytest.raises(WeightsError, match="eager scoring loses"):
-        found.check(drift.auc_loss - 1e-6)
+        certain.check(drift.auc_loss - 1e-6)
+    with pytest.raises(WeightsError, match="eager scoring gives probabilities"):
+        found.check(0.5, drift.mean_difference / 2)
+
+
+def test_a_loss_that_so_few_samples_show_by_chance_passes(sealed):
+    held_out = read_held_out(sealed)
+    swapped = held_out.logits.copy()
+    clicked, other = np.flatnonzero(held_out.labels == 1)[0], np.flatnonzero(held_out.labels == 0)[0]
+    swapped[[clicked, other]] = 9, 8
+    right = replace(held_out, logits=swapped.copy())
+    swapped[[clicked, other]] = 8, 9
+    one_pair = drift_of(right, swapped)
+    assert one_pair.auc_loss > 0
+    assert one_pair.auc_loss_is_chance
+    # Every click below every other sample is no chance.
+    assert not drift_of(right, np.where(held_out.labels == 1, -1, 1)).auc_loss_is_chance
+
+
+def drift_of(held_out, logits):
+    """Of a scorer that gives ``logits``."""
+    scorer = SimpleNamespace(engine="eager", logits=lambda batch: logits.astype(np.float32))
+    return verification._drift(scorer, held_out)
 
 
 def test_tables_that_score_otherwise_do_not_pass(sealed, trained):
@@ -74,7 +102,9 @@ def test_tables_that_score_otherwise_do_not_pass(sealed, trained):
     with pytest.raises(WeightsError, match="is damaged, or belongs to another archive"):
         verify_weights(sealed)
     seal_folder(sealed)
-    with pytest.raises(WeightsError, match=r"loses .* AUC against the trained model"):
+    with pytest.raises(
+        WeightsError, match=r"loses .* AUC against|gives probabilities .* from the trained model's"
+    ):
         verify_weights(sealed).check(0.0005)
 
 
@@ -183,11 +213,15 @@ class TestCommand:
         assert "as trained" in done.stdout
 
     def test_the_archive_step_enforces_the_bound(self, trained, tmp_path, monkeypatch):
-        from dlrm_factory import verification
-
         def worse(scorer, held_out):
             return verification.EngineDrift(
-                engine="eager", auc=0.5, log_loss=1, auc_loss=0.2, mean_difference=0, max_difference=0
+                engine="eager",
+                auc=0.5,
+                log_loss=1,
+                auc_loss=0.2,
+                auc_loss_is_chance=False,
+                mean_difference=0,
+                max_difference=0,
             )
 
         monkeypatch.setattr(verification, "_drift", worse)

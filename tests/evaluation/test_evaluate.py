@@ -216,6 +216,13 @@ def test_what_is_asked_for_must_be_there(on_files, source, baseline, message):
         evaluate(on_files.checkpoint, Source(**source), baseline=baseline)
 
 
+def test_generated_clicks_have_the_declared_columns_and_all_their_rows(trained):
+    with pytest.raises(DataError, match='there is no column "prize"; did you mean "price"'):
+        evaluate(trained.checkpoint, Source(column="prize"))
+    with pytest.raises(DataError, match="--rows needs the data"):
+        evaluate(trained.checkpoint, Source(rows=5))
+
+
 def test_a_model_without_samples_needs_data(trained, tmp_path):
     path = saved_again(trained.checkpoint, tmp_path / "m.safetensors", metadata={}, held_out=None)
     with pytest.raises(DataError, match="no held-out samples travel with it; name files with --data"):

@@ -13,7 +13,13 @@ ROOT = Path(__file__).parents[2]
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("dlrm_factory.errors",),
     ("dlrm_factory.checked_file", "dlrm_factory.host_cache", "dlrm_factory.tensor_rows"),
-    ("dlrm_factory.config", "dlrm_factory.stack", "dlrm_factory.java", "dlrm_factory.metrics"),
+    (
+        "dlrm_factory.config",
+        "dlrm_factory.stack",
+        "dlrm_factory.java",
+        "dlrm_factory.metrics",
+        "dlrm_factory.delong",
+    ),
     ("dlrm_factory.dtypes", "dlrm_factory.features", "dlrm_factory.batch", "dlrm_factory.hardware"),
     ("dlrm_factory.model", "dlrm_factory.held_out"),
     ("dlrm_factory.quantize", "dlrm_factory.plan", "dlrm_factory.plan_advice"),

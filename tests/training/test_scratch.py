@@ -126,7 +126,7 @@ def test_a_full_disk_is_one_clear_error_and_nothing_is_left(tmp_path, data, monk
     make = scratch.tempfile.TemporaryFile
     monkeypatch.setattr(scratch.tempfile, "TemporaryFile", lambda **options: Full(make(**options)))
     with pytest.raises(
-        DataError, match=r"is full after .* of encoded rows .* give --scratch a folder on a larger"
+        DataError, match=r"is full after .* of encoded rows; .* give --scratch a folder on a larger"
     ):
         read(data, scratch=tmp_path / "full")
     assert list((tmp_path / "full").iterdir()) == []

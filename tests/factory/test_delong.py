@@ -6,7 +6,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from dlrm_factory.evaluation.delong import auc_interval, compare_aucs
+from dlrm_factory.delong import auc_interval, compare_aucs
 from dlrm_factory.metrics import auc
 
 
