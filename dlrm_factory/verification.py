@@ -128,9 +128,9 @@ class Verification:
                 )
             if drift.mean_difference > max_drift:
                 raise WeightsError(
-                    f"{drift.engine} scoring gives probabilities {drift.mean_difference:.5f} from the trained model's on "
-                    f"average, and at most {max_drift:.5f} is allowed; use a wider dtype for the tables, precision fp32, "
-                    "or allow more with --max-drift"
+                    f"{drift.engine} scoring gives probabilities {drift.mean_difference:.5f} from the trained model's "
+                    f"on average, and at most {max_drift:.5f} is allowed; use a wider dtype for the tables, "
+                    "precision fp32, or allow more with --max-drift"
                 )
         if self.goldens and self.goldens.mean_drift is not None and self.goldens.mean_drift > max_drift:
             raise WeightsError(

@@ -14,6 +14,7 @@ __all__ = ["Role", "as_dense", "is_numeric", "role_of"]
 
 _CODES = 64  # whole numbers with so few values and hardly a gap are codes
 _UNIQUE_ROWS = 20
+_UNIQUE_BEGINNING = 1000  # in a short beginning an id may well not have come again yet
 _NUMERIC = 0.95  # of the cells, for a column of numbers with mistakes
 _SEPARATED = 0.05
 _EPOCHS = (
@@ -54,7 +55,7 @@ def role_of(profile: ColumnProfile, *, all_rows: bool, embedding_dim: int = 8) -
         return _sparse(profile, _bag_reason(profile), all_rows, embedding_dim, many=True)
     if is_numeric(profile):
         return _of_numbers(profile, all_rows, embedding_dim)
-    if problem := _unique(profile):
+    if problem := _unique(profile, all_rows):
         return Role(column=profile.name, kind="left out", reason=problem)
     what = "numbers with leading zeros" if profile.zeros else "text"
     return _sparse(profile, f"{what}, {_distinct(profile)}", all_rows, embedding_dim)
@@ -109,13 +110,13 @@ def _of_numbers(profile: ColumnProfile, all_rows: bool, embedding_dim: int) -> R
     sample = profile.sample
     plain = profile.whole >= profile.numbers  # written as ids are: 17, not 17.0
     if (names_id(profile.name) and not sample.fractional) or (plain and _codes(profile)):
-        if problem := _unique(profile):
+        if problem := _unique(profile, all_rows):
             return Role(column=profile.name, kind="left out", reason=problem)
         what = (
             "whole numbers under a name of ids" if names_id(profile.name) else "whole numbers used as codes"
         )
         return _sparse(profile, f"{what}, {_distinct(profile)}", all_rows, embedding_dim)
-    if plain and sample.most - sample.least < 2 * profile.present and (problem := _unique(profile)):
+    if plain and sample.most - sample.least < 2 * profile.present and (problem := _unique(profile, all_rows)):
         return Role(column=profile.name, kind="left out", reason=problem)
     return _dense(profile, _number_reason(profile))
 
@@ -125,9 +126,12 @@ def _codes(profile: ColumnProfile) -> bool:
     return span <= _CODES and span <= 1.5 * profile.distinct.count
 
 
-def _unique(profile: ColumnProfile) -> str | None:
+def _unique(profile: ColumnProfile, all_rows: bool) -> str | None:
     share = 1.0 if profile.distinct.exact else 0.97  # an estimate may be some percent off
-    if profile.present >= _UNIQUE_ROWS and profile.distinct.count >= share * profile.present:
+    if (
+        profile.present >= (_UNIQUE_ROWS if all_rows else _UNIQUE_BEGINNING)
+        and profile.distinct.count >= share * profile.present
+    ):
         return f"every row has another value ({_distinct(profile)} in {profile.present:,} rows): nothing to learn"
     return None
 

@@ -95,6 +95,11 @@ def test_a_beginning_says_nothing_of_the_greatest_id():
     assert found.sparse.ids == "vocabulary"
 
 
+def test_a_short_beginning_does_not_make_ids_unique():
+    assert role("user_id", [f"u{i}" for i in range(400)], all_rows=False).kind == "sparse"
+    assert role("user_id", [f"u{i}" for i in range(1000)], all_rows=False).kind == "left out"
+
+
 def test_too_many_ids_for_a_vocabulary_are_hashed(monkeypatch):
     from dlrm_factory.declaring import roles
 
