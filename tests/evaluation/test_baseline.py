@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from dlrm_factory.config import DLRMDeclaration, tiny
+from dlrm_factory.config import DLRMDeclaration, demo, tiny
 from dlrm_factory.errors import DataError, StackError
 from dlrm_factory.evaluation.baseline import check_baseline, train_baseline
 from dlrm_factory.evaluation.baseline import columns as module
@@ -118,6 +118,12 @@ def test_it_learns_from_the_training_rows_the_same_each_time():
     assert 1 <= trees < 1000
     again = train_baseline(tiny(), clicks.dataset, clicks.training, observe=ignore)
     assert again.logits(batches).tolist() == logits.tolist()
+
+
+def test_nothing_is_printed(capfd):
+    clicks = generate_clicks(demo(), rows=20_000, write_to=None, observe=lambda progress: None)
+    train_baseline(demo(), clicks.dataset, clicks.training[:3000], observe=ignore)
+    assert capfd.readouterr().out == ""
 
 
 def test_held_out_rows_do_not_matter():

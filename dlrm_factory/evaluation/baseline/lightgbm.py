@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,10 @@ def train_baseline(
 
     DataError if the labels of the training rows are all alike.
     """
+    import lightgbm
+
+    # It prints to standard output, whatever its verbosity says, and `--json` has that for itself.
+    lightgbm.register_logger(logging.getLogger("lightgbm"))
     labels = dataset.labels
     if not 0 < labels[rows].sum() < len(rows):
         raise DataError(
