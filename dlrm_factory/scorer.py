@@ -17,13 +17,14 @@ from dlrm_factory.batch import (
     pad_rows,
     pad_samples,
     share_pooled,
+    split,
     to_dense,
     to_keyed_jagged_tensor,
     with_contexts,
 )
 from dlrm_factory.compiled import DTYPES, DirectLookup, Precision, best_precision, compiled_dense
 from dlrm_factory.compiled.dense_net import model_feature_order
-from dlrm_factory.compiled.sizes import SizedDense
+from dlrm_factory.compiled.sizes import SIZES, SizedDense
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.factory import BuiltDLRM, DLRMFactory
 from dlrm_factory.features import Vocabularies
@@ -138,7 +139,10 @@ class Scorer:
             )
         if self._compiled is None or self._lookup is None:
             return self.reference_logits(batch)
-        return self._compiled(to_dense(batch), self._lookup.pool(batch, self._compiled.dtype))
+        if len(batch) <= SIZES[-1]:
+            return self._compiled(to_dense(batch), self._lookup.pool(batch, self._compiled.dtype))
+        # Of larger batches the pooled vectors would leave the CPU's cache before the dense parts read them.
+        return np.concatenate([self.logits(piece) for piece in split(batch, SIZES[-1])])
 
     @torch.no_grad()
     def reference_logits(self, batch: FeatureBatch) -> Float32:

@@ -83,7 +83,7 @@ class DLRMService:
             else:
                 parts.append(self._part(place, decoded))
         parts += [self._joint_part(each, requests, headers) for each in gathered]
-        answers.update(score_parts(parts, self._scorer, max_samples=self._serving.max_samples))
+        answers.update(score_parts(parts, self._scorer))
         return [answers[place] for place in range(len(requests))]
 
     def _gather(self, requests: Sequence[Mapping[str, Any]], headers: Sequence[Headers]) -> list[Gathered]:

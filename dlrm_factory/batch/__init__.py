@@ -1,6 +1,6 @@
 """Checked samples in columns, and their way into TorchRec's KeyedJaggedTensor."""
 
-from dlrm_factory.batch.feature_batch import FeatureBatch, concatenate
+from dlrm_factory.batch.feature_batch import FeatureBatch, concatenate, split
 from dlrm_factory.batch.jagged import to_dense, to_keyed_jagged_tensor
 from dlrm_factory.batch.padding import pad_rows, pad_samples
 from dlrm_factory.batch.select_bags import select_bags
@@ -21,6 +21,7 @@ __all__ = [
     "pad_samples",
     "select_bags",
     "share_pooled",
+    "split",
     "tile_context",
     "to_dense",
     "to_keyed_jagged_tensor",

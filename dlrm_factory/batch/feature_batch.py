@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FeatureBatch", "concatenate"]
+__all__ = ["FeatureBatch", "concatenate", "split"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +56,27 @@ def concatenate(batches: Sequence[FeatureBatch]) -> FeatureBatch:
         values=np.concatenate([batch.values for batch in batches])[order],
         weights=weights,
     )
+
+
+def split(batch: FeatureBatch, size: int) -> Iterator[FeatureBatch]:
+    """``batch`` in pieces of ``size`` samples, in order; the last may be smaller. None of an empty batch."""
+    features, samples = batch.lengths.shape
+    bounds = np.zeros(features * samples + 1, dtype=np.int64)
+    np.cumsum(batch.lengths.reshape(-1), out=bounds[1:])
+    for start in range(0, samples, size):
+        stop = min(start + size, samples)
+        spans = [
+            slice(bounds[feature * samples + start], bounds[feature * samples + stop])
+            for feature in range(features)
+        ]
+        yield FeatureBatch(
+            dense=batch.dense[start:stop],
+            lengths=batch.lengths[:, start:stop],
+            values=np.concatenate([batch.values[span] for span in spans]),
+            weights=None
+            if batch.weights is None
+            else np.concatenate([batch.weights[span] for span in spans]),
+        )
 
 
 def _weights_of(batch: FeatureBatch) -> npt.NDArray[np.float32]:

@@ -164,7 +164,10 @@ def test_no_requests(service: DLRMService) -> None:
     assert service.handle([]) == []
 
 
-def test_a_joint_batch_is_scored_in_bounded_pieces(service: DLRMService, scorer: Any) -> None:
+def test_a_joint_batch_is_scored_in_bounded_pieces(
+    service: DLRMService, scorer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handler.scoring.MOST_TOGETHER", 10)
     sizes = [4, 4, 4, 10, 0, 1]
     answers = service.handle(
         [wire({"instances": [{"price": i}] * n, "output": "logit"}) for i, n in enumerate(sizes)]
