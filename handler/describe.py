@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-import dlrm_factory
 from dlrm_factory.config import DLRMDeclaration
+from dlrm_factory.weights.seal import installed_versions
 
 __all__ = ["describe"]
 
-_PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "torchserve", "numpy")
 _LIMITS = ("max_samples", "max_body_bytes")
 
 
@@ -46,7 +43,7 @@ def describe(
             "max_batch_delay_ms": declaration.serving.batch_delay_ms,
         },
         "plan": plan,
-        "package_versions": _versions(),
+        "package_versions": installed_versions(also=("torchserve",)),
     }
 
 
@@ -69,14 +66,3 @@ def _plain(structs: Any) -> Any:
         {key: value for key, value in one.items() if value is not None}
         for one in msgspec.to_builtins(structs)
     ]
-
-
-def _versions() -> dict[str, str]:
-    """Versions of this code, which the archive brings, and of what is installed."""
-    versions = {"torchserve-dlrm": dlrm_factory.__version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -58,9 +58,10 @@ def init(
         typer.echo(draft.text, nl=False)
     else:
         kinds = [role.kind for role in draft.roles]
+        left_out = kinds.count("left out") + kinds.count("time")
         typer.echo(
             f"wrote {output}: {kinds.count('dense')} dense and {kinds.count('sparse')} sparse features, "
-            f"{kinds.count('left out') + kinds.count('time')} columns left out"
+            f"{left_out} column{'' if left_out == 1 else 's'} left out"
         )
 
 

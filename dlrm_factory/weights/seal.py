@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -150,10 +150,10 @@ def write_seal(
     return seal
 
 
-def installed_versions() -> dict[str, str]:
-    """Of this code, Python, and the packages that scores depend on."""
+def installed_versions(also: Sequence[str] = ()) -> dict[str, str]:
+    """Of this code, Python, the packages that scores depend on, and those in ``also``; what is missing is left out."""
     versions = {"torchserve-dlrm": dlrm_factory.__version__, "python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *also):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
