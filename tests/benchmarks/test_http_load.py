@@ -129,9 +129,10 @@ def test_the_highest_rate_is_found(stub):
         runs.append(what)
         return drive(load)
 
-    found = find_rate(load_of(stub, connections=2, duration_s=0.6), bound_ms=60.0, run=run, runs=3)
+    found = find_rate(load_of(stub, connections=2, duration_s=0.6), bound_ms=150.0, run=run, runs=3)
     assert runs[0] == "closed loop"
-    assert 20 < found.closed_loop.rate <= 100
+    # Each connection may have one answer more in the window, to a request that was sent before it.
+    assert 20 < found.closed_loop.rate <= 2 * (0.6 / 0.02 + 1) / 0.6
     assert found.rate > 0
     assert [trial.rate for trial in found.trials] == sorted(trial.rate for trial in found.trials)
     for trial in found.trials:
