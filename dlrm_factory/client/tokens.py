@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import json
+import os
 import time
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +20,15 @@ __all__ = ["BearerAuth", "KeyFileAuth", "TokenKind", "is_refused", "read_key"]
 
 TokenKind = Literal["inference", "management", "API"]
 
-_ATTEMPTS = 3
+# More than twice, because a program that does not wait for its turn may renew the token at the same time.
+_ATTEMPTS = 5
 # TorchServe writes the file in place, so for a moment a reader may meet half of it.
 _READS, _PAUSE_S = 4, 0.02
+# Whoever renews takes milliseconds; one that hangs must not keep the others for ever.
+_LONGEST_TURN_S = 15.0
+
+Pause = float  # seconds
+Flow = Generator[httpx.Request | Pause, httpx.Response | None, None]
 
 
 def read_key(key_file: Path, kind: TokenKind) -> str:
@@ -59,6 +69,9 @@ class BearerAuth(httpx.Auth):
 class KeyFileAuth(httpx.Auth):
     """Sends the token of ``kind`` from ``key_file``. A refused one is read again, then renewed.
 
+    A renewal ends the token before it, so all who share the file, in whatever process, renew one at a time, and
+    whoever finds the token renewed meanwhile takes that one.
+
     Args:
         management: base URL of the management API, None where it is unknown: then nothing is renewed.
     """
@@ -71,21 +84,60 @@ class KeyFileAuth(httpx.Auth):
         self.management = management
         self._token: str | None = None
 
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+    def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        with closing(self._flow(request)) as flow:
+            step = next(flow)
+            while True:
+                if isinstance(step, Pause):
+                    time.sleep(step)
+                    response = None
+                else:
+                    response = yield step
+                    response.read()
+                try:
+                    step = flow.send(response)
+                except StopIteration:
+                    return
+
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        with closing(self._flow(request)) as flow:
+            step = next(flow)
+            while True:
+                if isinstance(step, Pause):
+                    await asyncio.sleep(step)
+                    response = None
+                else:
+                    response = yield step
+                    await response.aread()
+                try:
+                    step = flow.send(response)
+                except StopIteration:
+                    return
+
+    def _flow(self, request: httpx.Request) -> Flow:
+        """Requests to send, each answered by its response, and pauses, each answered by None."""
         token = self._token or self._read()
-        # More than twice, because others that share the file may renew the token at the same time.
         for attempt in range(_ATTEMPTS):
             request.headers["Authorization"] = f"Bearer {token}"
             response = yield request
+            assert response is not None
             if not is_refused(response) or attempt == _ATTEMPTS - 1:
                 return
             refused, token = token, self._read()
             if token == refused:
                 if self.management is None:
                     return
-                # The token has expired. TorchServe answers by writing the file anew.
-                yield self._renewal(self.management, request)
+                yield from self._renew(refused, self.management, request)
                 token = self._read()
+
+    def _renew(self, refused: str, management: str, request: httpx.Request) -> Flow:
+        """Once it is our turn: renew the token, unless another has done so. TorchServe writes the file anew."""
+        with _turns(self.key_file) as is_ours:
+            given_up = time.monotonic() + _LONGEST_TURN_S
+            while not is_ours() and time.monotonic() < given_up:
+                yield _PAUSE_S
+            if self._read() == refused:
+                yield self._renewal(management, request)
 
     def _read(self) -> str:
         self._token = read_key(self.key_file, self.kind)
@@ -102,3 +154,26 @@ class KeyFileAuth(httpx.Auth):
             headers=headers,
             extensions=timeouts,
         )
+
+
+@contextmanager
+def _turns(file: Path) -> Iterator[Callable[[], bool]]:
+    """A function that says whether it is our turn to change ``file``: from its first True to the end of the block."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except OSError as error:
+        raise ServingError(f"no token can be read from {file}: {error}") from error
+
+    def is_ours() -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            return True
+        return True
+
+    try:
+        yield is_ours
+    finally:
+        os.close(descriptor)
