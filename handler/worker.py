@@ -12,7 +12,7 @@ import torch
 
 from dlrm_factory.config.declaration import ServingOptions
 from handler.allocator import keep_memory
-from handler.buffered_reads import install
+from handler.wire import install_reads, install_whole_messages
 from handler.worker_lines import are_wanted, quiet_reads, thin_out_times
 
 __all__ = ["TORCHREC_CALLS", "prepare_worker", "settle", "share_cores"]
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 # TorchRec logs every planner call here with all its arguments, and TorchServe's workers print what is logged.
 TORCHREC_CALLS = "MethodLogger-NullHandler"
-_PROTOCOL = "ts.protocol.otf_message_handler"
+_PROTOCOL, _SERVICE, _CONTEXT = "ts.protocol.otf_message_handler", "ts.service", "ts.context"
 
 
 def prepare_worker(version: str, metrics: Any) -> None:
@@ -34,9 +34,11 @@ def prepare_worker(version: str, metrics: Any) -> None:
     logging.getLogger(TORCHREC_CALLS).setLevel(logging.WARNING)
     keep_memory()
     protocol = sys.modules.get(_PROTOCOL)
-    if protocol is None:
+    if protocol is None or not install_reads(protocol, version):
         return
-    if install(protocol, version) and not are_wanted():
+    if _SERVICE in sys.modules and _CONTEXT in sys.modules:
+        install_whole_messages(protocol, sys.modules[_SERVICE], sys.modules[_CONTEXT], version)
+    if not are_wanted():
         quiet_reads(protocol)
         if metrics is not None:
             thin_out_times(metrics)

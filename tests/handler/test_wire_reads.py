@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import socket
-import struct
 import threading
 from pathlib import Path
 from types import ModuleType
@@ -14,68 +13,18 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.worker_wire import FakeSocket, fresh_module, inference, load, request
 
-from handler.buffered_reads import CHUNK_BYTES, KNOWN_VERSION, ReadBuffers, install
+from handler.wire import CHUNK_BYTES, KNOWN_VERSION, ReadBuffers
+from handler.wire import install_reads as install
 
 
 def protocol() -> ModuleType:
-    """TorchServe's protocol module, loaded anew: the one of this process is left as it is."""
-    found = importlib.util.find_spec("ts.protocol.otf_message_handler")
-    assert found is not None
-    assert found.origin is not None
-    spec = importlib.util.spec_from_file_location("protocol_for_a_test", found.origin)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return fresh_module("ts.protocol.otf_message_handler")
 
 
 PLAIN, BUFFERED = protocol(), protocol()
 assert install(BUFFERED, KNOWN_VERSION)
-
-
-class FakeSocket:
-    """Gives ``data`` in pieces of ``sizes``, over and over, then what a closed connection gives."""
-
-    def __init__(self, data: bytes, sizes: list[int]) -> None:
-        self.data, self.sizes, self.calls = data, sizes, 0
-
-    def recv(self, most: int) -> bytes:
-        piece = min(most, self.sizes[self.calls % len(self.sizes)])
-        self.calls += 1
-        given, self.data = self.data[:piece], self.data[piece:]
-        return given
-
-    def recv_into(self, buffer: bytearray | memoryview) -> int:
-        given = self.recv(len(buffer))
-        buffer[: len(given)] = given
-        return len(given)
-
-
-def number(value: int) -> bytes:
-    return struct.pack("!i", value)
-
-
-def field(value: bytes) -> bytes:
-    return number(len(value)) + value
-
-
-def request(
-    body: bytes, *, request_id: bytes = b"id", headers: dict[bytes, bytes] | None = None, content: bytes = b""
-) -> bytes:
-    parts = [field(request_id)]
-    parts += [field(name) + field(value) for name, value in (headers or {}).items()]
-    return b"".join([*parts, number(-1), field(b"body"), field(content), field(body), number(-1)])
-
-
-def inference(*requests: bytes) -> bytes:
-    return b"I" + b"".join(requests) + number(-1)
-
-
-def load(name: bytes) -> bytes:
-    parts = [field(name), field(b"/models/x"), number(64), field(b"dlrm_handler.py"), number(-1), field(b"")]
-    return b"L" + b"".join(parts) + b"\x01"
 
 
 def messages_of(module: ModuleType, conn: Any) -> list[Any]:
@@ -224,7 +173,7 @@ def test_a_module_without_source_keeps_its_reads() -> None:
 
 def test_installing_twice_keeps_what_is_ahead(caplog: pytest.LogCaptureFixture) -> None:
     module = protocol()
-    with caplog.at_level(logging.INFO, logger="handler.buffered_reads"):
+    with caplog.at_level(logging.INFO, logger="handler.wire.install"):
         assert install(module, KNOWN_VERSION)
         reads = module._retrieve_buffer
         assert install(module, KNOWN_VERSION)

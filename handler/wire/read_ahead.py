@@ -1,60 +1,21 @@
-"""Lets TorchServe's worker take many fields of a message from its socket at once.
-
-TorchServe 0.12.0 reads each field by a `recv` of its own: some 45 system calls a request. The functions here replace
-the two that do so, and return the same bytes.
-"""
+"""Bytes from a socket, many fields of a message at once."""
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import logging
 import socket
 import struct
 import sys
 import weakref
-from types import ModuleType
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
-__all__ = ["CHUNK_BYTES", "KNOWN_VERSION", "ReadBuffers", "install"]
+__all__ = ["CHUNK_BYTES", "ReadBuffers"]
 
-logger = logging.getLogger(__name__)
-
-KNOWN_VERSION = "0.12.0"
 CHUNK_BYTES = 256 * 1024
 
-# SHA-256 of TorchServe's source: one that somebody has changed keeps its own reads.
-_KNOWN_SOURCE = "83e82dc62b4a95a362efe4518786c6b389b895b85acaf37721aaff042ec9989a"
 _INT = struct.Struct("!i")
-
-
-def install(module: ModuleType, version: str) -> bool:
-    """Replace the reads of ``module``, TorchServe's `ts.protocol.otf_message_handler`; True if they are in place.
-
-    Another version, or another source, keeps its plain reads, with one log line. Call it between two messages.
-    """
-    if isinstance(getattr(getattr(module, "_retrieve_buffer", None), "__self__", None), ReadBuffers):
-        return True
-    reason = _why_not(module, version)
-    if reason:
-        logger.warning("Requests are read field by field, which is slower: %s", reason)
-        return False
-    buffers = ReadBuffers()
-    vars(module).update(_retrieve_buffer=buffers.read, _retrieve_int=buffers.read_int)
-    logger.info("Requests are read %d KiB at a time", CHUNK_BYTES // 1024)
-    return True
-
-
-def _why_not(module: ModuleType, version: str) -> str:
-    """What sets ``module`` apart from the one these reads were made for; empty if nothing does."""
-    if version != KNOWN_VERSION:
-        return f"TorchServe is {version}, and buffered reads are made for {KNOWN_VERSION}"
-    try:
-        source = inspect.getsource(module)
-    except (OSError, TypeError):
-        return f"{module.__name__} has no source to check"
-    if hashlib.sha256(source.encode()).hexdigest() != _KNOWN_SOURCE:
-        return f"{module.__name__} is not as TorchServe {KNOWN_VERSION} has it"
-    return ""
+T = TypeVar("T")
 
 
 class ReadBuffers:
@@ -82,8 +43,32 @@ class ReadBuffers:
         at = self._at
         if at + 4 <= self._end and conn is self._conn:
             self._at = at + 4
-            return _INT.unpack_from(self._chunk, at)[0]
-        return _INT.unpack(self._receive(conn, 4))[0]
+            number: int = _INT.unpack_from(self._chunk, at)[0]
+            return number
+        return int(_INT.unpack(self._receive(conn, 4))[0])
+
+    def take(self, conn: socket.socket, expected: bytes) -> bool:
+        """Whether ``expected`` comes next and is here already; then it is taken, else nothing is."""
+        at, end = self._at, self._at + len(expected)
+        if end <= self._end and conn is self._conn and self._chunk.startswith(expected, at):
+            self._at = end
+            return True
+        return False
+
+    def take_one_of(self, conn: socket.socket, known: Mapping[bytes, T], lengths: Iterable[int]) -> T | None:
+        """What ``known`` holds for the bytes that come next, which are then taken; None if they are not there.
+
+        ``lengths``: of the keys to look for, in this order.
+        """
+        if conn is self._conn:
+            at, most = self._at, self._end - self._at
+            for length in lengths:
+                if length <= most:
+                    found = known.get(bytes(self._chunk[at : at + length]))
+                    if found is not None:
+                        self._at = at + length
+                        return found
+        return None
 
     def _receive(self, conn: socket.socket, length: int) -> bytearray:
         if conn is not self._conn:
