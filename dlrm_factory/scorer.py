@@ -124,7 +124,6 @@ class Scorer:
         else:
             self._compile(folder, build, scored)
 
-    @torch.no_grad()
     def logits(self, batch: FeatureBatch, shared: SharedContext | None = None) -> Float32:
         """Click logits, float32 [B]. B may be 0.
 

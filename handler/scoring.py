@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 MOST_TOGETHER = 512
 
 Float32 = npt.NDArray[np.float32]
-Finite = npt.NDArray[np.bool_]
+Finite = npt.NDArray[np.bool_] | None  # None where all are
 
 
 class LogitScorer(Protocol):
@@ -77,13 +77,16 @@ def _groups(parts: Sequence[Part]) -> Iterator[list[Part]]:
 def _answers(group: Sequence[Part], scorer: LogitScorer) -> list[Answer]:
     try:
         scores = _score(group, scorer)
-        finite = np.isfinite(scores)
-        numbers = shortest(scores if finite.all() else np.where(finite, scores, np.float32(0)))
+        sound = np.isfinite(scores)
+        finite: Finite = None if sound.all() else sound
+        if finite is not None:
+            scores = np.where(finite, scores, np.float32(0))
+        numbers = shortest(scores)
         answers: list[Answer] = []
         start = 0
         for part in group:
             stop = start + len(part.batch)
-            answers += part.answers(numbers[start:stop], finite[start:stop])
+            answers += part.answers(numbers[start:stop], None if finite is None else finite[start:stop])
             start = stop
         return answers
     except Exception:

@@ -27,7 +27,7 @@ __all__ = ["DLRMService", "LogitScorer"]
 logger = logging.getLogger(__name__)
 
 Headers = Mapping[str, Any]
-Finite = npt.NDArray[np.bool_]
+Finite = npt.NDArray[np.bool_] | None  # None where all are
 
 
 class DLRMService:
@@ -134,11 +134,11 @@ class DLRMService:
 
         def answers(numbers: list[float], finite: Finite) -> list[Answer]:
             made = answer_ones([sample.content for sample in samples], numbers)
-            for i in np.flatnonzero(~finite).tolist():
+            for i in () if finite is None else np.flatnonzero(~finite).tolist():
                 # Whose fault that is takes a closer look, with the paths of this one request.
                 decoded = self._decode(requests[places[i]], headers[places[i]])
                 if isinstance(decoded, DecodedRequest):
-                    made[i] = self._encode(decoded, numbers[i : i + 1], finite[i : i + 1])
+                    made[i] = self._encode(decoded, numbers[i : i + 1], np.zeros(1, dtype=np.bool_))
                 else:
                     made[i] = decoded
             return made
@@ -146,7 +146,7 @@ class DLRMService:
         return Part(places, gathered.batch, None, [sample.as_logit for sample in samples], answers)
 
     def _encode(self, item: DecodedRequest, numbers: list[float], finite: Finite) -> Answer:
-        if finite.all():
+        if finite is None or finite.all():
             return answer_arrow(numbers) if takes_arrow(item) else answer_json(item.content(numbers))
         error = too_large(item, int(np.argmin(finite)), self._scorer.declaration)
         if error is not None:

@@ -26,12 +26,16 @@ class FeatureBatch:
         lengths: int32 [F, B], ids in each bag; features in declared order.
         values: int64 [lengths.sum()], rows of the features' tables.
         weights: float32 [lengths.sum()], what each row is multiplied by; None where all are 1.
+        one_each: every bag is known to hold one id; False says nothing.
+        in_range: every value is known to be a row of its table; False says nothing.
     """
 
     dense: npt.NDArray[np.float32]
     lengths: npt.NDArray[np.int32]
     values: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float32] | None = None
+    one_each: bool = False
+    in_range: bool = False
 
     def __len__(self) -> int:
         return int(self.dense.shape[0])
@@ -55,6 +59,8 @@ def concatenate(batches: Sequence[FeatureBatch]) -> FeatureBatch:
         lengths=lengths,
         values=np.concatenate([batch.values for batch in batches])[order],
         weights=weights,
+        one_each=all(batch.one_each for batch in batches),
+        in_range=all(batch.in_range for batch in batches),
     )
 
 
@@ -76,6 +82,8 @@ def split(batch: FeatureBatch, size: int) -> Iterator[FeatureBatch]:
             weights=None
             if batch.weights is None
             else np.concatenate([batch.weights[span] for span in spans]),
+            one_each=batch.one_each,
+            in_range=batch.in_range,
         )
 
 

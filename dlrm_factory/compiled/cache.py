@@ -11,7 +11,7 @@ from dlrm_factory.host_cache import cache_folder
 
 __all__ = ["cache_folder", "package_name"]
 
-_LAYOUT = 3  # raised when DenseNet or how it is compiled changes
+_LAYOUT = 4  # raised when DenseNet or how it is compiled changes
 
 
 def package_name(declaration: DLRMDeclaration, dense_weights: bytes, precision: Precision) -> str:

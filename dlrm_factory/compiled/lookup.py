@@ -74,14 +74,10 @@ class DirectLookup:
         Sums are float32 and rounded once.
         RuntimeError for an id outside its table: such ids are refused before, by name.
         """
-        # fbgemm's own check lets -1 pass, and its lookup then gives zeros.
-        if batch.values.size and batch.values.min() < 0:
-            raise RuntimeError(f"id {batch.values.min()} is negative")
         indices, offsets = torch.from_numpy(batch.values), self._offsets(batch)
         weights = None if batch.weights is None else torch.from_numpy(batch.weights)
-        self._check_bounds(
-            self._rows_per_table, indices, offsets, BoundsCheckMode.FATAL.value, self._warning, None
-        )
+        if not batch.in_range:
+            self._check_rows(batch, indices, offsets)
         # Half the bytes to write and to read again where the dense parts take bfloat16 anyway.
         output = self._output_dtype[torch.float32 if self._any_mean else dtype]
         pooled: torch.Tensor = self._look_up(
@@ -89,10 +85,18 @@ class DirectLookup:
         ).view(len(batch), self._features, self._dim)
         return (pooled * self._mean_factors(batch)).to(dtype) if self._any_mean else pooled
 
+    def _check_rows(self, batch: FeatureBatch, indices: torch.Tensor, offsets: torch.Tensor) -> None:
+        # fbgemm's own check lets -1 pass, and its lookup then gives zeros.
+        if batch.values.size and batch.values.min() < 0:
+            raise RuntimeError(f"id {batch.values.min()} is negative")
+        self._check_bounds(
+            self._rows_per_table, indices, offsets, BoundsCheckMode.FATAL.value, self._warning, None
+        )
+
     def _offsets(self, batch: FeatureBatch) -> torch.Tensor:
         """int64 [F * B + 1]; a batch of one id a bag takes a slice of a cached range."""
         bags = batch.lengths.size
-        if batch.values.size == bags and (batch.lengths == 1).all():
+        if batch.one_each or (batch.values.size == bags and (batch.lengths == 1).all()):
             ones = self._ones
             if ones.numel() <= bags:
                 self._ones = ones = torch.arange(2 * bags + 1)

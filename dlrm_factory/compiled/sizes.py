@@ -1,7 +1,8 @@
-"""Batches in a few sizes only.
+"""Batches in a few sizes only, where that matters.
 
-oneDNN prepares itself anew for each batch size it meets: some milliseconds in the middle of a request, and some
-megabytes that it keeps. So batches are filled up to the next of a few sizes, all met before the first request.
+oneDNN, which computes in bfloat16, prepares itself anew for each batch size it meets: some milliseconds in the middle
+of a request, and some megabytes that it keeps. So batches are filled up to the next of a few sizes, all met before
+the first request. In float32 the BLAS library computes, which takes any size as it comes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ def pieces(samples: int) -> Iterator[tuple[int, int, int]]:
 
 
 class SizedDense:
-    """A compiled `DenseNet` that meets no batch size but `SIZES`. For one thread at a time."""
+    """A compiled `DenseNet` that meets no batch of more than 512, and in bfloat16 none but of `SIZES`.
+
+    For one thread at a time.
+    """
 
     def __init__(
         self, compiled: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], dtype: torch.dtype
@@ -35,6 +39,7 @@ class SizedDense:
         """``dtype``: of the pooled vectors that ``compiled`` takes."""
         self.dtype = dtype
         self._compiled = compiled
+        self._any_size = dtype is torch.float32
         self._dense = self._pooled = torch.empty(0)
 
     def warm_up(self, dense_features: int, sparse_features: int, embedding_dim: int) -> None:
@@ -46,7 +51,7 @@ class SizedDense:
     def __call__(self, dense: torch.Tensor, pooled: torch.Tensor) -> npt.NDArray[np.float32]:
         """Click logits, float32 [B], of dense features [B, n] and pooled vectors [B, F, D]. B is at least 1."""
         samples, pooled = dense.shape[0], pooled.to(self.dtype)
-        if samples in _SIZES:
+        if samples in _SIZES or (self._any_size and samples < SIZES[-1]):
             return self._compiled(dense, pooled).numpy()
         parts = []
         for start, stop, size in pieces(samples):
@@ -59,7 +64,7 @@ class SizedDense:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The rows given and, after them, whatever an earlier call has left: no row's logit depends on another's."""
         samples = dense.shape[0]
-        if samples == size:
+        if samples == size or self._any_size:
             return dense, pooled
         if self._dense.shape[1:] != dense.shape[1:] or self._pooled.shape[1:] != pooled.shape[1:]:
             self._dense = torch.zeros(SIZES[-1], *dense.shape[1:])

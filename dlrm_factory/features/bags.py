@@ -14,7 +14,7 @@ from dlrm_factory.config import SparseFeature
 from dlrm_factory.features.feature_error import FeatureError
 from dlrm_factory.features.weights import split_bags
 
-__all__ = ["RawBags", "flatten_bags", "length_mistakes"]
+__all__ = ["RawBags", "flatten_bags", "length_limits", "length_mistakes"]
 
 Lengths = npt.NDArray[np.int32]
 
@@ -78,11 +78,15 @@ def flatten_bags(
     return RawBags(ids=ids, lengths=lengths, kinds=kinds, weights=weights)
 
 
-def length_mistakes(features: Sequence[SparseFeature], lengths: Lengths) -> Iterator[FeatureError]:
-    """A FeatureError for each of ``lengths`` [F, B] that is over its feature's max_length, and may not be."""
+def length_limits(features: Sequence[SparseFeature]) -> Lengths:
+    """The longest bag that each feature takes, int32 [F, 1]."""
     most = [f.max_length if f.over_max_length == "error" else _NO_LIMIT for f in features]
-    over = lengths > np.array(most).reshape(-1, 1)
-    for f, sample in np.argwhere(over) if over.any() else ():
+    return np.array(most, dtype=np.int32).reshape(-1, 1)
+
+
+def length_mistakes(features: Sequence[SparseFeature], lengths: Lengths) -> Iterator[FeatureError]:
+    """A FeatureError for each of ``lengths`` [F, B] that is over its feature's `length_limits`."""
+    for f, sample in np.argwhere(lengths > length_limits(features)):
         feature = features[f]
         yield FeatureError(
             f'sparse feature "{feature.name}": {lengths[f, sample]} ids in one bag is over max_length '

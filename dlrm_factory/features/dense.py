@@ -31,32 +31,42 @@ def log1p(values: Float32) -> Float32:
     return np.log1p(np.maximum(values, 0.0), dtype=np.float64).astype(np.float32)
 
 
+class DenseTransform:
+    """The declared transforms in their order, column by column: clip, log1p, standardise."""
+
+    def __init__(self, features: Sequence[DenseFeature]) -> None:
+        self._clipped = [i for i, feature in enumerate(features) if feature.clip]
+        self._least, self._most = (
+            np.array([features[i].clip for i in self._clipped], dtype=np.float32).reshape(-1, 2).T
+        )
+        self._logs = [i for i, feature in enumerate(features) if feature.takes_log]
+        self._scaled = [i for i, feature in enumerate(features) if feature.is_standardized]
+        self._statistics = [(features[i].mean, features[i].std) for i in self._scaled]
+
+    def __call__(self, dense: Float32, *, until_standardized: bool = False) -> Float32:
+        """Float32 [B, number of features], as ``dense``, which is left as it is; missing values have their defaults.
+
+        ``until_standardized``: stop before the last, whose mean and std training has yet to find.
+        """
+        scaled = [] if until_standardized else self._scaled
+        if not (self._clipped or self._logs or scaled):
+            return dense
+        transformed = dense.copy()
+        if self._clipped:
+            transformed[:, self._clipped] = np.clip(dense[:, self._clipped], self._least, self._most)
+        if self._logs:
+            transformed[:, self._logs] = log1p(transformed[:, self._logs])
+        if scaled:
+            mean, std = np.array(self._statistics, dtype=np.float64).T
+            transformed[:, scaled] = ((transformed[:, scaled] - mean) / std).astype(np.float32)
+        return transformed
+
+
 def transform_dense(
     dense: Float32, features: Sequence[DenseFeature], *, until_standardized: bool = False
 ) -> Float32:
-    """The declared transforms in their order, column by column: clip, log1p, standardise.
-
-    Args:
-        dense: float32 [B, len(features)], left as it is; missing values have their defaults already.
-        until_standardized: stop before the last, whose mean and std training has yet to find.
-    """
-    transformed = dense
-    clipped = [i for i, feature in enumerate(features) if feature.clip]
-    if clipped:
-        least, most = np.array([features[i].clip for i in clipped], dtype=np.float32).T
-        transformed = dense.copy()
-        transformed[:, clipped] = np.clip(dense[:, clipped], least, most)
-    logs = [i for i, feature in enumerate(features) if feature.takes_log]
-    if logs:
-        transformed = dense.copy() if transformed is dense else transformed
-        transformed[:, logs] = log1p(transformed[:, logs])
-    scaled = [i for i, feature in enumerate(features) if feature.is_standardized]
-    if scaled and not until_standardized:
-        transformed = dense.copy() if transformed is dense else transformed
-        statistics = [(features[i].mean, features[i].std) for i in scaled]
-        mean, std = np.array(statistics, dtype=np.float64).T
-        transformed[:, scaled] = ((transformed[:, scaled] - mean) / std).astype(np.float32)
-    return transformed
+    """What `DenseTransform` makes of ``dense``, float32 [B, len(features)]."""
+    return DenseTransform(features)(dense, until_standardized=until_standardized)
 
 
 class DenseEncoder:
@@ -71,6 +81,7 @@ class DenseEncoder:
                     "declaration of the checkpoint that `dlrm train` wrote, or declare them"
                 )
         self.features = tuple(features)
+        self._transform = DenseTransform(self.features)
 
     def encode(self, columns: Mapping[str, Sequence[Any]], size: int) -> Float32:
         """Float32 [size, number of features]. FeatureError names the first value that is not a finite number.
@@ -91,12 +102,12 @@ class DenseEncoder:
 
         FeatureError names the first that is not finite or beyond float32.
         """
-        with np.errstate(over="ignore", invalid="ignore"):
-            narrow = numbers.astype(np.float32)
-        if not np.isfinite(narrow).all():
+        # NaN is within no bounds.
+        if numbers.size and not (numbers.min() >= -_MOST and numbers.max() <= _MOST):
             columns = {f.name: row.tolist() for f, row in zip(self.features, numbers, strict=True)}
-            raise next(self.mistakes(columns, numbers.shape[1]))
-        return transform_dense(np.ascontiguousarray(narrow.T), self.features)
+            for mistake in self.mistakes(columns, numbers.shape[1]):
+                raise mistake
+        return self._transform(np.ascontiguousarray(numbers.T, dtype=np.float32))
 
     def mistakes(self, columns: Mapping[str, Sequence[Any]], size: int) -> Iterator[FeatureError]:
         """Every wrong value, feature after feature."""

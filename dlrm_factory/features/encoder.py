@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from dlrm_factory.batch.feature_batch import FeatureBatch
 from dlrm_factory.config import DLRMDeclaration
-from dlrm_factory.features.bags import RawBags, flatten_bags, length_mistakes
+from dlrm_factory.features.bags import RawBags, flatten_bags, length_limits, length_mistakes
 from dlrm_factory.features.dense import DenseEncoder
 from dlrm_factory.features.feature_error import FeatureError
 from dlrm_factory.features.rows import RowEncoder
@@ -36,6 +36,7 @@ class FeatureEncoder:
         self.known = frozenset(self.names)
         self._sparse = tuple(declaration.sparse_features)
         self._dense = DenseEncoder(declaration.dense_features)
+        self._longest = length_limits(self._sparse)
         self._trims = any(
             f.out_of_vocabulary == "drop" or f.over_max_length == "truncate" for f in self._sparse
         )
@@ -102,14 +103,18 @@ class FeatureEncoder:
         yield from self._bag_mistakes(_flat(lengths, ids))
 
     def _batch(self, dense: npt.NDArray[np.float32], bags: RawBags) -> FeatureBatch:
-        if not bags.one_each:  # max_length is at least 1
-            for mistake in length_mistakes(self._sparse, bags.lengths):
-                raise mistake
+        # max_length is at least 1
+        if not bags.one_each and (bags.lengths > self._longest).any():
+            raise next(length_mistakes(self._sparse, bags.lengths))
         rows, lengths = self._rows.encode(bags), bags.lengths
         weights = encode_weights(self._sparse, bags.weights, lengths)
         if self._trims:
             rows, lengths, weights = trim_bags(self._sparse, rows, lengths, weights)
-        return FeatureBatch(dense=dense, lengths=lengths, values=rows, weights=weights)
+        # An id that is left out of its bag makes the bag empty.
+        one_each = bags.one_each and not self._trims
+        return FeatureBatch(
+            dense=dense, lengths=lengths, values=rows, weights=weights, one_each=one_each, in_range=True
+        )
 
     def _bag_mistakes(self, bags: RawBags) -> Iterator[FeatureError]:
         yield from length_mistakes(self._sparse, bags.lengths)

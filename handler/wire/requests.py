@@ -124,7 +124,7 @@ def unpacker(processor: Callable[[Mapping[str, Any]], Any]) -> Callable[[Sequenc
         for index, request in enumerate(batch):
             ids[index] = request["requestId"].decode("utf-8")
             parameters, headers = request["parameters"], request["headers"]
-            if len(parameters) == 1:
+            if len(parameters) == 1 and type(headers) is Headers:
                 only = parameters[0]
                 name = only["name"]
                 inputs.append({name: only["value"]})
@@ -132,7 +132,7 @@ def unpacker(processor: Callable[[Mapping[str, Any]], Any]) -> Callable[[Sequenc
             else:
                 inputs.append({each["name"]: each["value"] for each in parameters})
                 said = {each["name"]: {"content-type": each["contentType"]} for each in parameters}
-                said |= {h["name"].decode("utf-8"): h["value"].decode("utf-8") for h in headers}
+                said |= {h["name"].decode("utf-8"): h["value"].decode("utf-8") for h in headers or ()}
                 processors.append(processor(said))
         return processors, inputs, ids
 

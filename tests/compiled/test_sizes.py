@@ -21,18 +21,22 @@ def test_pieces_cover_the_samples_once(samples):
         assert stop - start <= size <= 2 * (stop - start)
 
 
-@given(st.integers(1, 1300))
-def test_only_the_sizes_are_met_and_filling_is_dropped(samples):
+@given(st.integers(1, 1300), st.sampled_from([torch.bfloat16, torch.float32]))
+def test_in_bfloat16_only_the_sizes_are_met_and_filling_is_dropped(samples, dtype):
     met = []
 
     def compiled(dense, pooled):
         met.append((dense.shape[0], pooled.shape[0]))
-        return dense.sum(1) + pooled.sum((1, 2)) + 1
+        return dense.sum(1) + pooled.float().sum((1, 2)) + 1
 
-    dense, pooled = torch.randn(samples, 2), torch.randn(samples, 3, 4)
-    logits = SizedDense(compiled, torch.float32)(dense, pooled)
-    assert {size for pair in met for size in pair} <= set(SIZES)
-    assert np.allclose(logits, (dense.sum(1) + pooled.sum((1, 2)) + 1).numpy(), atol=1e-6)
+    dense, pooled = torch.randn(samples, 2), torch.randn(samples, 3, 4).to(dtype)
+    logits = SizedDense(compiled, dtype)(dense, pooled)
+    if dtype is torch.bfloat16:
+        assert {size for pair in met for size in pair} <= set(SIZES)
+    else:
+        assert [of_dense for of_dense, _ in met] == [stop - start for start, stop, _ in pieces(samples)]
+    assert all(of_dense == of_pooled <= SIZES[-1] for of_dense, of_pooled in met)
+    assert np.allclose(logits, compiled(dense, pooled).numpy(), atol=1e-6)
 
 
 def test_every_size_is_met_before_the_first_request():
@@ -43,9 +47,9 @@ def test_every_size_is_met_before_the_first_request():
 
 def test_what_an_earlier_batch_left_does_not_matter():
     def compiled(dense, pooled):
-        return dense.sum(1) + pooled.sum((1, 2))
+        return dense.sum(1) + pooled.float().sum((1, 2))
 
-    sized = SizedDense(compiled, torch.float32)
+    sized = SizedDense(compiled, torch.bfloat16)
     for samples, value in ((400, float("nan")), (3, 1.0), (70, 2.0), (520, 3.0), (5, 4.0)):
         dense, pooled = torch.full((samples, 2), value), torch.full((samples, 3, 4), value)
         logits = sized(dense, pooled)
