@@ -11,7 +11,7 @@ __all__ = ["cache_folder"]
 
 
 def cache_folder() -> Path | None:
-    """A folder of ours alone: packages are code, so nobody else may write there. None if there is none.
+    """A folder of ours alone: libraries are code, so nobody else may write there. None if there is none.
 
     ``$DLRM_CACHE_DIR``, else ``$XDG_CACHE_HOME/torchserve-dlrm`` or ``~/.cache/torchserve-dlrm``, else one in the
     temporary folder.

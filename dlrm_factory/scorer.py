@@ -180,10 +180,10 @@ class Scorer:
 
     def _compile(self, folder: Path, build: bool, probes: Probes) -> None:
         precision = self.precision
-        package = compiled_dense(folder, self.declaration, precision, build=build)
-        if package is None:
+        dense_code = compiled_dense(folder, self.declaration, precision, build=build)
+        if dense_code is None:
             return
-        compiled = SizedDense(package, DTYPES[precision])
+        compiled = SizedDense(dense_code, DTYPES[precision])
         with torch.no_grad():
             compiled.warm_up(
                 len(self.declaration.dense_features),

@@ -2,8 +2,8 @@
 
 from dlrm_factory.compiled.capability import DTYPES, Precision, best_precision, cpu_capability
 from dlrm_factory.compiled.dense_net import DenseNet
+from dlrm_factory.compiled.library import CompiledDense, compiled_dense, library_path
 from dlrm_factory.compiled.lookup import DirectLookup
-from dlrm_factory.compiled.package import CompiledDense, compiled_dense, package_path
 
 __all__ = [
     "DTYPES",
@@ -14,5 +14,5 @@ __all__ = [
     "best_precision",
     "compiled_dense",
     "cpu_capability",
-    "package_path",
+    "library_path",
 ]

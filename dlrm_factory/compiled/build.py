@@ -1,4 +1,4 @@
-"""Compiles a package in a process of its own: ``python -m dlrm_factory.compiled.build FOLDER PACKAGE PRECISION``.
+"""Compiles a library in a process of its own: ``python -m dlrm_factory.compiled.build FOLDER LIBRARY PRECISION``.
 
 The compiler takes seconds of CPU and some hundred megabytes, which a serving worker should not keep.
 """
@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from dlrm_factory.config.reading import read_declaration
 from dlrm_factory.model import load_dense, make_model
 from dlrm_factory.weights.sealed import DECLARATION_FILE, read_dense
 
-__all__ = ["build_in_subprocess", "compiler", "few_samples_package"]
+__all__ = ["build_in_subprocess", "compiler", "few_samples_library"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,19 +43,19 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 
 
-def few_samples_package(package: Path) -> Path:
-    """Where the code for batches of a few samples is, beside ``package``."""
-    return package.with_name(f"{package.stem}-few{package.suffix}")
+def few_samples_library(library: Path) -> Path:
+    """Where the code for batches of a few samples is, beside ``library``."""
+    return library.with_name(f"{library.stem}-few{library.suffix}")
 
 
-def build_in_subprocess(folder: Path, package: Path, precision: Precision) -> str | None:
-    """Compile the dense parts of the sealed weights in ``folder`` into ``package``. None, or why it failed.
+def build_in_subprocess(folder: Path, library: Path, precision: Precision) -> str | None:
+    """Compile the dense parts of the sealed weights in ``folder`` into ``library``. None, or why it failed.
 
-    `few_samples_package` is made before; where its code cannot be had, there is ``package`` alone.
+    `few_samples_library` is made before; where its code cannot be had, there is ``library`` alone.
     """
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-W", "ignore", "-m", "dlrm_factory.compiled.build"]
-    command += [str(folder.resolve()), str(package), precision]
+    command += [str(folder.resolve()), str(library), precision]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     environment["PYTHONPATH"] = os.pathsep.join([str(root), environment.get("PYTHONPATH", "")]).rstrip(
         os.pathsep
@@ -65,13 +66,13 @@ def build_in_subprocess(folder: Path, package: Path, precision: Precision) -> st
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
-    if done.returncode == 0 and package.is_file():
+    if done.returncode == 0 and library.is_file():
         return None
     lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it printed nothing"]
     return f"the compiler process ended with {done.returncode}: {lines[-1]}"
 
 
-def _build(folder: Path, package: Path, precision: Precision) -> None:
+def _build(folder: Path, library: Path, precision: Precision) -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     declaration = read_declaration(folder / DECLARATION_FILE)
     model = make_model(declaration)
@@ -85,23 +86,27 @@ def _build(folder: Path, package: Path, precision: Precision) -> None:
     )
     batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
     # Headers that are compiled once serve every later build.
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(package.parent / "inductor")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(library.parent / "inductor")
     with torch.no_grad():
         exported = torch.export.export(net, example, dynamic_shapes=({0: batch}, {0: batch}))
         try:
-            _compile(exported, few_samples_package(package), _FEW_SAMPLES)
+            _compile(exported, few_samples_library(library), _FEW_SAMPLES)
         except Exception:  # on a CPU for which it has no such code
             logger.warning("No code of its own for a few samples on this CPU", exc_info=True)
-        _compile(exported, package, _MANY_SAMPLES[precision])
+        _compile(exported, library, _MANY_SAMPLES[precision])
 
 
-def _compile(exported: torch.export.ExportedProgram, package: Path, options: dict[str, Any]) -> None:
-    with tempfile.TemporaryDirectory(dir=package.parent) as scratch:
+def _compile(exported: torch.export.ExportedProgram, library: Path, options: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         made = torch._inductor.aoti_compile_and_package(
             exported, package_path=f"{scratch}/package.pt2", inductor_configs=options
         )
-        # Moved whole, so that a reader never sees half a package.
-        Path(made).replace(package)
+        # The library alone: torch would unpack a package for each worker anew, which could then share no page of it.
+        with zipfile.ZipFile(made) as package:
+            (name,) = [name for name in package.namelist() if name.endswith(".so")]
+            found = Path(package.extract(name, scratch))
+        # Moved whole, so that a reader never sees half a library.
+        found.replace(library)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Under which name a compiled package is kept on this host."""
+"""Under which name a compiled library is kept on this host."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dlrm_factory.compiled.capability import Precision, cpu_capability
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.host_cache import cache_folder
 
-__all__ = ["cache_folder", "package_name"]
+__all__ = ["cache_folder", "library_name"]
 
-_LAYOUT = 4  # raised when DenseNet or how it is compiled changes
+_LAYOUT = 5  # raised when DenseNet or how it is compiled changes
 
 
-def package_name(declaration: DLRMDeclaration, dense_weights: bytes, precision: Precision) -> str:
-    """A name that changes with everything a package depends on: weights, shapes, versions, CPU, threads.
+def library_name(declaration: DLRMDeclaration, dense_weights: bytes, precision: Precision) -> str:
+    """A name that changes with everything a library depends on: weights, shapes, versions, CPU, threads.
 
     ``dense_weights``: the file with the dense weights, whole.
     """
@@ -41,4 +41,4 @@ def package_name(declaration: DLRMDeclaration, dense_weights: bytes, precision: 
     )
     digest = xxhash.xxh3_128(dense_weights)
     digest.update(shape.encode())
-    return f"dense-{digest.hexdigest()}.pt2"
+    return f"dense-{digest.hexdigest()}.so"

@@ -35,7 +35,7 @@ def best_precision() -> Precision:
 
 
 def cpu_capability() -> str:
-    """A name for everything of this CPU that compiled code may rely on; packages are not shared across names."""
+    """A name for everything of this CPU that compiled code may rely on; libraries are not shared across names."""
     vector = torch.backends.cpu.get_cpu_capability()
     native = ",".join(
         flag for flag in (*_BF16_FLAGS, "avx512f", "avx2", "avx512_vnni") if flag in _cpu_flags()

@@ -1,13 +1,15 @@
 """Batches in a few sizes only, where that matters.
 
 oneDNN, which computes in bfloat16, prepares itself anew for each batch size it meets: some milliseconds in the middle
-of a request, and some megabytes that it keeps. So batches are filled up to the next of a few sizes, all met before
-the first request. In float32 the BLAS library computes, which takes any size as it comes.
+of a request, and 3.5 MB of code that it keeps. So batches are computed in pieces of a few sizes, the last of them
+filled up, and all sizes are met before the first request. In float32 the BLAS library computes, which takes any size
+as it comes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +17,33 @@ import torch
 
 __all__ = ["SIZES", "SizedDense", "pieces"]
 
-# Each at most half as much again as the one before; the largest piece's pooled vectors still fit the CPU's cache.
-SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+# Those up to 16 do without oneDNN, and keep nothing. The largest piece's pooled vectors still fit the CPU's cache.
+SIZES = (1, 2, 4, 8, 12, 16, 32, 48, 64, 128, 256, 512)
 _SIZES = frozenset(SIZES)
+# What a piece costs beside its samples, in samples: oneDNN takes some 20 µs a layer, whatever the size.
+_PIECE_COSTS = 40
 
 
 def pieces(samples: int) -> Iterator[tuple[int, int, int]]:
     """(start, stop, size) of the pieces that ``samples`` are computed in; size - (stop - start) rows are filling."""
-    for start in range(0, samples, SIZES[-1]):
-        stop = min(start + SIZES[-1], samples)
-        yield start, stop, next(size for size in SIZES if size >= stop - start)
+    start = 0
+    for size in (SIZES[-1],) * (samples // SIZES[-1]) + _cheapest(samples % SIZES[-1])[1]:
+        yield start, min(start + size, samples), size
+        start += size
+
+
+@cache
+def _cheapest(samples: int) -> tuple[int, tuple[int, ...]]:
+    """What the sizes that together hold ``samples`` cost at least, and these, largest first."""
+    if samples == 0:
+        return 0, ()
+    filled = next(size for size in SIZES if size >= samples)
+    ways: list[tuple[int, tuple[int, ...]]] = [(_PIECE_COSTS + filled, (filled,))]
+    for size in SIZES:
+        if _PIECE_COSTS <= size < samples:  # smaller ones would rather be filled
+            cost, rest = _cheapest(samples - size)
+            ways.append((_PIECE_COSTS + size + cost, tuple(sorted((size, *rest), reverse=True))))
+    return min(ways)
 
 
 class SizedDense:

@@ -16,10 +16,10 @@ from support.sharding import DTYPES, declared, mixed_shardings
 
 from dlrm_factory import scorer as scorer_module
 from dlrm_factory.checkpoint import open_checkpoint, save_checkpoint
-from dlrm_factory.compiled import best_precision, package, package_path
-from dlrm_factory.compiled.build import compiler, few_samples_package
+from dlrm_factory.compiled import best_precision, library, library_path
+from dlrm_factory.compiled.build import compiler, few_samples_library
 from dlrm_factory.compiled.cache import cache_folder
-from dlrm_factory.compiled.package import FEW_SAMPLES
+from dlrm_factory.compiled.library import FEW_SAMPLES
 from dlrm_factory.scorer import Scorer, probabilities
 from dlrm_factory.weights import seal_weights
 
@@ -73,7 +73,7 @@ def test_compiled_equals_eager(tmp_path, compile_cache, monkeypatch, declaration
         else:
             assert np.abs(probabilities(fast) - probabilities(eager)).max() < 2e-2
     assert scorer.logits(random_batch(declaration, 0)).shape == (0,)
-    # A second worker of the host takes the package that is there.
+    # A second worker of the host takes the library that is there.
     second = Scorer.load(folder)
     second.compile(folder, build=False)
     assert second.engine == expected_engine()
@@ -88,8 +88,8 @@ def fake_build(calls):
 
 
 def test_a_failed_build_leaves_it_eager(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(package, "compiler", lambda: "g++")
-    monkeypatch.setattr(package, "build_in_subprocess", fake_build([]))
+    monkeypatch.setattr(library, "compiler", lambda: "g++")
+    monkeypatch.setattr(library, "build_in_subprocess", fake_build([]))
     folder = seal(mixed_shardings(), tmp_path)
     scorer = Scorer.load(folder)
     scorer.compile(folder)
@@ -98,7 +98,7 @@ def test_a_failed_build_leaves_it_eager(tmp_path, monkeypatch, caplog):
 
 
 def test_no_compiler_is_one_log_line(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(package, "compiler", lambda: None)
+    monkeypatch.setattr(library, "compiler", lambda: None)
     folder = seal(mixed_shardings(), tmp_path)
     scorer = Scorer.load(folder)
     scorer.compile(folder)
@@ -109,8 +109,8 @@ def test_no_compiler_is_one_log_line(tmp_path, monkeypatch, caplog):
 def test_a_damaged_package_is_dropped(tmp_path, caplog):
     folder = seal(mixed_shardings(), tmp_path)
     scorer = Scorer.load(folder)
-    path = package_path(folder, scorer.declaration, "fp32")
-    path.write_bytes(b"not a package")
+    path = library_path(folder, scorer.declaration, "fp32")
+    path.write_bytes(b"not a library")
     scorer.compile(folder, build=False)
     assert scorer.engine == "eager"
     assert "cannot be loaded" in caplog.text
@@ -128,13 +128,13 @@ def runner(name, met):
 @pytest.mark.parametrize("has_few", [True, False])
 def test_each_size_runs_the_code_made_for_it(tmp_path, monkeypatch, has_few):
     folder = seal(mixed_shardings(), tmp_path)
-    path = package_path(folder, mixed_shardings(), "fp32")
+    path = library_path(folder, mixed_shardings(), "fp32")
     path.touch()
     if has_few:
-        few_samples_package(path).touch()
+        few_samples_library(path).touch()
     met = []
-    monkeypatch.setattr(package, "_load", lambda found: runner("few" if "few" in found.name else "many", met))
-    dense = package.compiled_dense(folder, mixed_shardings(), "fp32", build=False)
+    monkeypatch.setattr(library, "_load", lambda found: runner("few" if "few" in found.name else "many", met))
+    dense = library.compiled_dense(folder, mixed_shardings(), "fp32", build=False)
     for size in (1, FEW_SAMPLES, FEW_SAMPLES + 1):
         assert dense(torch.ones(size, 2), torch.ones(size, 3, 8)).shape == (size,)
     few = "few" if has_few else "many"
@@ -143,16 +143,16 @@ def test_each_size_runs_the_code_made_for_it(tmp_path, monkeypatch, has_few):
 
 def test_damaged_code_for_few_samples_is_dropped(tmp_path, monkeypatch, caplog):
     folder = seal(mixed_shardings(), tmp_path)
-    path = package_path(folder, mixed_shardings(), "fp32")
+    path = library_path(folder, mixed_shardings(), "fp32")
     path.touch()
-    few_samples_package(path).write_bytes(b"not a package")
-    load, met = package._load, []
-    monkeypatch.setattr(package, "_load", lambda found: runner("many", met) if found == path else load(found))
-    dense = package.compiled_dense(folder, mixed_shardings(), "fp32", build=False)
+    few_samples_library(path).write_bytes(b"not a library")
+    load, met = library._load, []
+    monkeypatch.setattr(library, "_load", lambda found: runner("many", met) if found == path else load(found))
+    dense = library.compiled_dense(folder, mixed_shardings(), "fp32", build=False)
     assert dense(torch.ones(1, 2), torch.ones(1, 3, 8)).tolist() == [2]
     assert met == [("many", 1)]
     assert "cannot be loaded" in caplog.text
-    assert not few_samples_package(path).exists()
+    assert not few_samples_library(path).exists()
 
 
 def test_code_that_disagrees_is_not_used(tmp_path, monkeypatch, caplog):
@@ -206,24 +206,24 @@ def test_the_sharded_model_runs_in_the_callers_thread_alone(tmp_path, monkeypatc
 
 
 def eager_dense(scorer):
-    return lambda dense, pooled: torch.from_numpy(scorer._interact_eagerly(dense, pooled))
+    return torch.no_grad()(lambda dense, pooled: torch.from_numpy(scorer._interact_eagerly(dense, pooled)))
 
 
 def _build_slowly(folder, target, precision):
     with (target.parent / "builds").open("a") as builds:
         builds.write("built\n")
     time.sleep(0.5)
-    target.write_bytes(b"package")
+    target.write_bytes(b"library")
 
 
 def _worker(folder, precision, declaration_bytes):
     from dlrm_factory.config import parse_declaration
 
     logging.disable(logging.CRITICAL)
-    package.compiler = lambda: "g++"
-    package.build_in_subprocess = _build_slowly
+    library.compiler = lambda: "g++"
+    library.build_in_subprocess = _build_slowly
     declaration = parse_declaration(declaration_bytes)
-    assert package._build_once(folder, package_path(folder, declaration, precision), precision)
+    assert library._build_once(folder, library_path(folder, declaration, precision), precision)
 
 
 @pytest.mark.multiprocess
@@ -251,13 +251,13 @@ def test_the_name_changes_with_what_a_package_depends_on(tmp_path):
     declaration = mixed_shardings()
     one, other = seal(declaration, tmp_path / "a"), seal(declaration, tmp_path / "b", seed=6)
     names = {
-        package_path(one, declaration, "fp32"),
-        package_path(one, declaration, "bf16"),
-        package_path(other, declaration, "fp32"),
-        package_path(one, declared("auto", "sum", DTYPES[0]), "fp32"),
+        library_path(one, declaration, "fp32"),
+        library_path(one, declaration, "bf16"),
+        library_path(other, declaration, "fp32"),
+        library_path(one, declared("auto", "sum", DTYPES[0]), "fp32"),
     }
     assert len(names) == 4
-    assert package_path(one, declaration, "fp32") in names
+    assert library_path(one, declaration, "fp32") in names
 
 
 def test_a_cache_that_others_may_write_is_not_used(cache):

@@ -19,6 +19,14 @@ def test_pieces_cover_the_samples_once(samples):
     for start, stop, size in found:
         assert size in SIZES
         assert stop - start <= size <= 2 * (stop - start)
+    assert all(stop - start == size for start, stop, size in found[:-1])
+
+
+@given(st.integers(1, 512))
+def test_little_is_computed_for_nothing(samples):
+    found = [size for *_, size in pieces(samples)]
+    assert sum(found) - samples < 88
+    assert len(found) <= 3
 
 
 @given(st.integers(1, 1300), st.sampled_from([torch.bfloat16, torch.float32]))
@@ -34,7 +42,8 @@ def test_in_bfloat16_only_the_sizes_are_met_and_filling_is_dropped(samples, dtyp
     if dtype is torch.bfloat16:
         assert {size for pair in met for size in pair} <= set(SIZES)
     else:
-        assert [of_dense for of_dense, _ in met] == [stop - start for start, stop, _ in pieces(samples)]
+        whole = [stop - start for start, stop, _ in pieces(samples)]
+        assert [of_dense for of_dense, _ in met] == ([samples] if samples <= SIZES[-1] else whole)
     assert all(of_dense == of_pooled <= SIZES[-1] for of_dense, of_pooled in met)
     assert np.allclose(logits, compiled(dense, pooled).numpy(), atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""Compiled packages: found in the cache, or built once for all workers of a host."""
+"""Compiled libraries: found in the cache, or built once for all workers of a host."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-from dlrm_factory.compiled.build import build_in_subprocess, compiler, few_samples_package
-from dlrm_factory.compiled.cache import cache_folder, package_name
+from dlrm_factory.compiled.build import build_in_subprocess, compiler, few_samples_library
+from dlrm_factory.compiled.cache import cache_folder, library_name
 from dlrm_factory.compiled.capability import Precision
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.weights.sealed import DENSE_FILE
 
-__all__ = ["FEW_SAMPLES", "CompiledDense", "compiled_dense", "package_path"]
+__all__ = ["FEW_SAMPLES", "CompiledDense", "compiled_dense", "library_path"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,15 +24,15 @@ CompiledDense = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Runner = Callable[[list[torch.Tensor]], list[torch.Tensor]]
 
 # Up to so many samples, code with no calls of oneDNN is faster: 0.05 ms in place of 0.2 ms for one, the same for 16.
-FEW_SAMPLES = 12
+FEW_SAMPLES = 16
 
 
-def package_path(folder: Path, declaration: DLRMDeclaration, precision: Precision) -> Path | None:
-    """Where the package for the sealed weights in ``folder`` is or would be on this host; None without a cache."""
+def library_path(folder: Path, declaration: DLRMDeclaration, precision: Precision) -> Path | None:
+    """Where the library for the sealed weights in ``folder`` is or would be on this host; None without a cache."""
     cache = cache_folder()
     if cache is None:
         return None
-    return cache / package_name(declaration, (folder / DENSE_FILE).read_bytes(), precision)
+    return cache / library_name(declaration, (folder / DENSE_FILE).read_bytes(), precision)
 
 
 def compiled_dense(
@@ -43,17 +43,17 @@ def compiled_dense(
     One process of the host builds it, the others wait for that. None, after one log line, when it cannot be had;
     the caller then scores eagerly.
     """
-    package = package_path(folder, declaration, precision)
-    if package is None:
+    library = library_path(folder, declaration, precision)
+    if library is None:
         logger.warning("No folder to keep compiled code in; scoring eagerly. Set DLRM_CACHE_DIR to one.")
         return None
-    if not package.is_file() and not (build and _build_once(folder, package, precision)):
+    if not library.is_file() and not (build and _build_once(folder, library, precision)):
         return None
-    many = _load(package)
+    many = _load(library)
     if many is None:
         return None
-    few_package = few_samples_package(package)
-    few = _load(few_package) if few_package.is_file() else None
+    few_library = few_samples_library(library)
+    few = _load(few_library) if few_library.is_file() else None
     return _BySize(few or many, many)
 
 
@@ -68,28 +68,28 @@ class _BySize:
         return run([dense, pooled])[0]
 
 
-def _load(package: Path) -> Runner | None:
+def _load(library: Path) -> Runner | None:
     try:
         # Without torch's wrapper, which reads how to flatten the arguments from JSON at every call: 0.1 ms.
-        runner: Runner = torch._inductor.aoti_load_package(str(package)).loader.boxed_run
+        runner: Runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1).run
     except Exception as error:
-        logger.warning("The compiled package %s cannot be loaded (%s); scoring without it", package, error)
-        package.unlink(missing_ok=True)
+        logger.warning("The compiled code in %s cannot be loaded (%s); scoring without it", library, error)
+        library.unlink(missing_ok=True)
         return None
     return runner
 
 
-def _build_once(folder: Path, package: Path, precision: Precision) -> bool:
-    """True if the package is there in the end. A lock file makes one process build and the others wait."""
+def _build_once(folder: Path, library: Path, precision: Precision) -> bool:
+    """True if the library is there in the end. A lock file makes one process build and the others wait."""
     if compiler() is None:
         logger.warning("No C++ compiler on this host, so nothing can be compiled; scoring eagerly")
         return False
-    with (package.parent / f"{package.name}.lock").open("w") as lock:
+    with (library.parent / f"{library.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if package.is_file():
+        if library.is_file():
             return True
         logger.info("Compiling the dense parts in %s, once for this host (pid %d)", precision, os.getpid())
-        failure = build_in_subprocess(folder, package, precision)
+        failure = build_in_subprocess(folder, library, precision)
     if failure is not None:
         logger.warning("The dense parts could not be compiled (%s); scoring eagerly", failure)
     return failure is None
