@@ -53,4 +53,5 @@ def pooling_weights(batch: FeatureBatch, declaration: DLRMDeclaration) -> npt.ND
 
 def to_dense(batch: FeatureBatch, *, device: torch.device | None = None) -> torch.Tensor:
     """Dense features: float32 [B, number of dense features]."""
-    return torch.from_numpy(batch.dense).to(device)
+    dense = torch.from_numpy(batch.dense)
+    return dense if device is None else dense.to(device)

@@ -69,7 +69,9 @@ class SizedDense:
 
     def __call__(self, dense: torch.Tensor, pooled: torch.Tensor) -> npt.NDArray[np.float32]:
         """Click logits, float32 [B], of dense features [B, n] and pooled vectors [B, F, D]. B is at least 1."""
-        samples, pooled = dense.shape[0], pooled.to(self.dtype)
+        samples = dense.shape[0]
+        if pooled.dtype is not self.dtype:
+            pooled = pooled.to(self.dtype)
         if samples in _SIZES or (self._any_size and samples < SIZES[-1]):
             return self._compiled(dense, pooled).numpy()
         parts = []

@@ -40,7 +40,8 @@ class RowEncoder:
         self._vocabulary = vocabulary
         self._looked_up = np.array([feature.ids == "vocabulary" for feature in features])
         self._num_embeddings = np.array(num_embeddings, dtype=np.int64)
-        self._hashed = np.array([feature.ids == "hash" for feature in features])
+        self._hashed = np.array([feature.ids == "hash" for feature in features], dtype=np.bool_)
+        self._all_hashed, self._any_hashed = bool(self._hashed.all()), bool(self._hashed.any())
         self._only_index = all(feature.ids == "index" for feature in features)
 
     def encode(self, bags: RawBags) -> Int64:
@@ -131,9 +132,9 @@ class RowEncoder:
 
     def _of_integers(self, ids: Sequence[int] | Int64, counts: Int64, sizes: Int64) -> Int64:
         values = ids if isinstance(ids, np.ndarray) else np.fromiter(ids, dtype=np.int64, count=len(ids))
-        if self._hashed.all():
+        if self._all_hashed:
             return hash_int64(values, sizes)
-        if self._hashed.any():
+        if self._any_hashed:
             hashed = np.repeat(self._hashed, counts)
             values = values.copy()
             values[hashed] = hash_int64(values[hashed], sizes[hashed])
@@ -142,7 +143,7 @@ class RowEncoder:
     def _of_text(self, ids: Sequence[int | str], counts: Int64, sizes: Int64) -> Int64:
         """Rows where some ids are strings; TypeError if those are of an ``index`` feature."""
         unsigned = sizes.view(np.uint64)
-        if self._hashed.all():
+        if self._all_hashed:
             return (hash_keys(ids) % unsigned).view(np.int64)
         hashed = np.repeat(self._hashed, counts)
         index = list(compress(ids, ~hashed))

@@ -31,9 +31,8 @@ class RowValues:
 
     def __init__(self, reader: RequestReader) -> None:
         self._encoder = reader.encoder
-        self._defaults = np.array(
-            [float(feature.default) for feature in reader.encoder.declaration.dense_features]
-        )
+        self._defaults = [float(feature.default) for feature in reader.encoder.declaration.dense_features]
+        self._no_ids = [0] * len(reader.encoder.declaration.sparse_features)
 
     def encode(self, rows: Sequence[Values], colons: int | None) -> FeatureBatch:
         """The samples. Doubt, or FeatureError, for what the reference reader must look at.
@@ -58,16 +57,13 @@ class RowValues:
             return None
         values = len(dense) + len(ids)
         try:
-            by_row, numbers_left_out, absent_numbers = _numbers("d", dense)
-            flat, ids_left_out, absent_ids = _numbers("q", ids)
+            by_row, _, absent_numbers = _numbers("d", dense, self._defaults)
+            flat, ids_left_out, absent_ids = _numbers("q", ids, self._no_ids)
         except (TypeError, OverflowError):
             return None
         if colons is not None and colons != values - absent_numbers - absent_ids:
             raise Doubt
         numbers = np.frombuffer(by_row).reshape(len(rows), -1).T
-        if numbers_left_out:
-            sample, feature = np.divmod(numbers_left_out, len(self._defaults))
-            numbers[feature, sample] = self._defaults[feature]
         by_feature = np.frombuffer(flat, dtype=np.int64).reshape(len(rows), -1).T
         if not ids_left_out:
             lengths = np.ones(by_feature.shape, dtype=np.int32)
@@ -91,10 +87,12 @@ class RowValues:
         return self._encoder.encode(columns, len(rows))
 
 
-def _numbers(code: Literal["d", "q"], values: list[Any]) -> tuple[array[Any], list[int], int]:
-    """``values`` as numbers. TypeError for what is neither number nor null nor absent.
+def _numbers(
+    code: Literal["d", "q"], values: list[Any], defaults: Sequence[float]
+) -> tuple[array[Any], list[int], int]:
+    """``values``, rows of as many as there are ``defaults``. TypeError for what is no number, null or absent.
 
-    Returns the numbers, the places without one, which hold 0, and how many of those are absent.
+    Returns the numbers, the places without one, which hold its default, and how many of those are absent.
     """
     try:
         return array(code, values), [], 0  # unlike NumPy, array takes nothing but numbers
@@ -106,5 +104,5 @@ def _numbers(code: Literal["d", "q"], values: list[Any]) -> tuple[array[Any], li
     unsaid = 0
     for i in places:
         unsaid += values[i] is absent
-        values[i] = 0
+        values[i] = defaults[i % len(defaults)]
     return array(code, values), places, unsaid

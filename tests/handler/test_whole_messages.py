@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,7 +15,7 @@ from support.worker_wire import FakeSocket, fresh_module, inference, request
 from handler.wire import KNOWN_VERSION, install_reads, install_whole_messages
 
 PROTOCOL, SERVICE = "ts.protocol.otf_message_handler", "ts.service"
-CONTEXT = importlib.import_module("ts.context")
+CONTEXT = fresh_module("ts.context")
 
 
 def installed() -> tuple[ModuleType, ModuleType]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import struct
+import sys
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -11,7 +12,8 @@ __all__ = ["FakeSocket", "fresh_module", "inference", "load", "request"]
 
 
 def fresh_module(name: str) -> ModuleType:
-    """A module of TorchServe's, loaded anew: the one of this process is left as it is."""
+    """A module of TorchServe's, loaded anew: what this process has of TorchServe is left as it is."""
+    before = set(sys.modules)
     found = importlib.util.find_spec(name)
     assert found is not None
     assert found.origin is not None
@@ -20,6 +22,9 @@ def fresh_module(name: str) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    for added in set(sys.modules) - before:
+        if added.partition(".")[0] == "ts":
+            del sys.modules[added]
     return module
 
 
