@@ -1,6 +1,7 @@
-"""Compiles a library in a process of its own: ``python -m dlrm_factory.compiled.build FOLDER LIBRARY PRECISION``.
+"""Compiles a library in a process of its own: ``python -m dlrm_factory.compiled.build FOLDER LIBRARY PRECISION KIND``.
 
-The compiler takes seconds of CPU and some hundred megabytes, which a serving worker should not keep.
+KIND is ``few`` or ``many``: the samples of a batch that the code is for. The compiler takes seconds of CPU and some
+hundred megabytes, which a serving worker should not keep.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -26,6 +27,9 @@ from dlrm_factory.weights.sealed import DECLARATION_FILE, read_dense
 __all__ = ["build_in_subprocess", "compiler", "few_samples_library"]
 
 logger = logging.getLogger(__name__)
+
+Kind = Literal["few", "many"]
+_KINDS: tuple[Kind, ...] = ("few", "many")
 
 _EXAMPLE_BATCH = 8
 _MAX_BATCH = 1 << 24
@@ -51,28 +55,60 @@ def few_samples_library(library: Path) -> Path:
 def build_in_subprocess(folder: Path, library: Path, precision: Precision) -> str | None:
     """Compile the dense parts of the sealed weights in ``folder`` into ``library``. None, or why it failed.
 
-    `few_samples_library` is made before; where its code cannot be had, there is ``library`` alone.
+    `few_samples_library` is there before ``library`` is; where its code cannot be had, there is ``library`` alone.
+    Both are compiled at the same time.
     """
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+        built = {kind: Path(scratch) / f"{kind}.so" for kind in _KINDS}
+        processes = {kind: _start(folder, built[kind], precision, kind) for kind in _KINDS}
+        failures = {kind: _end(process) for kind, process in processes.items()}
+        if built["many"].is_file() and failures["many"] is None:
+            if built["few"].is_file():
+                built["few"].replace(few_samples_library(library))
+            else:  # on a CPU for which the compiler has no such code
+                logger.warning("No code of its own for a few samples on this host: %s", failures["few"])
+            built["many"].replace(library)
+    return failures["many"]
+
+
+def _start(folder: Path, library: Path, precision: Precision, kind: Kind) -> subprocess.Popen[str]:
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-W", "ignore", "-m", "dlrm_factory.compiled.build"]
-    command += [str(folder.resolve()), str(library), precision]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), environment.get("PYTHONPATH", "")]).rstrip(
-        os.pathsep
+    command += [str(folder.resolve()), str(library), precision, kind]
+    path = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "PYTHONPATH": os.pathsep.join(path),
+        # Headers that are compiled once serve every later build.
+        "TORCHINDUCTOR_CACHE_DIR": str(library.parents[1] / "inductor"),
+    }
+    return subprocess.Popen(
+        command,
+        env=environment,
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
+
+
+def _end(process: subprocess.Popen[str]) -> str | None:
+    """Wait for ``process``. None, or why it failed."""
     try:
-        done = subprocess.run(
-            command, env=environment, cwd=root, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    if done.returncode == 0 and library.is_file():
+        _, printed = process.communicate(timeout=_TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return f"the compiler process took more than {_TIMEOUT_SECONDS} s"
+    if process.returncode == 0:
         return None
-    lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it printed nothing"]
-    return f"the compiler process ended with {done.returncode}: {lines[-1]}"
+    lines = [line for line in printed.splitlines() if line.strip()] or ["it printed nothing"]
+    return f"the compiler process ended with {process.returncode}: {lines[-1]}"
 
 
-def _build(folder: Path, library: Path, precision: Precision) -> None:
+def _build(folder: Path, library: Path, precision: Precision, kind: Kind) -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     declaration = read_declaration(folder / DECLARATION_FILE)
     model = make_model(declaration)
@@ -85,30 +121,18 @@ def _build(folder: Path, library: Path, precision: Precision) -> None:
         ),
     )
     batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
-    # Headers that are compiled once serve every later build.
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(library.parent / "inductor")
     with torch.no_grad():
-        exported = torch.export.export(net, example, dynamic_shapes=({0: batch}, {0: batch}))
-        try:
-            _compile(exported, few_samples_library(library), _FEW_SAMPLES)
-        except Exception:  # on a CPU for which it has no such code
-            logger.warning("No code of its own for a few samples on this CPU", exc_info=True)
-        _compile(exported, library, _MANY_SAMPLES[precision])
-
-
-def _compile(exported: torch.export.ExportedProgram, library: Path, options: dict[str, Any]) -> None:
-    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         made = torch._inductor.aoti_compile_and_package(
-            exported, package_path=f"{scratch}/package.pt2", inductor_configs=options
+            torch.export.export(net, example, dynamic_shapes=({0: batch}, {0: batch})),
+            package_path=str(library.with_suffix(".pt2")),
+            inductor_configs=_FEW_SAMPLES if kind == "few" else _MANY_SAMPLES[precision],
         )
-        # The library alone: torch would unpack a package for each worker anew, which could then share no page of it.
-        with zipfile.ZipFile(made) as package:
-            (name,) = [name for name in package.namelist() if name.endswith(".so")]
-            found = Path(package.extract(name, scratch))
-        # Moved whole, so that a reader never sees half a library.
-        found.replace(library)
+    # The library alone: torch would unpack a package for each worker anew, which could then share no page of it.
+    with zipfile.ZipFile(made) as package:
+        (name,) = [name for name in package.namelist() if name.endswith(".so")]
+        library.write_bytes(package.read(name))
 
 
 if __name__ == "__main__":
     os.nice(10)
-    _build(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])  # type: ignore[arg-type]
+    _build(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4])  # type: ignore[arg-type]

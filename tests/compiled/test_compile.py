@@ -135,10 +135,11 @@ def test_each_size_runs_the_code_made_for_it(tmp_path, monkeypatch, has_few):
     met = []
     monkeypatch.setattr(library, "_load", lambda found: runner("few" if "few" in found.name else "many", met))
     dense = library.compiled_dense(folder, mixed_shardings(), "fp32", build=False)
-    for size in (1, FEW_SAMPLES, FEW_SAMPLES + 1):
+    most = FEW_SAMPLES["fp32"]
+    for size in (1, most, most + 1):
         assert dense(torch.ones(size, 2), torch.ones(size, 3, 8)).shape == (size,)
     few = "few" if has_few else "many"
-    assert met == [(few, 1), (few, FEW_SAMPLES), ("many", FEW_SAMPLES + 1)]
+    assert met == [(few, 1), (few, most), ("many", most + 1)]
 
 
 def test_damaged_code_for_few_samples_is_dropped(tmp_path, monkeypatch, caplog):
