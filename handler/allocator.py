@@ -14,7 +14,7 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
 MAPPED_ABOVE_BYTES = 32 * 1024 * 1024  # the most that glibc takes
-KEPT_BYTES = 64 * 1024 * 1024
+KEPT_BYTES = 16 * 1024 * 1024
 
 
 def keep_memory() -> bool:

@@ -30,8 +30,10 @@ class DenseNet(nn.Module):
         self.dense_arch, self.over_arch = model.dense_arch, model.over_arch
         self.inter_arch: nn.Module = model.inter_arch
         if declaration.architecture == "dlrm":
-            self.inter_arch = FlatInteraction(len(declaration.sparse_features))
-            _widen(_first_linear(self.over_arch), self.inter_arch.filling(declaration.embedding_dim))
+            kind = JointInteraction if precision == "bf16" else FlatInteraction
+            interaction = kind(len(declaration.sparse_features))
+            _widen(_first_linear(self.over_arch), interaction.filling(declaration.embedding_dim))
+            self.inter_arch = interaction
         self.dtype = DTYPES[precision]
         self.to(self.dtype)
         order = model_feature_order(declaration)
@@ -51,6 +53,8 @@ class FlatInteraction(nn.Module):
 
     forward(embedded [B, D], pooled [B, F, D]) → [B, D + (F + 1) F / 2 + filling]: the dense vector, the dot products
     of all pairs of the F + 1 vectors, row by row of the upper triangle, then what the next layer multiplies by 0.
+
+    The first row is the dense vector's with the others. Computed apart, the pooled vectors need not be copied.
     """
 
     pairs: torch.Tensor
@@ -58,15 +62,33 @@ class FlatInteraction(nn.Module):
 
     def __init__(self, sparse_features: int) -> None:
         super().__init__()
-        vectors = sparse_features + 1
+        self._first_row = sparse_features
+        self._use_pairs_of(sparse_features)
+
+    def _use_pairs_of(self, vectors: int) -> None:
         row, column = torch.triu_indices(vectors, vectors, offset=1)
         self.register_buffer("pairs", row * vectors + column, persistent=False)
 
     def filling(self, embedding_dim: int) -> int:
         """How many columns are added; from then on they are part of what forward returns."""
-        missing = -(embedding_dim + len(self.pairs)) % self.MULTIPLE
+        missing = -(embedding_dim + self._first_row + len(self.pairs)) % self.MULTIPLE
         self.pairs = torch.cat([self.pairs, self.pairs.new_zeros(missing)])
         return missing
+
+    def forward(self, embedded: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        turned = pooled.transpose(1, 2)
+        first_row = torch.bmm(embedded.unsqueeze(1), turned).flatten(1)
+        products = torch.bmm(pooled, turned).flatten(1)
+        return torch.cat((embedded, first_row, products.index_select(1, self.pairs)), dim=1)
+
+
+class JointInteraction(FlatInteraction):
+    """The same with one product a sample, as is best for matrix units that take 16 rows at once."""
+
+    def __init__(self, sparse_features: int) -> None:
+        super().__init__(sparse_features)
+        self._first_row = 0
+        self._use_pairs_of(sparse_features + 1)
 
     def forward(self, embedded: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
         vectors = torch.cat((embedded.unsqueeze(1), pooled), dim=1)
