@@ -18,7 +18,7 @@ import torch
 __all__ = ["SIZES", "SizedDense", "pieces"]
 
 # Those up to 16 do without oneDNN, and keep nothing. The largest piece's pooled vectors still fit the CPU's cache.
-SIZES = (1, 2, 4, 8, 12, 16, 32, 48, 64, 128, 256, 512)
+SIZES = (1, 2, 4, 8, 12, 16, 32, 64, 128, 256, 512)
 _SIZES = frozenset(SIZES)
 # What a piece costs beside its samples, in samples: oneDNN takes some 20 µs a layer, whatever the size.
 _PIECE_COSTS = 40
