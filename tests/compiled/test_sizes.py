@@ -25,7 +25,7 @@ def test_pieces_cover_the_samples_once(samples):
 @given(st.integers(1, 512))
 def test_little_is_computed_for_nothing(samples):
     found = [size for *_, size in pieces(samples)]
-    assert sum(found) - samples < 88
+    assert sum(found) - samples < 96
     assert len(found) <= 3
 
 
