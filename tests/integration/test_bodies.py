@@ -11,7 +11,7 @@ from urllib.parse import quote_plus
 
 import httpx
 import pytest
-from support.batches import random_state
+from support.batches import random_state, uncompiled
 from support.server import inference_client, serving
 
 from dlrm_factory.archive import archive_model
@@ -30,7 +30,7 @@ PLAIN = json.dumps({"inputs": {"price": [0.5, 2.0]}})
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     folder = tmp_path_factory.mktemp("bodies")
-    save_checkpoint(folder / "tiny.safetensors", tiny(), random_state(tiny()))
+    save_checkpoint(folder / "tiny.safetensors", uncompiled(tiny()), random_state(tiny()))
     archive_model(
         folder / "tiny.safetensors", folder / "store" / "tiny", model_name="tiny", archive_format="directory"
     )

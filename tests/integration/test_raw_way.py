@@ -20,6 +20,7 @@ import httpx
 import psutil
 import pytest
 import torch
+from support.batches import uncompiled
 
 from dlrm_factory.checkpoint import save_checkpoint
 from dlrm_factory.config import tiny
@@ -154,7 +155,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     generator = torch.Generator().manual_seed(7)
     shapes = make_model(tiny(), dense_device="meta").state_dict()
     state = {key: 0.3 * torch.randn(value.shape, generator=generator) for key, value in shapes.items()}
-    save_checkpoint(folder / "tiny.safetensors", tiny(), state)
+    save_checkpoint(folder / "tiny.safetensors", uncompiled(tiny()), state)
     archive(folder, "staged", "dlrm", environment)
     archive(folder, "staged_patched", "patched", environment)
     inference, management = write_settings(folder)

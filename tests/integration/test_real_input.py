@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.batches import random_state, unsharded_logits
+from support.batches import random_state, uncompiled, unsharded_logits
 from support.server import ask, inference_client, serving
 
 from dlrm_factory.archive import archive_model
@@ -72,7 +72,7 @@ class FullCriteo:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.declaration = criteo()
+        self.declaration = uncompiled(criteo())
         self.small = criteo(cap=3)  # row 0: below the asked id, row 1: the asked id, row 2: above it
         self.state = random_state(self.small)
         self.ids = upstream_request()["id_list_features.values"]
@@ -104,7 +104,7 @@ class FullCriteo:
 
 
 def raw_criteo() -> DLRMDeclaration:
-    return criteo(cap=1000, raw=True)
+    return uncompiled(criteo(cap=1000, raw=True))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.batches import random_state
+from support.batches import random_state, uncompiled
 from support.server import inference_client, serving
 
 from dlrm_factory.archive import archive_model
@@ -33,7 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("kinds")
     (folder / "store").mkdir()
     checkpoint = folder / "checkpoint.safetensors"
-    save_checkpoint(checkpoint, tiny(), random_state(tiny()))
+    save_checkpoint(checkpoint, uncompiled(tiny()), random_state(tiny()))
     archive_model(checkpoint, folder / "store" / "tiny.mar", model_name="tiny", version="2.1")
     with serving(folder / "store", "tiny=tiny.mar", run_dir=folder / "run") as running:
         yield running

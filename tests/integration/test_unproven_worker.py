@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from support.batches import random_state
+from support.batches import random_state, uncompiled
 from support.server import serving
 
 from dlrm_factory.archive import archive_model
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.integration
 
 
 def test_a_worker_that_scores_otherwise_never_reports_ready(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "c.safetensors", tiny(), random_state(tiny()))
+    save_checkpoint(tmp_path / "c.safetensors", uncompiled(tiny()), random_state(tiny()))
     folder = tmp_path / "store" / "dlrm"
     archive_model(tmp_path / "c.safetensors", folder, archive_format="directory")
     # Every file is whole and sealed, but the weights are not those that the golden scores were made with.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import torch
 
@@ -9,6 +10,13 @@ from dlrm_factory.batch import FeatureBatch, to_dense, to_keyed_jagged_tensor
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.dtypes import decode_rows, encode_rows
 from dlrm_factory.model import EMBEDDINGS_PREFIX, make_model, table_weight_key
+
+
+def uncompiled(declaration: DLRMDeclaration) -> DLRMDeclaration:
+    """``declaration``, served eagerly: no compiler beside the test, and no code that takes over in its middle."""
+    return msgspec.structs.replace(
+        declaration, serving=msgspec.structs.replace(declaration.serving, compile="off")
+    )
 
 
 def random_batch(declaration: DLRMDeclaration, size: int, *, seed: int = 0, longest: int = 4) -> FeatureBatch:
