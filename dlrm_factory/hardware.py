@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,8 +10,9 @@ import torch
 from dlrm_factory.config.declaration import ShardingOptions
 from dlrm_factory.config.sizes import parse_bytes
 from dlrm_factory.errors import PlanError
+from dlrm_factory.memory_limit import physical_memory
 
-__all__ = ["Hardware", "hardware_of", "physical_memory"]
+__all__ = ["Hardware", "hardware_of"]
 
 DeviceKind = Literal["cpu", "cuda"]
 _USABLE = 0.85  # the rest is for the interpreter, dense weights, batches and the operating system
@@ -51,11 +51,6 @@ def hardware_of(options: ShardingOptions) -> Hardware:
     local = max(1, options.world_size // max(1, options.hosts))
     memory = parse_bytes(options.memory) if options.memory else _default_memory(options.device, local)
     return Hardware(device=options.device, world_size=options.world_size, hosts=options.hosts, memory=memory)
-
-
-def physical_memory() -> int:
-    """Bytes of main memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _default_memory(device: DeviceKind, ranks_on_host: int) -> int:

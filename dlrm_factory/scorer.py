@@ -28,6 +28,7 @@ from dlrm_factory.compiled.sizes import SIZES, SizedDense
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.factory import BuiltDLRM, DLRMFactory
 from dlrm_factory.features import Vocabularies
+from dlrm_factory.memory_limit import memory_limit
 from dlrm_factory.weights import SealedWeights
 
 __all__ = ["EAGER_TOLERANCE", "TOLERANCE", "Scorer", "probabilities"]
@@ -75,6 +76,7 @@ class Scorer:
         """A scorer over the sealed weights in ``folder``, tables mapped, in one process; eager so far."""
         sealed = SealedWeights(folder)
         built = DLRMFactory(sealed.declaration).build(weights=sealed, device=device)
+        sealed.tables.prepare_lookups(memory_limit())
         on_cpu = built.device.type == "cpu"
         lookup = DirectLookup(sealed.declaration, sealed.tables) if on_cpu else None
         return cls(built, lookup=lookup, vocabularies=sealed.vocabularies)

@@ -13,6 +13,7 @@ at the row range) its rank holds. Only column_wise shards are copied.
 from __future__ import annotations
 
 import contextlib
+import logging
 import mmap
 import warnings
 from collections.abc import Callable
@@ -25,6 +26,7 @@ import xxhash
 
 from dlrm_factory.checked_file import FileKind, align, map_file
 from dlrm_factory.config.declaration import DLRMDeclaration, Table, TableDtype
+from dlrm_factory.config.sizes import format_bytes
 from dlrm_factory.dtypes import encode_rows, row_bytes
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.weights.rows import BLOCK_ROWS, RowSource
@@ -33,7 +35,10 @@ __all__ = ["Progress", "StoredTable", "TableFile", "create_table_file", "write_t
 
 Progress = Callable[[int, int], None]
 
+logger = logging.getLogger(__name__)
+
 _NO_DIGEST = "0" * 16
+_FITS = 0.75  # of the memory; the rest is for workers, the frontend and others
 _BLOCK = 32 << 20  # of the mapping, in memory at once while it is checked; a multiple of any page size
 
 
@@ -99,6 +104,23 @@ class TableFile:
         return self.bytes[stored.offset : stored.offset + stored.size].view(
             stored.num_embeddings, stored.row_bytes
         )
+
+    def prepare_lookups(self, memory: int) -> None:
+        """Say how rows will be read: each alone, if the file is larger than most of ``memory`` bytes.
+
+        By default the kernel reads the 128 KB around a row that is not in memory. That fills memory soonest; but
+        where the file does not fit, it pushes out what others need.
+        """
+        if len(self._map) <= _FITS * memory:
+            return
+        with contextlib.suppress(OSError):  # advice alone
+            self._map.madvise(mmap.MADV_RANDOM)
+            logger.info(
+                "%s: %s of tables in %s of memory, so rows are read from disk one by one",
+                self.path,
+                format_bytes(len(self._map)),
+                format_bytes(memory),
+            )
 
     def verify(self, *, release: bool = False) -> None:
         """Read every row and compare checksums. WeightsError names the damaged table.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from support.batches import random_state
@@ -126,3 +128,19 @@ def test_state_dict_rows_names_what_is_wrong():
     del state[key]
     with pytest.raises(WeightsError, match=r'has no ".*t_item_id.weight"'):
         StateDictRows(declaration, state)
+
+
+def kernel_flags(path: Path) -> set[str]:
+    """What the kernel notes of this process's mapping of ``path``."""
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.endswith(str(path)))
+    return set(next(line for line in lines[start:] if line.startswith("VmFlags:")).split()[1:])
+
+
+@pytest.mark.parametrize(("memory_share", "alone"), [(4.0, False), (1.4, False), (1.2, True), (0.1, True)])
+def test_rows_of_a_file_that_memory_does_not_hold_are_read_alone(written, memory_share, alone):
+    path, _, _ = written
+    file = TableFile(path)
+    file.prepare_lookups(int(memory_share * path.stat().st_size))
+    assert ("rr" in kernel_flags(path)) == alone  # random reads
+    file.verify()
