@@ -16,10 +16,10 @@ from support.sharding import DTYPES, declared, mixed_shardings
 
 from dlrm_factory import scorer as scorer_module
 from dlrm_factory.checkpoint import open_checkpoint, save_checkpoint
-from dlrm_factory.compiled import best_precision, library, library_path
+from dlrm_factory.compiled import best_precision, dense_library, library_path
 from dlrm_factory.compiled.build import compiler, few_samples_library
 from dlrm_factory.compiled.cache import cache_folder
-from dlrm_factory.compiled.library import FEW_SAMPLES
+from dlrm_factory.compiled.dense_library import FEW_SAMPLES
 from dlrm_factory.scorer import Scorer, probabilities
 from dlrm_factory.weights import seal_weights
 
@@ -88,8 +88,8 @@ def fake_build(calls):
 
 
 def test_a_failed_build_leaves_it_eager(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(library, "compiler", lambda: "g++")
-    monkeypatch.setattr(library, "build_in_subprocess", fake_build([]))
+    monkeypatch.setattr(dense_library, "compiler", lambda: "g++")
+    monkeypatch.setattr(dense_library, "build_in_subprocess", fake_build([]))
     folder = seal(mixed_shardings(), tmp_path)
     scorer = Scorer.load(folder)
     scorer.compile(folder)
@@ -98,7 +98,7 @@ def test_a_failed_build_leaves_it_eager(tmp_path, monkeypatch, caplog):
 
 
 def test_no_compiler_is_one_log_line(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(library, "compiler", lambda: None)
+    monkeypatch.setattr(dense_library, "compiler", lambda: None)
     folder = seal(mixed_shardings(), tmp_path)
     scorer = Scorer.load(folder)
     scorer.compile(folder)
@@ -133,8 +133,10 @@ def test_each_size_runs_the_code_made_for_it(tmp_path, monkeypatch, has_few):
     if has_few:
         few_samples_library(path).touch()
     met = []
-    monkeypatch.setattr(library, "_load", lambda found: runner("few" if "few" in found.name else "many", met))
-    dense = library.compiled_dense(folder, mixed_shardings(), "fp32", build=False)
+    monkeypatch.setattr(
+        dense_library, "_load", lambda found: runner("few" if "few" in found.name else "many", met)
+    )
+    dense = dense_library.compiled_dense(folder, mixed_shardings(), "fp32", build=False)
     most = FEW_SAMPLES["fp32"]
     for size in (1, most, most + 1):
         assert dense(torch.ones(size, 2), torch.ones(size, 3, 8)).shape == (size,)
@@ -147,9 +149,11 @@ def test_damaged_code_for_few_samples_is_dropped(tmp_path, monkeypatch, caplog):
     path = library_path(folder, mixed_shardings(), "fp32")
     path.touch()
     few_samples_library(path).write_bytes(b"not a library")
-    load, met = library._load, []
-    monkeypatch.setattr(library, "_load", lambda found: runner("many", met) if found == path else load(found))
-    dense = library.compiled_dense(folder, mixed_shardings(), "fp32", build=False)
+    load, met = dense_library._load, []
+    monkeypatch.setattr(
+        dense_library, "_load", lambda found: runner("many", met) if found == path else load(found)
+    )
+    dense = dense_library.compiled_dense(folder, mixed_shardings(), "fp32", build=False)
     assert dense(torch.ones(1, 2), torch.ones(1, 3, 8)).tolist() == [2]
     assert met == [("many", 1)]
     assert "cannot be loaded" in caplog.text
@@ -221,10 +225,10 @@ def _worker(folder, precision, declaration_bytes):
     from dlrm_factory.config import parse_declaration
 
     logging.disable(logging.CRITICAL)
-    library.compiler = lambda: "g++"
-    library.build_in_subprocess = _build_slowly
+    dense_library.compiler = lambda: "g++"
+    dense_library.build_in_subprocess = _build_slowly
     declaration = parse_declaration(declaration_bytes)
-    assert library._build_once(folder, library_path(folder, declaration, precision), precision)
+    assert dense_library._build_once(folder, library_path(folder, declaration, precision), precision)
 
 
 @pytest.mark.multiprocess
