@@ -13,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,20 +60,35 @@ def build_in_subprocess(folder: Path, library: Path, precision: Precision) -> st
     `few_samples_library` is there before ``library`` is; where its code cannot be had, there is ``library`` alone.
     Both are compiled at the same time.
     """
-    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-        built = {kind: Path(scratch) / f"{kind}.so" for kind in _KINDS}
-        processes = {kind: _start(folder, built[kind], precision, kind) for kind in _KINDS}
+    try:
+        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+            return _build_both(folder, library, precision, Path(scratch))
+    except OSError as error:  # no room on the disk, or for another process
+        return str(error)
+
+
+def _build_both(folder: Path, library: Path, precision: Precision, scratch: Path) -> str | None:
+    built = {kind: scratch / f"{kind}.so" for kind in _KINDS}
+    with ExitStack() as stack:
+        processes = {
+            kind: stack.enter_context(_started(folder, built[kind], precision, kind)) for kind in _KINDS
+        }
         failures = {kind: _end(process) for kind, process in processes.items()}
-        if built["many"].is_file() and failures["many"] is None:
-            if built["few"].is_file():
-                built["few"].replace(few_samples_library(library))
-            else:  # on a CPU for which the compiler has no such code
-                logger.warning("No code of its own for a few samples on this host: %s", failures["few"])
-            built["many"].replace(library)
-    return failures["many"]
+    if failures["many"] is not None:
+        return failures["many"]
+    if failures["few"] is None:
+        built["few"].replace(few_samples_library(library))
+    else:  # on a CPU for which the compiler has no such code
+        logger.warning("No code of its own for a few samples on this host: %s", failures["few"])
+    built["many"].replace(library)
+    return None
 
 
-def _start(folder: Path, library: Path, precision: Precision, kind: Kind) -> subprocess.Popen[str]:
+@contextmanager
+def _started(
+    folder: Path, library: Path, precision: Precision, kind: Kind
+) -> Iterator[subprocess.Popen[str]]:
+    """The process that compiles ``library``. It does not outlive the block."""
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-W", "ignore", "-m", "dlrm_factory.compiled.build"]
     command += [str(folder.resolve()), str(library), precision, kind]
@@ -83,7 +100,7 @@ def _start(folder: Path, library: Path, precision: Precision, kind: Kind) -> sub
         # Headers that are compiled once serve every later build.
         "TORCHINDUCTOR_CACHE_DIR": str(library.parents[1] / "inductor"),
     }
-    return subprocess.Popen(
+    with subprocess.Popen(
         command,
         env=environment,
         cwd=root,
@@ -91,7 +108,11 @@ def _start(folder: Path, library: Path, precision: Precision, kind: Kind) -> sub
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # nothing, if it has ended
 
 
 def _end(process: subprocess.Popen[str]) -> str | None:
@@ -99,8 +120,6 @@ def _end(process: subprocess.Popen[str]) -> str | None:
     try:
         _, printed = process.communicate(timeout=_TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
         return f"the compiler process took more than {_TIMEOUT_SECONDS} s"
     if process.returncode == 0:
         return None

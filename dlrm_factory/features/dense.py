@@ -41,7 +41,9 @@ class DenseTransform:
         )
         self._logs = [i for i, feature in enumerate(features) if feature.takes_log]
         self._scaled = [i for i, feature in enumerate(features) if feature.is_standardized]
-        self._statistics = [(features[i].mean, features[i].std) for i in self._scaled]
+        # Before training has found them they are NaN.
+        statistics = [(features[i].mean, features[i].std) for i in self._scaled]
+        self._mean, self._std = np.array(statistics, dtype=np.float64).reshape(-1, 2).T
 
     def __call__(self, dense: Float32, *, until_standardized: bool = False) -> Float32:
         """Float32 [B, number of features], as ``dense``, which is left as it is; missing values have their defaults.
@@ -57,8 +59,7 @@ class DenseTransform:
         if self._logs:
             transformed[:, self._logs] = log1p(transformed[:, self._logs])
         if scaled:
-            mean, std = np.array(self._statistics, dtype=np.float64).T
-            transformed[:, scaled] = ((transformed[:, scaled] - mean) / std).astype(np.float32)
+            transformed[:, scaled] = ((transformed[:, scaled] - self._mean) / self._std).astype(np.float32)
         return transformed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import subprocess
 import threading
 import time
 
@@ -95,6 +96,26 @@ def test_a_failed_build_leaves_it_eager(tmp_path, monkeypatch, caplog):
     scorer.compile(folder)
     assert scorer.engine == "eager"
     assert "could not be compiled (no such thing); scoring eagerly" in caplog.text
+
+
+def test_a_host_that_cannot_start_the_compiler_stays_eager(tmp_path, monkeypatch, caplog):
+    started = []
+
+    def start(*arguments, **settings):
+        if started:
+            raise BlockingIOError("Resource temporarily unavailable")
+        started.append(popen(["sleep", "60"], **settings))
+        return started[0]
+
+    monkeypatch.setattr(dense_library, "compiler", lambda: "g++")
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", start)
+    folder = seal(mixed_shardings(), tmp_path)
+    scorer = Scorer.load(folder)
+    scorer.compile(folder)
+    assert scorer.engine == "eager"
+    assert "could not be compiled (Resource temporarily unavailable); scoring eagerly" in caplog.text
+    assert started[0].returncode is not None  # the one that did start has not been left behind
 
 
 def test_no_compiler_is_one_log_line(tmp_path, monkeypatch, caplog):

@@ -186,4 +186,19 @@ def test_what_is_accepted_lies_in_its_table(columns: dict[str, list[Any]]) -> No
         return
     sizes = [DECLARATION.table(feature.table).num_embeddings for feature in DECLARATION.sparse_features]
     limits = np.repeat(sizes, batch.lengths[:, 0])
+    assert batch.in_range
     assert ((batch.values >= 0) & (batch.values < limits)).all()
+
+
+def test_a_bag_that_loses_its_one_id_is_not_said_to_hold_one() -> None:
+    """Lookups take the word of a batch that every bag holds one id."""
+    size = len(DECLARATION.sparse_names)
+    ids = np.array([7, 12345, 7, 7, 7])  # of "dropped" unknown
+    arrays = np.zeros((2, 1)), np.ones((size, 1), dtype=np.int32), ids
+    batch = ENCODER.encode_arrays(*arrays, one_each=True)
+    assert batch.lengths[:, 0].tolist() == [1, 0, 1, 1, 1]
+    assert not batch.one_each
+    plain = FeatureEncoder(tiny()).encode_arrays(
+        np.zeros((2, 1)), np.ones((3, 1), dtype=np.int32), np.array([1, 2, 3]), one_each=True
+    )
+    assert plain.one_each
