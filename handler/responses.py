@@ -19,8 +19,10 @@ Float32 = npt.NDArray[np.float32]
 
 # Within these the powers of ten needed are exact in float64, so rounding in float64 is rounding in decimal.
 _LEAST, _MOST = 1e-12, 1e9
-# Up to so many scores, one by one is faster than all at once: 1 µs in place of 29 µs for a single one.
-_FEW = 64
+_MOST_PLACES = 20  # of the 9 digits of a number above _LEAST
+_POWERS = 10.0 ** np.maximum(np.arange(-_MOST_PLACES, _MOST_PLACES + 1), 0)
+# Up to so many scores, one by one is faster than all at once: 1 µs in place of 30 µs for a single one.
+_FEW = 50
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +93,6 @@ def shortest(scores: Float32) -> list[float]:
 
 def _round(values: npt.NDArray[np.float64], places: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """``values`` to decimal ``places``, which may be negative: the float64 nearest to that decimal."""
-    up, down = 10.0 ** np.maximum(places, 0), 10.0 ** np.maximum(-places, 0)
+    up, down = _POWERS[_MOST_PLACES + places], _POWERS[_MOST_PLACES - places]
     rounded: npt.NDArray[np.float64] = np.rint(values * up / down) * down / up
     return rounded

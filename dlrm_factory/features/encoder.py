@@ -41,6 +41,7 @@ class FeatureEncoder:
             f.out_of_vocabulary == "drop" or f.over_max_length == "truncate" for f in self._sparse
         )
         vocabulary = VocabularyRows(declaration, vocabularies) if declaration.vocabulary_tables else None
+        self._knows_zero = vocabulary is None  # every feature takes the id 0
         self._rows = RowEncoder(self._sparse, [sizes[feature.table] for feature in self._sparse], vocabulary)
 
     def encode(self, columns: Mapping[str, Sequence[Any]], size: int) -> FeatureBatch:
@@ -73,8 +74,6 @@ class FeatureEncoder:
         dense: npt.NDArray[np.float64],
         lengths: npt.NDArray[np.int32],
         ids: npt.NDArray[np.int64],
-        *,
-        one_each: bool = False,
     ) -> FeatureBatch:
         """Samples that are arrays of numbers already, with no value missing. FeatureError as above.
 
@@ -82,10 +81,33 @@ class FeatureEncoder:
             dense: float64 [number of dense features, B].
             lengths: int32 [F, B], none negative.
             ids: int64 [lengths.sum()], feature-major; the batch may keep it.
-            one_each: every bag is known to hold one id.
         """
-        bags = RawBags(ids=ids, lengths=lengths, kinds={int}, one_each=one_each)
-        return self._batch(self._dense.encode_numbers(dense), bags)
+        return self._batch(self._dense.encode_numbers(dense), RawBags(ids=ids, lengths=lengths, kinds={int}))
+
+    def encode_ones(
+        self,
+        dense: npt.NDArray[np.float64],
+        ids: npt.NDArray[np.int64],
+        there: npt.NDArray[np.bool_] | None = None,
+    ) -> FeatureBatch:
+        """Samples with at most one id a bag. FeatureError as above.
+
+        Args:
+            dense: float64 [number of dense features, B].
+            ids: int64 [F, B], 0 in an empty bag; the batch may keep it.
+            there: bool [F, B], False for an empty bag; None if there is none.
+        """
+        numbers = self._dense.encode_numbers(dense)
+        ones = RawBags(
+            ids=ids.reshape(-1), lengths=np.ones(ids.shape, dtype=np.int32), kinds={int}, one_each=True
+        )
+        if there is None:
+            return self._batch(numbers, ones)
+        lengths = there.astype(np.int32, order="C")
+        if self._knows_zero:
+            rows = self._rows.encode(ones).reshape(ids.shape)[there]
+            return FeatureBatch(dense=numbers, lengths=lengths, values=rows, in_range=True)
+        return self._batch(numbers, RawBags(ids=ids[there], lengths=lengths, kinds={int}))
 
     def mistakes(self, columns: Mapping[str, Sequence[Any]], size: int) -> Iterator[FeatureError]:
         """Every wrong value that `encode` would meet."""

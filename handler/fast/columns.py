@@ -7,7 +7,7 @@ nested arrays, lets a key come twice and skips a byte order mark, so these are c
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,7 @@ _DOUBTS = (
     OverflowError,
 )
 
-Int32 = npt.NDArray[np.int32]
+T = TypeVar("T", np.int64, np.bool_)
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
 
@@ -98,11 +98,10 @@ class ColumnsReader:
             raise Doubt
         dense, dense_nulls = self._dense(columns, layout, size, marked=nulls > 0)
         if arrays == layout.columns:  # every bracket opens a column: no value is an array
-            lengths, ids, gaps = self._one_each(columns, layout, size, marked=nulls > 0)
-            if nulls != dense_nulls + gaps:
+            ids, there, id_nulls = self._ones(columns, layout, size, marked=nulls > 0)
+            if nulls != dense_nulls + id_nulls:
                 raise Doubt
-            one_each = not gaps and not layout.absent
-            return self._encoder.encode_arrays(dense, lengths, ids, one_each=one_each)
+            return self._encoder.encode_ones(dense, ids, there)
         bags = [bag_column(columns[key], size, marked=nulls > 0) for key in layout.sparse_keys]
         # Every bracket opens a column or a bag. (One in a string makes the count too large, never too small.)
         if arrays != layout.columns + sum(bag.arrays for bag in bags):
@@ -131,21 +130,29 @@ class ColumnsReader:
         dense[layout.dense] = sent
         return dense, nulls
 
-    def _one_each(self, columns: Any, layout: Layout, size: int, *, marked: bool) -> tuple[Int32, Int64, int]:
-        """Lengths int32 [F, size] and ids, of columns of one integer a sample, and how many were null."""
+    def _ones(
+        self, columns: Any, layout: Layout, size: int, *, marked: bool
+    ) -> tuple[Int64, npt.NDArray[np.bool_] | None, int]:
+        """Ids and where there are any, see `encode_ones`, of columns of one integer a sample; how many were null."""
         parts = [columns[key].as_buffer(of_type="i") for key in layout.sparse_keys]
         _check_sizes(parts, size)
         # Of a bytearray, so that the array can be written: torch takes no other.
-        ids = np.frombuffer(bytearray().join(parts), dtype=np.int64)
-        lengths = np.ones((self._sparse_features, size), dtype=np.int32)
+        ids = np.frombuffer(bytearray().join(parts), dtype=np.int64).reshape(len(parts), size)
+        there = ids != STAND_IN if marked else np.ones(ids.shape, dtype=np.bool_)
+        nulls = ids.size - int(np.count_nonzero(there))
+        if nulls:
+            ids[~there] = 0
+        elif not layout.absent:
+            return ids, None, 0
         if layout.absent:
-            lengths[layout.absent] = 0
-        if not marked:
-            return lengths, ids, 0
-        there = ids != STAND_IN
-        lengths[layout.sparse] = there.reshape(len(parts), size)
-        present = ids[there]
-        return lengths, present, len(ids) - len(present)
+            ids, there = self._spread(ids, layout), self._spread(there, layout)
+        return ids, there, nulls
+
+    def _spread(self, sent: npt.NDArray[T], layout: Layout) -> npt.NDArray[T]:
+        """``sent`` [columns, B] → [F, B], 0 for the features that have no column."""
+        spread = np.zeros((self._sparse_features, sent.shape[1]), dtype=sent.dtype)
+        spread[layout.sparse] = sent
+        return spread
 
 
 def _parser_type() -> Any:

@@ -8,7 +8,6 @@ they are left to the reader of single requests, whose errors clients see, and th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import Any, NamedTuple
 
 import msgspec
@@ -69,7 +68,7 @@ class GatheringReader:
         names = declaration.dense_names, declaration.sparse_names
         self._values = RowValues(reader)
         self._most_samples = reader.max_samples
-        self._nothing = (ABSENT,) * len(reader.encoder.names)
+        self._nothing = [ABSENT] * len(reader.encoder.names)
         self.most_bytes = _MOST_BYTES_A_FEATURE * (1 + len(reader.encoder.names))
         row: Any = row_type(*names)
         column = column_type(*names)
@@ -105,7 +104,7 @@ class GatheringReader:
         if self._columns is None:
             return None
         body = self._columns(raw)
-        values = tuple(chain.from_iterable(msgspec.structs.astuple(body.inputs)))
+        values = [value for (value,) in msgspec.structs.astuple(body.inputs)]
         if values == self._nothing:  # without a column nobody knows how many samples there are
             return None
         return Sample(place, values, 1 + (body.output is not ABSENT), body.output == "logit", predictions)

@@ -21,9 +21,7 @@ ABSENT = msgspec.UNSET
 # As msgspec's decoders take them: it refuses floats for ids, and booleans.
 Number = float | None | msgspec.UnsetType
 Bag = int | str | list[int | str] | None | msgspec.UnsetType
-Values = tuple[Any, ...]
-
-_GAPS = {int, float, type(None), msgspec.UnsetType}
+Values = Sequence[Any]
 
 
 class RowValues:
@@ -38,7 +36,7 @@ class RowValues:
         """The samples. Doubt, or FeatureError, for what the reference reader must look at.
 
         Args:
-            rows: a tuple of all values a sample.
+            rows: all values of each sample.
             colons: written in the rows. As many as there are values: then no key came twice, and no string holds
                 one. None if that is known.
         """
@@ -66,12 +64,10 @@ class RowValues:
         numbers = np.frombuffer(by_row).reshape(len(rows), -1).T
         by_feature = np.frombuffer(flat, dtype=np.int64).reshape(len(rows), -1).T
         if not ids_left_out:
-            lengths = np.ones(by_feature.shape, dtype=np.int32)
-            return self._encoder.encode_arrays(numbers, lengths, by_feature.reshape(-1), one_each=True)
-        there = np.ones((len(rows), len(by_feature)), dtype=np.bool_)
-        there.reshape(-1)[ids_left_out] = False
-        there = there.T
-        return self._encoder.encode_arrays(numbers, there.astype(np.int32, order="C"), by_feature[there])
+            return self._encoder.encode_ones(numbers, by_feature)
+        there = np.ones(len(ids), dtype=np.bool_)
+        there[ids_left_out] = False
+        return self._encoder.encode_ones(numbers, by_feature, there.reshape(len(rows), -1).T)
 
     def _any(self, rows: Sequence[Values], colons: int | None) -> FeatureBatch:
         """The samples of any rows."""
@@ -97,8 +93,7 @@ def _numbers(
     try:
         return array(code, values), [], 0  # unlike NumPy, array takes nothing but numbers
     except TypeError:
-        if not set(map(type, values)) <= _GAPS:
-            raise
+        pass
     absent = ABSENT
     places = [i for i, value in enumerate(values) if value is None or value is absent]
     unsaid = 0

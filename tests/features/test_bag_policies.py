@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dlrm_factory.batch import FeatureBatch
 from dlrm_factory.config import SparseFeature, Table, tiny
 from dlrm_factory.config.checks import problems_of
 from dlrm_factory.errors import WeightsError
@@ -192,13 +194,39 @@ def test_what_is_accepted_lies_in_its_table(columns: dict[str, list[Any]]) -> No
 
 def test_a_bag_that_loses_its_one_id_is_not_said_to_hold_one() -> None:
     """Lookups take the word of a batch that every bag holds one id."""
-    size = len(DECLARATION.sparse_names)
-    ids = np.array([7, 12345, 7, 7, 7])  # of "dropped" unknown
-    arrays = np.zeros((2, 1)), np.ones((size, 1), dtype=np.int32), ids
-    batch = ENCODER.encode_arrays(*arrays, one_each=True)
+    ids = np.array([[7], [12345], [7], [7], [7]])  # of "dropped" unknown
+    batch = ENCODER.encode_ones(np.zeros((2, 1)), ids)
     assert batch.lengths[:, 0].tolist() == [1, 0, 1, 1, 1]
     assert not batch.one_each
-    plain = FeatureEncoder(tiny()).encode_arrays(
-        np.zeros((2, 1)), np.ones((3, 1), dtype=np.int32), np.array([1, 2, 3]), one_each=True
-    )
+    plain = FeatureEncoder(tiny()).encode_ones(np.zeros((2, 1)), np.array([[1], [2], [3]]))
     assert plain.one_each
+
+
+@pytest.mark.parametrize("encoder", [ENCODER, FeatureEncoder(tiny())], ids=["vocabulary", "no vocabulary"])
+@given(data=st.data())
+def test_ones_are_encoded_as_bags_are(encoder: FeatureEncoder, data: st.DataObject) -> None:
+    names = encoder.declaration.sparse_names
+    size = data.draw(st.integers(1, 4))
+    cell = st.none() | st.sampled_from([0, 1, 7, 9, 10, 55, -1])
+    columns = {name: data.draw(st.lists(cell, min_size=size, max_size=size)) for name in names}
+    ids = np.array([[value or 0 for value in columns[name]] for name in names])
+    there = np.array([[value is not None for value in columns[name]] for name in names])
+    dense = np.zeros((len(encoder.declaration.dense_features), size))
+    wrong, expected = outcome(lambda: encoder.encode(columns, size))
+    found_wrong, batch = outcome(lambda: encoder.encode_ones(dense, ids, None if there.all() else there))
+    assert found_wrong == wrong
+    if batch is None or expected is None:
+        return
+    for field in ("lengths", "values"):
+        found, wanted = getattr(batch, field), getattr(expected, field)
+        assert found.dtype == wanted.dtype
+        np.testing.assert_array_equal(found, wanted)
+    assert not batch.one_each or (batch.lengths == 1).all()
+
+
+def outcome(encode: Callable[[], FeatureBatch]) -> tuple[tuple[str, int | None] | None, FeatureBatch | None]:
+    """Feature and sample that it finds wrong, else the batch."""
+    try:
+        return None, encode()
+    except FeatureError as error:
+        return (error.feature, error.sample), None
