@@ -146,6 +146,13 @@ def test_the_handler_gets_the_bytes_that_were_sent(server: RunningServer) -> Non
     assert server.workers == {"echo": 1, "fragile": 1}
 
 
+def test_batches_are_sent_by_threads_that_stay(server: RunningServer) -> None:
+    """Java starts a thread for each batch where it sees one or two cores and nobody says otherwise."""
+    ask(server, "echo")
+    threads = Path(f"/proc/{server.state.pid}/task").glob("*/comm")
+    assert any(name.read_text().startswith("ForkJoinPool") for name in threads)
+
+
 def test_only_loopback_is_listened_on(server: RunningServer) -> None:
     connections = psutil.Process(server.state.pid).net_connections("tcp")
     listening = [each.laddr for each in connections if each.status == psutil.CONN_LISTEN]
