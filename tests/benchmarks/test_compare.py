@@ -32,14 +32,17 @@ def test_every_archive_names_its_handler(store):
         "dlrm_latency": "dlrm_handler.py",
         "echo": "echo_handler.py",
         "echo_latency": "echo_handler.py",
+        "plain_echo": "plain_echo_handler.py",
+        "plain_echo_latency": "plain_echo_handler.py",
         "stock": "stock_handler.py",
         "stock_default": "stock_handler.py",
     }
     batches = {
         name: read_declaration(store.folder / name / "declaration.yaml").serving.batch_requests
-        for name in ("dlrm", "echo", "dlrm_latency", "echo_latency")
+        for name in handlers
+        if "stock" not in name
     }
-    assert batches == {"dlrm": 64, "echo": 64, "dlrm_latency": 1, "echo_latency": 1}
+    assert batches == {name: 1 if "latency" in name else 64 for name in batches}
     assert "batchSize: 64\nmaxBatchDelay: 2\n" in (store.folder / "stock" / "model-config.yaml").read_text()
     assert "batchSize" not in (store.folder / "stock_default" / "model-config.yaml").read_text()
 
@@ -67,4 +70,5 @@ def test_a_ratio_is_the_median_of_the_rounds():
     assert row.ratio(numbers) == 2.0
     assert row.met(numbers)
     assert not Row(work="w", reference="r", ours="a", theirs="b", bound=1.9, at_most=True).met(numbers)
+    assert Row(work="w", reference="r", ours="a", theirs="b").met(numbers) is None
     assert len({(row.work, row.reference) for row in ROWS}) == len(ROWS)

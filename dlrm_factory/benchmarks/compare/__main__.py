@@ -59,8 +59,8 @@ def _print(comparison: Comparison, rounds: int, seconds: float) -> None:
     table = Table("work", "ours", "against", "theirs", "ratio", "to reach", "")
     for row in ROWS:
         ours, theirs = (_shown(median(numbers[key])) for key in (row.ours, row.theirs))
-        bound = f"{'≤' if row.at_most else '≥'} {row.bound:g}"
-        met = "yes" if row.met(numbers) else "no"
+        bound = "" if row.bound is None else f"{'≤' if row.at_most else '≥'} {row.bound:g}"
+        met = {True: "yes", False: "no", None: ""}[row.met(numbers)]
         table.add_row(row.work, ours, row.reference, theirs, f"{row.ratio(numbers):.2f}", bound, met)
     console = wide_console()
     console.print(table)

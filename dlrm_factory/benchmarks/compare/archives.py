@@ -27,8 +27,8 @@ _HANDLERS = Path(__file__).with_name("handlers")
 class Store:
     """Folder archives in one model store, the sealed weights beside it.
 
-    Archives: ``dlrm`` and ``echo`` in the throughput profile, ``dlrm_latency`` and ``echo_latency`` with batches of
-    one; ``stock`` with batches of 64 and 2 ms, ``stock_default`` with TorchServe's own settings.
+    Archives: ``dlrm``, ``echo`` and ``plain_echo`` in the throughput profile, the same with ``_latency`` with batches
+    of one; ``stock`` with batches of 64 and 2 ms, ``stock_default`` with TorchServe's own settings.
     """
 
     folder: Path
@@ -46,9 +46,10 @@ def make_store(declaration: DLRMDeclaration, folder: Path) -> Store:
     seal_weights(RandomWeights(throughput), store.sealed)
     for suffix, declared in (("", throughput), ("_latency", latency)):
         sealed = _declared(store.sealed, declared, folder / f"sealed{suffix or '_throughput'}")
-        for name in ("dlrm", "echo"):
+        for name in ("dlrm", "echo", "plain_echo"):
             archive_model(sealed, store.folder / (name + suffix), model_name=name, archive_format="directory")
-        _use_handler(store.folder / f"echo{suffix}", "echo_handler.py")
+        for name in ("echo", "plain_echo"):
+            _use_handler(store.folder / (name + suffix), f"{name}_handler.py")
     for name, model_config in (
         ("stock", "minWorkers: 1\nmaxWorkers: 1\nbatchSize: 64\nmaxBatchDelay: 2\n"),
         ("stock_default", "minWorkers: 1\nmaxWorkers: 1\n"),

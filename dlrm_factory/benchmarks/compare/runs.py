@@ -59,6 +59,7 @@ class Comparison:
             ("stock 1", "stock", self._plain),
             ("1", "dlrm", self._ones),
             ("echo 1", "echo", self._ones),
+            ("plain echo 1", "plain_echo", self._ones),
             ("default 1", "stock_default", self._plain),
         ):
             self.numbers[key].append(self._drive(key, target, bodies, connections=64).rate)
@@ -67,8 +68,10 @@ class Comparison:
         for key, target in (
             ("lone", "dlrm"),
             ("echo lone", "echo"),
+            ("plain echo lone", "plain_echo"),
             ("latency lone", "dlrm_latency"),
             ("echo latency lone", "echo_latency"),
+            ("plain echo latency lone", "plain_echo_latency"),
         ):
             self.numbers[key].append(self._drive(key, target, self._ones, connections=1).latency_ms(50))
 

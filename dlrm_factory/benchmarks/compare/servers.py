@@ -71,7 +71,9 @@ def running_targets(store: Store, folder: Path) -> Iterator[dict[str, Target]]:
     (folder / "stock.properties").write_text(_STOCK, encoding="utf-8")
     (folder / "default.properties").write_text(_DEFAULT, encoding="utf-8")
     groups = {
-        ("dlrm", "echo", "dlrm_latency", "echo_latency"): None,
+        tuple(
+            f"{name}{suffix}" for name in ("dlrm", "echo", "plain_echo") for suffix in ("", "_latency")
+        ): None,
         ("stock",): folder / "stock.properties",
         ("stock_default",): folder / "default.properties",
     }
