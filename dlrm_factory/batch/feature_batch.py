@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 __all__ = ["FeatureBatch", "concatenate", "split"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FeatureBatch:
+class FeatureBatch(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """B samples, checked and encoded: what a request becomes and what the model takes.
 
     The sparse part is jagged and feature-major: all bags of the first feature, then all of the second::

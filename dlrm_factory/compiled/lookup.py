@@ -24,6 +24,9 @@ from dlrm_factory.weights import TableFile
 __all__ = ["DirectLookup"]
 
 
+_MOST_OFFSETS = 1024
+
+
 class DirectLookup:
     """Pools the bags of a batch from a mapped table file, on CPU."""
 
@@ -39,7 +42,8 @@ class DirectLookup:
         self._rows_per_table = torch.tensor([table.num_embeddings for table in tables])
         self._mean = np.array([table.pooling == "mean" for table in tables])
         self._any_mean = bool(self._mean.any())
-        self._ones = torch.empty(0, dtype=torch.int64)
+        self._longest_offsets = torch.empty(0, dtype=torch.int64)
+        self._cached_offsets: dict[int, torch.Tensor] = {}
         empty = torch.empty(0, dtype=torch.uint8)
         # By position, in the order that fbgemm declares: names take a third of a small batch's lookup.
         self._before = (
@@ -94,16 +98,22 @@ class DirectLookup:
         )
 
     def _offsets(self, batch: FeatureBatch) -> torch.Tensor:
-        """int64 [F * B + 1]; a batch of one id a bag takes a slice of a cached range."""
+        """int64 [F * B + 1]; those of one id a bag are cached."""
         bags = batch.lengths.size
         if batch.one_each or (batch.values.size == bags and (batch.lengths == 1).all()):
-            ones = self._ones
-            if ones.numel() <= bags:
-                self._ones = ones = torch.arange(2 * bags + 1)
-            return ones[: bags + 1]
+            offsets = self._cached_offsets.get(bags)
+            return self._counted_offsets(bags) if offsets is None else offsets
         offsets = np.zeros(bags + 1, dtype=np.int64)
         np.cumsum(batch.lengths.reshape(-1), out=offsets[1:])
         return torch.from_numpy(offsets)
+
+    def _counted_offsets(self, bags: int) -> torch.Tensor:
+        if self._longest_offsets.numel() <= bags:
+            self._longest_offsets = torch.arange(2 * bags + 1)
+        offsets = self._longest_offsets[: bags + 1]
+        if len(self._cached_offsets) < _MOST_OFFSETS:
+            self._cached_offsets[bags] = offsets
+        return offsets
 
     def _mean_factors(self, batch: FeatureBatch) -> torch.Tensor:
         """float32 [B, F, 1]: 1 / bag length for mean pooling, 1 for sum."""

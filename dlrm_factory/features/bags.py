@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -22,8 +22,7 @@ _ONE_OR_NONE = {int, str, type(None)}
 _NO_LIMIT = np.iinfo(np.int32).max
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RawBags:
+class RawBags(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """Bags as they were sent.
 
     Fields:
@@ -37,7 +36,7 @@ class RawBags:
     ids: Sequence[Any] | npt.NDArray[np.int64]
     lengths: Lengths
     kinds: set[type]
-    weights: dict[int, list[Any]] = field(default_factory=dict)
+    weights: dict[int, list[Any]] = msgspec.field(default_factory=dict)
     one_each: bool = False
 
 

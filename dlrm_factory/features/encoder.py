@@ -41,7 +41,6 @@ class FeatureEncoder:
             f.out_of_vocabulary == "drop" or f.over_max_length == "truncate" for f in self._sparse
         )
         vocabulary = VocabularyRows(declaration, vocabularies) if declaration.vocabulary_tables else None
-        self._knows_zero = vocabulary is None  # every feature takes the id 0
         self._rows = RowEncoder(self._sparse, [sizes[feature.table] for feature in self._sparse], vocabulary)
 
     def encode(self, columns: Mapping[str, Sequence[Any]], size: int) -> FeatureBatch:
@@ -94,19 +93,20 @@ class FeatureEncoder:
 
         Args:
             dense: float64 [number of dense features, B].
-            ids: int64 [F, B], 0 in an empty bag; the batch may keep it.
+            ids: int64 [F, B], 0 for an empty bag; the batch may keep it.
             there: bool [F, B], False for an empty bag; None if there is none.
         """
         numbers = self._dense.encode_numbers(dense)
-        ones = RawBags(
-            ids=ids.reshape(-1), lengths=np.ones(ids.shape, dtype=np.int32), kinds={int}, one_each=True
-        )
+        lengths = np.ones(ids.shape, dtype=np.int32) if there is None else there.astype(np.int32, order="C")
+        if self._rows.are_rows(ids):
+            rows = ids.reshape(-1) if there is None else ids[there]
+            return FeatureBatch(
+                dense=numbers, lengths=lengths, values=rows, one_each=there is None, in_range=True
+            )
         if there is None:
-            return self._batch(numbers, ones)
-        lengths = there.astype(np.int32, order="C")
-        if self._knows_zero:
-            rows = self._rows.encode(ones).reshape(ids.shape)[there]
-            return FeatureBatch(dense=numbers, lengths=lengths, values=rows, in_range=True)
+            return self._batch(
+                numbers, RawBags(ids=ids.reshape(-1), lengths=lengths, kinds={int}, one_each=True)
+            )
         return self._batch(numbers, RawBags(ids=ids[there], lengths=lengths, kinds={int}))
 
     def mistakes(self, columns: Mapping[str, Sequence[Any]], size: int) -> Iterator[FeatureError]:

@@ -40,9 +40,15 @@ class RowEncoder:
         self._vocabulary = vocabulary
         self._looked_up = np.array([feature.ids == "vocabulary" for feature in features])
         self._num_embeddings = np.array(num_embeddings, dtype=np.int64)
+        self._sizes = self._num_embeddings.view(np.uint64)[:, None]
         self._hashed = np.array([feature.ids == "hash" for feature in features], dtype=np.bool_)
         self._all_hashed, self._any_hashed = bool(self._hashed.all()), bool(self._hashed.any())
         self._only_index = all(feature.ids == "index" for feature in features)
+
+    def are_rows(self, ids: Int64) -> bool:
+        """Whether ``ids``, int64 [F, B], are rows already, and each one of its table's. False says nothing."""
+        # Seen as unsigned, a negative id is over any size.
+        return self._only_index and bool((ids.view(np.uint64) < self._sizes).all())
 
     def encode(self, bags: RawBags) -> Int64:
         """Rows int64 [len(bags.ids)], `DROPPED` for an id to leave out of its bag.
@@ -94,8 +100,6 @@ class RowEncoder:
         if not bags.kinds <= {int, str}:
             return None
         features, samples = bags.lengths.shape
-        if bags.one_each and self._only_index and isinstance(bags.ids, np.ndarray):
-            return bags.ids if self._all_in_range(bags.ids.reshape(features, samples)) else None
         counts = np.full(features, samples) if bags.one_each else bags.lengths.sum(axis=1)
         textual = str in bags.kinds
         if self._vocabulary is None:
@@ -113,11 +117,6 @@ class RowEncoder:
                 return None
             rows[~looked_up] = computed
         return rows
-
-    def _all_in_range(self, ids: Int64) -> bool:
-        """Whether every id of [F, B] is a row of its table. Seen as unsigned, a negative id is over any size."""
-        largest = ids.view(np.uint64).max(axis=1, initial=0)
-        return bool((largest < self._num_embeddings.view(np.uint64)).all())
 
     def _computed(self, ids: Sequence[Any] | Int64, textual: bool, counts: Int64) -> Int64 | None:
         """Rows of ``index`` and ``hash`` features, or None. ``textual``: some ids may be strings."""

@@ -13,10 +13,10 @@ looked up and pooled once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from dlrm_factory.batch import FeatureBatch
@@ -168,7 +168,7 @@ def _encode(
     )
     is_shared = [name in context for name in encoder.declaration.dense_names]
     if any(is_shared):
-        batch = replace(batch, dense=np.where(is_shared, shared.dense, batch.dense))
+        batch = msgspec.structs.replace(batch, dense=np.where(is_shared, shared.dense, batch.dense))
     return (shared if len(shared.values) else None), batch
 
 
