@@ -78,7 +78,7 @@ def _answers(group: Sequence[Part], scorer: LogitScorer) -> list[Answer]:
     try:
         scores = _score(group, scorer)
         sound = np.isfinite(scores)
-        finite: Finite = None if sound.all() else sound
+        finite: Finite = None if np.count_nonzero(sound) == len(sound) else sound
         if finite is not None:
             scores = np.where(finite, scores, np.float32(0))
         numbers = shortest(scores)

@@ -103,8 +103,8 @@ class DenseEncoder:
 
         FeatureError names the first that is not finite or beyond float32.
         """
-        # NaN is within no bounds.
-        if numbers.size and not (numbers.min() >= -_MOST and numbers.max() <= _MOST):
+        # NaN is within no bounds. Counting takes half as long as `all`, or a minimum and a maximum.
+        if np.count_nonzero(np.abs(numbers) <= _MOST) != numbers.size:
             columns = {f.name: row.tolist() for f, row in zip(self.features, numbers, strict=True)}
             for mistake in self.mistakes(columns, numbers.shape[1]):
                 raise mistake
