@@ -64,6 +64,13 @@ def test_the_largest_float32_and_its_neighbours() -> None:
         ENCODER.encode({"price": [3.4028237e38]}, 1)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e39, -1e39])
+def test_arrays_of_numbers_are_checked_at_both_ends(value: float) -> None:
+    with pytest.raises(FeatureError) as raised:
+        ENCODER.encode_numbers(np.array([[1.0, 2.0], [3.0, value]]))
+    assert (raised.value.feature, raised.value.sample) == ("visits", 1)
+
+
 def test_log1p_takes_negative_counts_as_zero() -> None:
     values = log1p(np.array([-1, -0.0, 0, math.e - 1, 1e38], dtype=np.float32))
     assert values.dtype == np.float32
