@@ -23,7 +23,7 @@ from dlrm_factory.weights import TableFile
 
 __all__ = ["DirectLookup"]
 
-_MOST_OFFSETS = 1024  # kept at once, of batches of one id a bag; all of them are slices of one array
+_MOST_OFFSETS = 1024  # kept at once, of batches of one id a bag; they are slices that share their memory
 
 
 class DirectLookup:
