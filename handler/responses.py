@@ -13,7 +13,15 @@ import numpy.typing as npt
 
 from dlrm_factory.errors import RequestError
 
-__all__ = ["Answer", "answer_error", "answer_internal_error", "answer_json", "answer_ones", "shortest"]
+__all__ = [
+    "Answer",
+    "answer_again",
+    "answer_error",
+    "answer_internal_error",
+    "answer_json",
+    "answer_ones",
+    "shortest",
+]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -63,6 +71,15 @@ def answer_error(error: RequestError) -> Answer:
 def answer_internal_error(message: str) -> Answer:
     """500: the fault is ours."""
     return _answer_error_body(500, {"code": 500, "type": "InternalError", "message": message, "path": "$"})
+
+
+def answer_again() -> Answer:
+    """503: the request may have been answered already, so this answer must be one that nobody takes for another.
+
+    TorchServe closes a connection after any error.
+    """
+    message = "the worker that had this request was scaled away; send it again"
+    return _answer_error_body(503, {"code": 503, "type": "WorkerScaledAway", "message": message, "path": "$"})
 
 
 def _answer_error_body(code: int, body: dict[str, Any]) -> Answer:

@@ -12,12 +12,17 @@ from rich.console import Console
 from rich.markup import escape
 
 from dlrm_factory.cli.crowding import crowding
+from dlrm_factory.client.addresses import is_loopback
 from dlrm_factory.serving import (
+    Drain,
+    Endpoint,
     LogMarks,
     ManagementClient,
     Progress,
     Scaled,
+    ServerState,
     find_endpoint,
+    probe_of,
     running_server,
     scale_model,
 )
@@ -42,9 +47,9 @@ def scale(
     """Change the number of workers; returns when exactly so many are ready."""
     endpoint = find_endpoint("management", run_dir=run_dir, url=url, token=token)
     marks = LogMarks.now(endpoint.local) if endpoint.local else None
+    state = running_server(run_dir) if endpoint.local else None
     with ManagementClient(endpoint.url, endpoint.auth) as client:
-        done = _scale(client, model, workers, marks, timeout)
-        state = running_server(run_dir) if endpoint.local else None
+        done = _scale(client, model, workers, marks, timeout, _drain(endpoint, run_dir, model, state))
         crowded = state and crowding(Path(state.model_store) / client.archive(model), workers)
     if crowded:
         typer.echo(f"warning: {model}: {crowded}", err=True)
@@ -57,7 +62,12 @@ def scale(
 
 
 def _scale(
-    client: ManagementClient, model: str, workers: int, marks: LogMarks | None, timeout: float
+    client: ManagementClient,
+    model: str,
+    workers: int,
+    marks: LogMarks | None,
+    timeout: float,
+    drain: Drain | None,
 ) -> Scaled:
     console = Console(stderr=True)
     with console.status(escape(f"{model}: asking for {workers} workers")) as status:
@@ -67,4 +77,12 @@ def _scale(
                 escape(f"{model}: {progress.ready} of {workers} workers ready ({progress.present} there)")
             )
 
-        return scale_model(client, model, workers, marks=marks, timeout=timeout, tell=tell)
+        return scale_model(client, model, workers, marks=marks, timeout=timeout, tell=tell, drain=drain)
+
+
+def _drain(endpoint: Endpoint, run_dir: Path, model: str, state: ServerState | None) -> Drain | None:
+    if state is None:
+        # A plain `torchserve` of this machine keeps its files where every program does.
+        return Drain() if is_loopback(endpoint.url) else None
+    inference = find_endpoint("inference", run_dir=run_dir, url=None, token=None)
+    return Drain(temporary=Path(state.tmp), probe=probe_of(inference, model))

@@ -1,8 +1,9 @@
 """Runs TorchServe and talks to it: start, stop, scale, predict. ``ts`` is not imported."""
 
+from dlrm_factory.serving.draining import Drain
 from dlrm_factory.serving.failures import LogMarks
 from dlrm_factory.serving.management import ManagementClient, error_text
-from dlrm_factory.serving.predicting import Endpoint, find_endpoint, predict
+from dlrm_factory.serving.predicting import Endpoint, find_endpoint, predict, probe_of
 from dlrm_factory.serving.readiness import Progress
 from dlrm_factory.serving.rundir import RunDir, ServerState
 from dlrm_factory.serving.scaling import Scaled, scale_model
@@ -16,6 +17,7 @@ from dlrm_factory.serving.server import (
 )
 
 __all__ = [
+    "Drain",
     "Endpoint",
     "LogMarks",
     "ManagementClient",
@@ -29,6 +31,7 @@ __all__ = [
     "find_endpoint",
     "management_client",
     "predict",
+    "probe_of",
     "running_server",
     "scale_model",
     "start_server",

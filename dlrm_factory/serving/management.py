@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -11,6 +12,10 @@ import httpx
 
 from dlrm_factory.client.addresses import is_loopback
 from dlrm_factory.errors import ServingError, near_matches
+
+# Java's errors when workers come and go while TorchServe looks at them. Every call here may be repeated.
+_RACES = ("ConcurrentModificationException", "NullPointerException")
+_RACE_PAUSES_S = (0.05, 0.1, 0.2, 0.4)
 
 __all__ = ["ManagementClient", "Worker", "error_text", "http_client"]
 
@@ -79,6 +84,11 @@ class ManagementClient:
     def _call(self, method: str, path: str, params: dict[str, Any] | None = None, model: str = "") -> Any:
         try:
             response = self._http.request(method, path, params=params)
+            for pause in _RACE_PAUSES_S:
+                if not _lost_a_race(response):
+                    break
+                time.sleep(pause)
+                response = self._http.request(method, path, params=params)
         except httpx.TimeoutException as error:
             raise ServingError(f"the server at {self.url} is too busy to answer; try again") from error
         except httpx.TransportError as error:
@@ -92,6 +102,11 @@ class ManagementClient:
         if not response.is_success:
             raise ServingError(error_text(response))
         return response.json()
+
+
+def _lost_a_race(response: httpx.Response) -> bool:
+    """True for the errors of TorchServe's lists of workers and requests, which threads change at the same time."""
+    return response.status_code == 500 and any(name in response.text for name in _RACES)
 
 
 def http_client(url: str, auth: httpx.Auth | None, timeout: float) -> httpx.Client:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -15,7 +17,7 @@ from dlrm_factory.serving.management import http_client
 from dlrm_factory.serving.rundir import RunDir
 from dlrm_factory.serving.server import running_server
 
-__all__ = ["Endpoint", "find_endpoint", "predict"]
+__all__ = ["Endpoint", "find_endpoint", "predict", "probe_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,16 @@ def predict(endpoint: Endpoint, model: str, body: bytes, timeout: float = 120.0)
             raise ServingError(
                 f"no server answers at {endpoint.url} ({error or type(error).__name__})"
             ) from error
+
+
+def probe_of(endpoint: Endpoint, model: str, patience: float = 0.05) -> Callable[[], None]:
+    """Make a function that sends ``model`` a request of no samples and waits ``patience`` seconds at most."""
+
+    def probe() -> None:
+        with contextlib.suppress(ServingError):
+            predict(endpoint, model, b'{"instances": []}', patience)
+
+    return probe
 
 
 def _check_url(url: str) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from dlrm_factory.errors import ServingError
+from dlrm_factory.serving.draining import Drain
 from dlrm_factory.serving.failures import LogMarks
 from dlrm_factory.serving.management import ManagementClient
 from dlrm_factory.serving.readiness import Progress, wait_for_workers
@@ -32,8 +34,20 @@ def scale_model(
     marks: LogMarks | None = None,
     timeout: float = 600.0,
     tell: Callable[[Progress], None] = lambda _: None,
+    drain: Drain | None = None,
 ) -> Scaled:
-    """Returns once ``model`` has exactly ``workers`` workers, all ready.
+    """Return once ``model`` has exactly ``workers`` workers, all ready.
+
+    Workers that go are drained first, where ``drain`` is given: the requests they hold go to those that stay.
+
+    Args:
+        client: of the server's management API.
+        model: name of the model; its default version is scaled.
+        workers: how many to have.
+        marks: the server's logs; None where they are elsewhere.
+        timeout: seconds until all must be ready.
+        tell: called with the progress.
+        drain: for a server on this machine.
 
     Raises ServingError when a worker dies while it loads or ``timeout`` seconds pass; TorchServe then
     goes on trying.
@@ -41,10 +55,14 @@ def scale_model(
     if workers < 0:
         raise ServingError(f"{workers} workers: give 0 or more")
     start = time.monotonic()
-    before = len(client.workers(model))
-    client.scale(model, workers)
+    present = client.workers(model)
+    before = len(present)
+    # TorchServe ends the last ones of its list.
+    going = [worker.pid for worker in present[workers:] if worker.ready]
     try:
-        wait_for_workers(client, model, workers, marks=marks, deadline=start + timeout, tell=tell)
+        with drain.workers(going) if drain else nullcontext():
+            client.scale(model, workers)
+            wait_for_workers(client, model, workers, marks=marks, deadline=start + timeout, tell=tell)
     except ServingError as error:
         if not client.answers():
             raise

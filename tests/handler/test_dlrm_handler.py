@@ -48,6 +48,7 @@ class FakeContext:
         self.headers: dict[int, dict[str, str]] = {}
         self.statuses: dict[int, tuple[int, str]] = {}
         self.content_types: dict[int, str] = {}
+        self.request_ids: dict[int, str] | None = None
 
     def get_all_request_header(self, idx: int) -> dict[str, str]:
         return self.headers.get(idx, {})

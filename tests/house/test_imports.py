@@ -17,6 +17,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "dlrm_factory.host_cache",
         "dlrm_factory.memory_limit",
         "dlrm_factory.tensor_rows",
+        "dlrm_factory.worker_file",
     ),
     (
         "dlrm_factory.config",

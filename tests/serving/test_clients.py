@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
@@ -13,9 +14,11 @@ import pytest
 from dlrm_factory.client.addresses import is_loopback
 from dlrm_factory.client.tokens import BearerAuth, KeyFileAuth
 from dlrm_factory.errors import ServingError
+from dlrm_factory.serving.draining import Drain
 from dlrm_factory.serving.management import ManagementClient, error_text
 from dlrm_factory.serving.predicting import find_endpoint, predict
 from dlrm_factory.serving.scaling import scale_model
+from dlrm_factory.worker_file import WorkerFolder, worker_folder
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -23,13 +26,20 @@ class Answers(BaseHTTPRequestHandler):
 
     wanted, ready, stuck = 1, 1, False
     seen: list[tuple[str, str]] = []  # noqa: RUF012
+    pids: tuple[int, ...] = ()
+    at_put: Callable[[], None] | None = None
+    races = 0
 
     def do_GET(self):
         cls = type(self)
         if self.path.startswith("/models/dlrm"):
             cls.ready = min(cls.ready + (not cls.stuck), cls.wanted)
             workers = [
-                {"id": str(9000 + i), "pid": 0, "status": "READY" if i < cls.ready else "UNLOADING"}
+                {
+                    "id": str(9000 + i),
+                    "pid": ([0] * 9 if not cls.pids else cls.pids)[i],
+                    "status": "READY" if i < cls.ready else "UNLOADING",
+                }
                 for i in range(cls.wanted)
             ]
             self.reply(200, [{"minWorkers": cls.wanted, "workers": workers}])
@@ -40,6 +50,11 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_PUT(self):
         type(self).seen.append(("PUT", self.path))
+        if len(self.seen) <= self.races:
+            self.reply(500, {"code": 500, "type": "ConcurrentModificationException"})
+            return
+        if self.at_put:
+            type(self).at_put()
         type(self).wanted = int(self.path.partition("min_worker=")[2].partition("&")[0])
         self.reply(202, {"status": "Processing worker updates..."})
 
@@ -85,6 +100,50 @@ def test_scaling_is_asynchronous_and_waits_for_exactly_n(url, answers):
     assert (done.before, done.after) == (1, 3)
     assert answers.seen == [("PUT", "/models/dlrm?min_worker=3&max_worker=3&synchronous=false")]
     assert [progress.ready for progress in told] == [2, 3]
+
+
+def test_workers_that_go_are_drained_first_and_released_at_the_end(url, answers, tmp_path):
+    files = {pid: WorkerFolder(worker_folder("/models/abc", tmp_path), pid).own for pid in (101, 102, 103)}
+    answers.wanted = answers.ready = 3
+    answers.pids = (101, 102, 103)
+    probes = []
+
+    def probe():
+        # A request comes to one worker after the other; those that are not drained answer theirs.
+        probes.append([pid for pid, file in files.items() if file.drain])
+        files[102 + len(probes) % 2].holding = True
+
+    seen = []
+    answers.at_put = staticmethod(
+        lambda: seen.append([(file.drain, file.holding) for file in files.values()])
+    )
+    with ManagementClient(url) as client:
+        done = scale_model(client, "dlrm", 1, drain=Drain(temporary=tmp_path, probe=probe))
+    assert (done.before, done.after) == (3, 1)
+    assert probes == [[102, 103]] * 2
+    assert seen == [[(False, False), (True, True), (True, True)]]
+    assert not any(file.drain for file in files.values())
+
+
+def test_workers_that_never_hold_are_ended_all_the_same(url, answers, tmp_path, monkeypatch):
+    monkeypatch.setattr("dlrm_factory.serving.draining.MAX_DRAIN_S", 0.1)
+    file = WorkerFolder(worker_folder("/models/abc", tmp_path), 102).own
+    answers.wanted = answers.ready = 2
+    answers.pids = (101, 102)
+    for probe in (None, lambda: None):
+        with Drain(temporary=tmp_path, probe=probe).workers([101, 102]) as holding:
+            assert file.drain
+            assert holding == 0
+        assert not file.drain
+    with ManagementClient(url) as client:
+        assert scale_model(client, "dlrm", 1, drain=Drain(temporary=tmp_path)).after == 1
+
+
+def test_races_within_torchserve_are_tried_again(url, answers):
+    answers.races = 2
+    with ManagementClient(url) as client:
+        assert scale_model(client, "dlrm", 2).after == 2
+    assert len(answers.seen) == 3
 
 
 def test_scaling_to_none(url):

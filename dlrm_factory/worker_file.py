@@ -1,0 +1,202 @@
+"""Files by which the workers of one model, and `dlrm scale`, tell each other what may be answered.
+
+TorchServe queues the requests of a worker that is scaled away again, even while that worker's answer to them is on
+its way. A second worker would then answer them a second time, on a connection that has moved on: every later answer
+there belongs to the request before. So each worker writes down the ids of the requests that it is about to answer,
+before it does, and looks into the files of the others.
+
+One file a worker, mapped by whoever needs it::
+
+    folder/                        one of one model version on one server
+    └── <pid>.worker
+        | magic | drain | holding | length of ids | time of the last answer | ids, one a line |
+          8       1       1         4               8                         length of ids
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import stat
+import struct
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+
+__all__ = ["WorkerFile", "WorkerFolder", "find_worker_file", "worker_folder"]
+
+_MAGIC = b"DLRMWRK1"
+_DRAIN, _HOLDING, _LENGTH = 8, 9, 10
+_HEAD = struct.Struct("<Id")  # length of the ids, CLOCK_MONOTONIC in seconds
+_IDS = _LENGTH + _HEAD.size
+_FILE_BYTES = 1 << 20  # mostly a hole: only pages that are written take room
+_ROOT = "dlrm-workers"
+_SUFFIX = ".worker"
+# A request that is queued again comes back within seconds, or when somebody scales up from none.
+_KEEP_DEAD_S = 600.0
+
+
+class WorkerFile:
+    """The mapped file of one worker. Whoever maps it sees what the others write at once."""
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        """Map ``path``, made anew with ``create``. Raises OSError, or ValueError where it is no such file."""
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | ((os.O_CREAT | os.O_TRUNC) if create else 0)
+        handle = os.open(path, flags, 0o600)
+        try:
+            if create:
+                os.truncate(handle, _FILE_BYTES)
+            elif os.fstat(handle).st_size != _FILE_BYTES:
+                raise ValueError(f"{path} is not the file of a worker")
+            self._map = mmap.mmap(handle, _FILE_BYTES)
+        finally:
+            os.close(handle)
+        if create:
+            self._map[: len(_MAGIC)] = _MAGIC
+            self.write_answered(b"")
+        elif self._map[: len(_MAGIC)] != _MAGIC:
+            self._map.close()
+            raise ValueError(f"{path} is not the file of a worker")
+
+    @property
+    def drain(self) -> bool:
+        """True from when the worker shall hold its next batch unanswered."""
+        return self._map[_DRAIN] != 0
+
+    @drain.setter
+    def drain(self, value: bool) -> None:
+        self._map[_DRAIN] = value
+
+    @property
+    def holding(self) -> bool:
+        """True while the worker holds a batch, none of which it has answered or will answer."""
+        return self._map[_HOLDING] != 0
+
+    @holding.setter
+    def holding(self, value: bool) -> None:
+        self._map[_HOLDING] = value
+
+    def write_answered(self, ids: bytes) -> None:
+        """Replace the ids of requests, one a line, that the worker has answered or is about to answer."""
+        ids = ids[: _FILE_BYTES - _IDS]
+        self._map[_IDS : _IDS + len(ids)] = ids
+        _HEAD.pack_into(self._map, _LENGTH, len(ids), time.monotonic())
+
+    def read_answered(self) -> bytes:
+        """Return what was written last, in a copy."""
+        (length, _) = _HEAD.unpack_from(self._map, _LENGTH)
+        return self._map[_IDS : _IDS + min(length, _FILE_BYTES - _IDS)]
+
+    def silent_s(self) -> float:
+        """Seconds since the last answer, or since the file was made if there was none."""
+        (_, last) = _HEAD.unpack_from(self._map, _LENGTH)
+        return time.monotonic() - last
+
+    def close(self) -> None:
+        """Unmap the file."""
+        self._map.close()
+
+
+class WorkerFolder:
+    """The files of all workers of one model version on one server, seen by one of them."""
+
+    def __init__(self, folder: Path, pid: int) -> None:
+        """Make the file of worker ``pid`` in ``folder``, and remove those of workers long dead."""
+        self._folder, self._pid = folder, pid
+        self._seen = -1
+        self._others: dict[int, WorkerFile] = {}
+        _remove_dead(folder)
+        self.own = WorkerFile(folder / f"{pid}{_SUFFIX}", create=True)
+
+    def begin_answers(self, ids: Sequence[str]) -> frozenset[bytes]:
+        """Write down that ``ids`` are about to be answered; return those that another worker has answered.
+
+        Written first and looked up second, so that of two workers at least one sees the other.
+        """
+        lines = "\n".join(ids).encode()
+        self.own.write_answered(lines)
+        others = self._look()
+        if not others:
+            return frozenset()
+        asked = frozenset(lines.split(b"\n"))
+        return frozenset().union(
+            *(asked.intersection(other.read_answered().split(b"\n")) for other in others)
+        )
+
+    def _look(self) -> list[WorkerFile]:
+        # A folder that somebody has removed must not fail a batch.
+        with contextlib.suppress(OSError):
+            changed = os.stat(self._folder).st_mtime_ns  # noqa: PTH116  (half the time of Path.stat, each batch)
+            if changed != self._seen:
+                self._seen = changed if self._map_others() else -1
+        return list(self._others.values())
+
+    def _map_others(self) -> bool:
+        """Map the files of new workers and unmap those that are gone; False if one is not whole yet."""
+        found = dict(_worker_files(self._folder))
+        found.pop(self._pid, None)
+        for pid in self._others.keys() - found.keys():
+            self._others.pop(pid).close()
+        for pid in found.keys() - self._others.keys():
+            with contextlib.suppress(OSError, ValueError):
+                self._others[pid] = WorkerFile(found[pid])
+        return len(self._others) == len(found)
+
+
+def worker_folder(model_dir: str, temporary: Path | None = None) -> Path:
+    """Make the folder for the workers of the model version that TorchServe unpacked into ``model_dir``.
+
+    Each registration has a ``model_dir`` of its own. Raises OSError where the folder belongs to somebody else.
+    """
+    root = _root(temporary)
+    folder = root / sha256(model_dir.encode()).hexdigest()[:16]
+    for each in (root, folder):
+        with contextlib.suppress(FileExistsError):
+            each.mkdir(mode=0o700)
+        found = each.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+            raise PermissionError(f"{each} can be written by others")
+    return folder
+
+
+def find_worker_file(pid: int, temporary: Path | None = None) -> WorkerFile | None:
+    """Map the file of worker ``pid`` of a server whose temporary folder is ``temporary``; None if it has none."""
+    for path in _root(temporary).glob(f"*/{pid}{_SUFFIX}"):
+        with contextlib.suppress(OSError, ValueError):
+            return WorkerFile(path)
+    return None
+
+
+def _root(temporary: Path | None) -> Path:
+    return (temporary or Path(tempfile.gettempdir())) / f"{_ROOT}-{os.getuid()}"
+
+
+def _worker_files(folder: Path) -> Iterator[tuple[int, Path]]:
+    for path in folder.iterdir():
+        if path.suffix == _SUFFIX and path.stem.isdecimal():
+            yield int(path.stem), path
+
+
+def _remove_dead(folder: Path) -> None:
+    for pid, path in _worker_files(folder):
+        if _lives(pid):
+            continue
+        with contextlib.suppress(OSError, ValueError):
+            file = WorkerFile(path)
+            silent = file.silent_s()
+            file.close()
+            if silent > _KEEP_DEAD_S:
+                path.unlink()
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

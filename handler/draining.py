@@ -1,0 +1,76 @@
+"""Keeps each request answered once while workers are scaled away.
+
+`dlrm_factory.worker_file` says why a request may come to a second worker, and where workers write what they answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+
+from dlrm_factory.worker_file import WorkerFolder, worker_folder
+from handler.responses import Answer, answer_again
+
+__all__ = ["Draining"]
+
+logger = logging.getLogger(__name__)
+
+# TorchServe ends a worker within milliseconds of being asked to; whoever asked for the hold may have died before.
+MAX_HOLD_S = 10.0
+_POLL_S = 0.002
+
+
+class Draining:
+    """What a worker has to look at before it scores a batch, and before it answers one."""
+
+    def __init__(self, folder: WorkerFolder | None) -> None:
+        """``folder``: None where the worker cannot tell the others anything."""
+        self._folder = folder
+
+    @classmethod
+    def for_model(cls, model_dir: str) -> Draining:
+        """Join the workers of the model version that TorchServe unpacked into ``model_dir``."""
+        try:
+            return cls(WorkerFolder(worker_folder(model_dir), os.getpid()))
+        except OSError as error:
+            logger.warning("Requests in flight may be answered twice when workers are scaled away: %s", error)
+            return cls(None)
+
+    def hold(
+        self, clock: Callable[[], float] = time.monotonic, pause: Callable[[float], None] = time.sleep
+    ) -> None:
+        """Return at once, or, once the worker is being drained, when that is over.
+
+        TorchServe ends a worker that holds a batch, and queues the batch again for the others.
+        """
+        if self._folder is None or not self._folder.own.drain:
+            return
+        own = self._folder.own
+        end = clock() + MAX_HOLD_S
+        own.holding = True
+        while own.drain and clock() < end:
+            pause(_POLL_S)
+        own.holding = False
+        if own.drain:
+            own.drain = False
+            logger.warning("This worker was drained for %.0f s and not ended; it serves on", MAX_HOLD_S)
+
+    def check(self, answers: list[Answer], ids: Mapping[int, str] | None) -> list[Answer]:
+        """Return ``answers``, but a retryable error for each request that another worker may have answered.
+
+        Args:
+            answers: one a request, about to be sent.
+            ids: place in the batch → TorchServe's id of the request.
+        """
+        if self._folder is None or not ids:
+            return answers
+        answered = self._folder.begin_answers(list(ids.values()))
+        if not answered:
+            return answers
+        logger.info("%d requests came from a worker that may have answered them", len(answered))
+        return [
+            answer_again() if ids[place].encode() in answered else answer
+            for place, answer in enumerate(answers)
+        ]

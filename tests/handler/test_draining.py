@@ -1,0 +1,86 @@
+"""A worker that is to go holds its batch, and no request is answered by two workers."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from dlrm_factory.worker_file import WorkerFolder, worker_folder
+from handler.draining import MAX_HOLD_S, Draining
+from handler.responses import answer_json
+
+ANSWERS = [answer_json({"predictions": [float(i)]}) for i in range(3)]
+IDS = {0: "a", 1: "b", 2: "c"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return worker_folder("/models/abc", tmp_path)
+
+
+def test_answers_go_out_as_they_are(folder: Path) -> None:
+    assert Draining(WorkerFolder(folder, 1)).check(ANSWERS, IDS) == ANSWERS
+    assert Draining(None).check(ANSWERS, IDS) == ANSWERS
+    assert Draining(WorkerFolder(folder, 2)).check(ANSWERS, None) == ANSWERS
+
+
+def test_requests_of_a_worker_that_answered_them_get_a_retryable_error(folder: Path) -> None:
+    gone, left = Draining(WorkerFolder(folder, 1)), Draining(WorkerFolder(folder, 2))
+    assert gone.check(ANSWERS, IDS) == ANSWERS
+    found = left.check(ANSWERS, {0: "x", 1: "b", 2: "y"})
+    assert found[::2] == ANSWERS[::2]
+    assert found[1].status == 503
+    assert json.loads(found[1].body)["type"] == "WorkerScaledAway"
+
+
+def test_requests_of_a_worker_that_only_held_them_are_scored(folder: Path) -> None:
+    going, left = WorkerFolder(folder, 1), Draining(WorkerFolder(folder, 2))
+    going.own.drain = True
+    Draining(going).hold(clock=iter([0.0, MAX_HOLD_S]).__next__)
+    assert left.check(ANSWERS, IDS) == ANSWERS
+
+
+def test_a_drained_worker_holds_until_it_is_released(folder: Path) -> None:
+    worker = WorkerFolder(folder, 1)
+    worker.own.drain = True
+    pauses = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        assert worker.own.holding
+        if len(pauses) == 5:
+            worker.own.drain = False
+
+    Draining(worker).hold(clock=lambda: 0.0, pause=pause)
+    assert len(pauses) == 5
+    assert not worker.own.holding
+
+
+def test_a_worker_that_nobody_ends_serves_on(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    worker = WorkerFolder(folder, 1)
+    worker.own.drain = True
+    now = [0.0]
+
+    def pause(seconds: float) -> None:
+        now[0] += 1.0
+
+    with caplog.at_level(logging.WARNING):
+        Draining(worker).hold(clock=lambda: now[0], pause=pause)
+    assert now[0] == MAX_HOLD_S
+    assert not worker.own.drain
+    assert "serves on" in caplog.text
+    Draining(worker).hold(pause=lambda _: pytest.fail("not drained any more"))
+
+
+def test_a_worker_that_cannot_tell_the_others_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with caplog.at_level(logging.WARNING):
+        draining = Draining.for_model("/models/abc")
+    assert "may be answered twice" in caplog.text
+    draining.hold()
+    assert draining.check(ANSWERS, IDS) == ANSWERS
