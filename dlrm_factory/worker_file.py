@@ -22,7 +22,7 @@ import stat
 import struct
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -37,6 +37,10 @@ _ROOT = "dlrm-workers"
 _SUFFIX = ".worker"
 # A request that is queued again comes back within seconds, or when somebody scales up from none.
 _KEEP_DEAD_S = 600.0
+# A worker's file is there seconds before its first request is, and a look costs system calls: not each batch has one.
+_LOOK_EVERY_S = 0.25
+# Up to so many ids, looking for each in the text of the others is faster than splitting it.
+_FEW = 8
 
 
 class WorkerFile:
@@ -56,7 +60,7 @@ class WorkerFile:
             os.close(handle)
         if create:
             self._map[: len(_MAGIC)] = _MAGIC
-            self.write_answered(b"")
+            self.write_answered(b"", time.monotonic())
         elif self._map[: len(_MAGIC)] != _MAGIC:
             self._map.close()
             raise ValueError(f"{path} is not the file of a worker")
@@ -79,11 +83,14 @@ class WorkerFile:
     def holding(self, value: bool) -> None:
         self._map[_HOLDING] = value
 
-    def write_answered(self, ids: bytes) -> None:
-        """Replace the ids of requests, one a line, that the worker has answered or is about to answer."""
+    def write_answered(self, ids: bytes, now: float) -> None:
+        """Replace the ids of requests, one a line, that the worker has answered or is about to answer.
+
+        ``now``: `time.monotonic()`.
+        """
         ids = ids[: _FILE_BYTES - _IDS]
         self._map[_IDS : _IDS + len(ids)] = ids
-        _HEAD.pack_into(self._map, _LENGTH, len(ids), time.monotonic())
+        _HEAD.pack_into(self._map, _LENGTH, len(ids), now)
 
     def read_answered(self) -> bytes:
         """Return what was written last, in a copy."""
@@ -106,7 +113,7 @@ class WorkerFolder:
     def __init__(self, folder: Path, pid: int) -> None:
         """Make the file of worker ``pid`` in ``folder``, and remove those of workers long dead."""
         self._folder, self._pid = folder, pid
-        self._seen = -1
+        self._due = 0.0
         self._others: dict[int, WorkerFile] = {}
         _remove_dead(folder)
         self.own = WorkerFile(folder / f"{pid}{_SUFFIX}", create=True)
@@ -117,25 +124,25 @@ class WorkerFolder:
         Written first and looked up second, so that of two workers at least one sees the other.
         """
         lines = "\n".join(ids).encode()
-        self.own.write_answered(lines)
-        others = self._look()
-        if not others:
-            return frozenset()
-        asked = frozenset(lines.split(b"\n"))
-        return frozenset().union(
-            *(asked.intersection(other.read_answered().split(b"\n")) for other in others)
-        )
+        now = time.monotonic()
+        self.own.write_answered(lines, now)
+        others = [other.read_answered() for other in self._look(now)]
+        mine = lines.split(b"\n")
+        if len(mine) <= _FEW:
+            return frozenset(each for each in mine for answered in others if each in answered)
+        asked = frozenset(mine)
+        return frozenset().union(*(asked.intersection(answered.split(b"\n")) for answered in others))
 
-    def _look(self) -> list[WorkerFile]:
-        # A folder that somebody has removed must not fail a batch.
-        with contextlib.suppress(OSError):
-            changed = os.stat(self._folder).st_mtime_ns  # noqa: PTH116  (half the time of Path.stat, each batch)
-            if changed != self._seen:
-                self._seen = changed if self._map_others() else -1
-        return list(self._others.values())
+    def _look(self, now: float) -> Iterable[WorkerFile]:
+        if now >= self._due:
+            self._due = now + _LOOK_EVERY_S
+            # A folder that somebody has removed must not fail a batch.
+            with contextlib.suppress(OSError):
+                self._map_others()
+        return self._others.values()
 
-    def _map_others(self) -> bool:
-        """Map the files of new workers and unmap those that are gone; False if one is not whole yet."""
+    def _map_others(self) -> None:
+        """Map the files of new workers and unmap those that are gone."""
         found = dict(_worker_files(self._folder))
         found.pop(self._pid, None)
         for pid in self._others.keys() - found.keys():
@@ -143,7 +150,6 @@ class WorkerFolder:
         for pid in found.keys() - self._others.keys():
             with contextlib.suppress(OSError, ValueError):
                 self._others[pid] = WorkerFile(found[pid])
-        return len(self._others) == len(found)
 
 
 def worker_folder(model_dir: str, temporary: Path | None = None) -> Path:

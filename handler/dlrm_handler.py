@@ -27,6 +27,7 @@ from dlrm_factory.goldens import golden_batch, read_goldens  # noqa: E402
 from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer  # noqa: E402
 from handler.draining import Draining  # noqa: E402
 from handler.replay import replay  # noqa: E402
+from handler.request_id import REQUEST_ID, request_id_of  # noqa: E402
 from handler.service import DLRMService  # noqa: E402
 from handler.worker import prepare_worker, settle, share_cores  # noqa: E402
 
@@ -66,6 +67,9 @@ class DLRMHandler:
         for i, answer in enumerate(answers):
             context.set_response_content_type(i, answer.content_type)
             context.set_response_status(answer.status, _PHRASES[answer.status], i)
+            request_id = request_id_of(headers[i])
+            if request_id is not None:
+                context.set_response_header(i, REQUEST_ID, request_id)
         return [answer.body for answer in answers]
 
 

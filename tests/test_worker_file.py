@@ -17,6 +17,11 @@ IDS = [f"{i:08d}-0000-4000-8000-000000000000" for i in range(64)]
 OTHER = [identifier.replace("4000", "4001") for identifier in IDS]
 
 
+@pytest.fixture(autouse=True)
+def look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_file, "_LOOK_EVERY_S", 0.0)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return worker_folder("/models/abc", tmp_path)
@@ -116,6 +121,18 @@ def test_files_of_workers_long_dead_are_removed(folder: Path, monkeypatch: pytes
     monkeypatch.setattr(worker_file, "_KEEP_DEAD_S", 0.0)
     WorkerFolder(folder, os.getpid())
     assert not path.exists()
+
+
+def test_the_folder_is_not_looked_at_for_each_batch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_file, "_LOOK_EVERY_S", 0.25)
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    worker = WorkerFolder(folder, 1)
+    worker.begin_answers(IDS)
+    WorkerFolder(folder, 2).begin_answers(OTHER)
+    assert worker.begin_answers(OTHER) == frozenset()
+    now[0] += 0.25
+    assert len(worker.begin_answers(OTHER)) == len(OTHER)
 
 
 def test_more_ids_than_fit_are_cut(folder: Path) -> None:

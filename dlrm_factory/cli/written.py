@@ -10,8 +10,13 @@ __all__ = ["write_new"]
 
 
 def write_new(path: Path, text: str, *, force: bool) -> None:
-    """``text`` into the file ``path``. ConfigError if it exists and is not to be replaced, or cannot be written."""
+    """Write ``text`` into the file ``path``; a file that holds just that stays.
+
+    Raises ConfigError if another file is there and not to be replaced, or if it cannot be written.
+    """
     try:
+        if path.is_file() and path.read_bytes() == text.encode():
+            return
         with path.open("w" if force else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:

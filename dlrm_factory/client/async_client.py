@@ -13,7 +13,8 @@ from dlrm_factory.client.answers import Explanation, Float32, ModelDescription, 
 from dlrm_factory.client.calls import Call, Columns, Output, Rows, finish
 from dlrm_factory.client.connection import Connection
 from dlrm_factory.client.errors import Unauthorized
-from dlrm_factory.client.retrying import Outcome, is_worth_retrying
+from dlrm_factory.client.request_ids import belongs_to, foreign_answer, with_request_id
+from dlrm_factory.client.retrying import Attempts, Outcome
 from dlrm_factory.errors import ServingError
 
 __all__ = ["AsyncDLRMClient"]
@@ -67,17 +68,22 @@ class AsyncDLRMClient(Connection):
         await self.close()
 
     async def _answer(self, call: Call[T]) -> T:
+        attempts = Attempts(self._retry)
         outcome = await self._send(call)
-        for delay in self._retry.delays():
-            if not is_worth_retrying(outcome):
-                break
-            await asyncio.sleep(delay)
+        while (pause := attempts.pause_after(outcome)) is not None:
+            await asyncio.sleep(pause)
             outcome = await self._send(call)
         return finish(call, outcome)
 
     async def _send(self, call: Call[T]) -> Outcome:
+        request = with_request_id(call.request)
         try:
-            return await self._http.request(**call.request)
+            async with self._http.stream(**request) as response:
+                if not belongs_to(response, request):
+                    # Left unread, so that the connection is closed: what comes next on it is not ours either.
+                    return foreign_answer(response)
+                await response.aread()
+                return response
         except httpx.RequestError as error:
             return error
         except ServingError as error:

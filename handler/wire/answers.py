@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from handler.request_id import REQUEST_ID
+
 __all__ = ["answer_writer"]
 
 _INT = struct.Struct("!i")
@@ -36,31 +38,39 @@ def answer_writer(plain: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _write(ret: Sequence[Any], ids: Mapping[int, str], message: str, code: int, context: Any) -> bytes | None:
-    """None for other ranks than the first, and for answers with headers of their own or values to be encoded."""
+    """None for other ranks than the first, and for answers with other headers or values to be encoded."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return None
     text = message.encode("utf-8")
     parts = [_INT.pack(code), _INT.pack(len(text)), text]
     for index, request_id in ids.items():
         body, headers = ret[index], context.get_response_headers(index)
-        if type(body) is not bytes or len(headers) != 1 or _TYPE not in headers:
+        if type(body) is not bytes or _TYPE not in headers:
             return None
         name = request_id.encode("utf-8")
-        head = _head(*context.get_response_status(index), headers[_TYPE])
-        parts += (_INT.pack(len(name)), name, head, _INT.pack(len(body)), body)
+        head = _head(*context.get_response_status(index), headers[_TYPE], len(headers))
+        parts += (_INT.pack(len(name)), name, head)
+        if len(headers) != 1:
+            if len(headers) != 2 or REQUEST_ID not in headers or next(iter(headers)) != _TYPE:
+                return None
+            parts += (_field(REQUEST_ID), _field(headers[REQUEST_ID]))
+        parts += (_INT.pack(len(body)), body)
     parts.append(_END)
     return b"".join(parts)
 
 
 @lru_cache(maxsize=256)
-def _head(status: int | None, phrase: str | None, content_type: str) -> bytes:
-    """Between a request's id and its body: type, status, phrase, and one header, which is the type again."""
+def _head(status: int | None, phrase: str | None, content_type: str, headers: int) -> bytes:
+    """Between a request's id and its body: type, status, phrase, and of ``headers`` the first, the type again."""
     # TorchServe counts characters here, and writes UTF-8.
     phrase = phrase or ""
     parts = [_INT.pack(len(content_type)), content_type.encode("utf-8")]
     parts += [_INT.pack(200 if status is None else status), _INT.pack(len(phrase)), phrase.encode("utf-8")]
-    parts.append(_INT.pack(1))
-    for field in (_TYPE, content_type):
-        raw = field.encode("utf-8")
-        parts += [_INT.pack(len(raw)), raw]
+    parts.append(_INT.pack(headers))
+    parts += [_field(_TYPE), _field(content_type)]
     return b"".join(parts)
+
+
+def _field(text: str) -> bytes:
+    raw = text.encode("utf-8")
+    return _INT.pack(len(raw)) + raw

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from handler.request_id import REQUEST_ID
 from handler.wire.read_ahead import ReadBuffers
 
 __all__ = ["Headers", "RequestReads", "unpacker"]
@@ -88,7 +89,8 @@ class RequestReads:
         return headers
 
     def _keep(self, block: bytes, headers: Headers) -> None:
-        if len(block) > _MOST_BLOCK_BYTES:
+        # One with an id of its request never comes again.
+        if len(block) > _MOST_BLOCK_BYTES or REQUEST_ID.encode() in block.lower():
             return
         if len(self._known) >= _MOST_BLOCKS:
             self._known.clear()

@@ -88,14 +88,24 @@ def broken(kind, said="gone"):
     return fail
 
 
+LOST = [refuse(status, type="InternalServerException", message="Worker died.") for status in (500, 507)]
+
+
 @pytest.mark.parametrize(
-    "first", [refuse(503, **FULL), broken(httpx.ConnectError), broken(httpx.RemoteProtocolError)]
+    "first", [refuse(503, **FULL), broken(httpx.ConnectError), broken(httpx.RemoteProtocolError), *LOST]
 )
 def test_what_passes_is_tried_again(ask, server, first):
     server.answers(first, first, GOOD)
     assert ask("score", instances=[{}]).tolist() == [0.5]
     assert len(server.requests) == 3
     assert len({request.content for request in server.requests}) == 1
+
+
+def test_a_request_that_ends_workers_does_not_end_them_all(ask, server):
+    server.answers(*LOST)
+    with pytest.raises(ServerFault, match=r"Worker died\."):
+        ask("score", {"retry": Retry(attempts=10, first_delay=0.001, longest_delay=0.001)}, instances=[{}])
+    assert len(server.requests) == 4
 
 
 def test_trying_again_comes_to_an_end(ask, server):

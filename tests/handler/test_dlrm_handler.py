@@ -24,6 +24,7 @@ from dlrm_factory.errors import WeightsError
 from dlrm_factory.goldens import add_goldens
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.weights import seal_folder, seal_weights
+from dlrm_factory.worker_file import WorkerFolder, worker_folder
 from handler.dlrm_handler import DLRMHandler
 from handler.service import DLRMService
 from handler.worker import TORCHREC_CALLS
@@ -49,12 +50,16 @@ class FakeContext:
         self.statuses: dict[int, tuple[int, str]] = {}
         self.content_types: dict[int, str] = {}
         self.request_ids: dict[int, str] | None = None
+        self.response_headers: dict[tuple[int, str], str] = {}
 
     def get_all_request_header(self, idx: int) -> dict[str, str]:
         return self.headers.get(idx, {})
 
     def set_response_status(self, code: int = 200, phrase: str = "", idx: int = 0) -> None:
         self.statuses[idx] = (code, phrase)
+
+    def set_response_header(self, idx: int, key: str, value: str) -> None:
+        self.response_headers[idx, key] = value
 
     def set_response_content_type(self, idx: int, value: str) -> None:
         self.content_types[idx] = value
@@ -103,6 +108,23 @@ def test_one_body_and_status_a_request(proven: Path, caplog: pytest.LogCaptureFi
     assert context.content_types == dict.fromkeys(range(4), "application/json")
     direct = DLRMService(Scorer.load(proven)).handle([{"body": body} for body in BODIES])
     assert bodies == [answer.body for answer in direct]
+
+
+@pytest.mark.usefixtures("settled")
+def test_ids_of_requests_come_back_and_no_request_is_answered_twice(
+    proven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    handler, context = DLRMHandler(), FakeContext(proven)
+    handler.initialize(context)
+    # Another worker of the model, which is ended as it answers request "b".
+    WorkerFolder(worker_folder(str(proven)), 1).begin_answers(["b"])
+    context.headers = {1: {"x-dlrm-request-id": "7f"}}
+    context.request_ids = {0: "a", 1: "b", 2: "c"}
+    bodies = handler.handle([{"body": bytearray(BODIES[0])} for _ in range(3)], context)
+    assert [context.statuses[i][0] for i in range(3)] == [200, 503, 200]
+    assert bodies[0] == bodies[2] != bodies[1]
+    assert context.response_headers == {(1, "x-dlrm-request-id"): "7f"}
 
 
 def test_a_broken_archive_is_one_clear_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.worker_wire import FakeSocket, fresh_module, inference, request
 
+from handler.request_id import REQUEST_ID
 from handler.wire import KNOWN_VERSION, install_reads, install_whole_messages
 
 PROTOCOL, SERVICE = "ts.protocol.otf_message_handler", "ts.service"
@@ -127,7 +128,7 @@ ANSWERS = st.lists(
         st.just(b'{"predictions":[0.5]}') | BODIES,
         st.none() | st.tuples(st.sampled_from([200, 400, 413, 500]), ASCII),
         st.sampled_from([None, "", "application/json", "text/plain; charset=utf-8"]),
-        st.dictionaries(ASCII, ASCII, max_size=1),
+        st.dictionaries(st.just(REQUEST_ID) | ASCII, ASCII, max_size=2),
     ),
     max_size=5,
 )
@@ -151,6 +152,31 @@ def test_answers_are_written_as_torchserve_writes_them(answers: list[Any], strea
         message = service.create_predict_response(bodies, ids, "Prediction success", 200, context, streams)
         written.append(bytes(message))
     assert written[0] == written[1]
+
+
+def test_answers_with_the_ids_of_their_requests_are_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    for service in (PLAIN_SERVICE, WHOLE_SERVICE):
+        context = answered(2)
+        for index in range(2):
+            context.set_response_content_type(index, "application/json")
+            context.set_response_header(index, REQUEST_ID, f"id-{index}")
+        if service is WHOLE_SERVICE:
+            # TorchServe's own writer would look each header up by itself.
+            monkeypatch.setattr(context, "get_response_content_type", lambda index: pytest.fail("slow"))
+        written.append(
+            bytes(service.create_predict_response([b"{}"] * 2, {0: "a", 1: "b"}, "", 200, context))
+        )
+    assert written[0] == written[1]
+    assert written[0].count(REQUEST_ID.encode()) == 2
+
+
+def test_headers_with_the_id_of_a_request_are_not_kept() -> None:
+    protocol, _ = installed()
+    reads = protocol._retrieve_inference_msg.__self__
+    for name in (b"x-dlrm-request-id", b"X-Dlrm-Request-Id"):
+        protocol.retrieve_msg(FakeSocket(inference(request(b"{}", headers={name: b"7f"})), [1 << 30]))
+    assert len(reads._known) == 0
 
 
 @pytest.mark.parametrize("context", [None, answered(1)])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,12 +22,12 @@ from dlrm_factory.archive import archive_model
 from dlrm_factory.checkpoint import save_checkpoint
 from dlrm_factory.client import (
     AsyncDLRMClient,
+    ClientError,
     DLRMClient,
     InvalidRequest,
     ModelNotFound,
     Overloaded,
     Retry,
-    ServerFault,
     TooLarge,
     Unauthorized,
 )
@@ -196,20 +198,44 @@ def test_a_server_without_workers_is_waited_for(server, expected):
         assert patient.score(inputs=COLUMNS) == pytest.approx(expected, abs=1e-5)
 
 
-def test_only_what_was_under_way_fails_when_a_worker_is_killed(server, expected):
+def test_nothing_is_lost_when_workers_are_killed(server, expected):
     with management_client(server.run_dir, server.state) as management:
-        (worker,) = management.workers("dlrm")
-    psutil.Process(worker.pid).kill()
-    settings = {"key_file": server.token_file}
-    with DLRMClient(server.state.inference, retry=PATIENT, **settings) as client:
-        faults, scores = [], None
-        while scores is None and len(faults) < 20:
-            try:
-                scores = client.score(inputs=COLUMNS)
-            except ServerFault as error:  # not repeated by the client: it may have been the cause
-                faults.append(error.status)
-    assert set(faults) <= {507}
-    assert scores == pytest.approx(expected, abs=1e-5)
+        scale_model(management, "dlrm", 2, timeout=60)
+        stop, counts, failures = threading.Event(), collections.Counter(), []
+
+        def ask_on(number):
+            with DLRMClient(server.state.inference, key_file=server.token_file) as client:
+                while not stop.is_set():
+                    try:
+                        scores = client.score(inputs=COLUMNS)
+                    except ClientError as error:
+                        failures.append(error)
+                        return
+                    assert scores == pytest.approx(expected, abs=1e-5)
+                    counts[number] += 1
+
+        threads = [threading.Thread(target=ask_on, args=(i,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(3):
+                time.sleep(0.5)
+                victim = next(worker for worker in management.workers("dlrm") if worker.ready)
+                psutil.Process(victim.pid).kill()
+                end = time.monotonic() + 60
+                while (
+                    victim.pid in {worker.pid for worker in management.workers("dlrm") if worker.ready}
+                    or sum(worker.ready for worker in management.workers("dlrm")) < 2
+                ):
+                    assert time.monotonic() < end
+                    time.sleep(0.2)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        scale_model(management, "dlrm", 1, timeout=60)
+    assert failures == []
+    assert len(counts) == 8
 
 
 def test_the_examples_of_the_document(server):
