@@ -22,6 +22,10 @@ def predict(
         str, typer.Argument(metavar="[FILE|-]", help="A JSON file, or - for standard input.")
     ] = "-",
     model: Annotated[str, typer.Option(help="Name of the model.")] = "dlrm",
+    version: Annotated[
+        str | None,
+        typer.Option(help="Version of the model. [default: its default version]", show_default=False),
+    ] = None,
     run_dir: Annotated[Path, typer.Option(help="The run directory given to `dlrm serve`.")] = Path(".dlrm"),
     url: Annotated[str | None, typer.Option(help="Inference address of another server.")] = None,
     token: Annotated[
@@ -37,7 +41,7 @@ def predict(
     """Ask a running server for predictions."""
     body = _read(file)
     endpoint = find_endpoint("inference", run_dir=run_dir, url=url, token=token)
-    response = send(endpoint, model, body, timeout)
+    response = send(endpoint, model, body, timeout, version)
     if response.is_success:
         _show(response, raw=as_json or not sys.stdout.isatty())
         return

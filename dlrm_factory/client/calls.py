@@ -19,7 +19,7 @@ from dlrm_factory.client.answers import (
     read_ranking,
     read_scores,
 )
-from dlrm_factory.client.encoding import encode_body
+from dlrm_factory.client.encoding import columns_of, encode_body
 from dlrm_factory.client.errors import ClientError, InvalidRequest, ServerFault
 from dlrm_factory.client.failures import error_of_answer, error_of_silence
 from dlrm_factory.client.retrying import Outcome
@@ -28,8 +28,9 @@ __all__ = ["Call", "Calls", "Columns", "Output", "Rows", "finish"]
 
 T = TypeVar("T")
 Output = Literal["probability", "logit"]
-Rows = Sequence[Mapping[str, Any]]
-Columns = Mapping[str, Any]
+# Or a table of pandas, polars or PyArrow, for either.
+Rows = Sequence[Mapping[str, Any]] | Any
+Columns = Mapping[str, Any] | Any
 
 _JSON = {"Content-Type": "application/json", "Accept": "application/json"}
 
@@ -65,7 +66,12 @@ class Calls:
     def rank(
         self, context: Mapping[str, Any], candidates: Rows | Columns, top_k: int | None, output: Output
     ) -> Call[tuple[RankedCandidate, ...]]:
-        body: dict[str, Any] = {"context": context, "candidates": candidates, "output": output}
+        columns = columns_of(candidates)
+        body: dict[str, Any] = {
+            "context": context,
+            "candidates": candidates if columns is None else columns,
+            "output": output,
+        }
         if top_k is not None:
             body["top_k"] = top_k
         return self._post("predictions", body, read_ranking)
@@ -107,9 +113,11 @@ class Calls:
 
 def _samples(instances: Rows | None, inputs: Columns | None) -> dict[str, Any]:
     if instances is not None and inputs is None:
-        return {"instances": instances}
+        columns = columns_of(instances)
+        return {"instances": instances} if columns is None else {"inputs": columns}
     if inputs is not None and instances is None:
-        return {"inputs": inputs}
+        columns = columns_of(inputs)
+        return {"inputs": inputs if columns is None else columns}
     raise InvalidRequest("give either instances=[{…}, …], one object a sample, or inputs={name: values, …}")
 
 

@@ -53,12 +53,17 @@ def find_endpoint(kind: TokenKind, *, run_dir: Path, url: str | None, token: str
     return Endpoint(url=url, auth=given)
 
 
-def predict(endpoint: Endpoint, model: str, body: bytes, timeout: float = 120.0) -> httpx.Response:
-    """Posts ``body`` (JSON) to ``/predictions/{model}``. Raises ServingError only when no answer comes."""
+def predict(
+    endpoint: Endpoint, model: str, body: bytes, timeout: float = 120.0, version: str | None = None
+) -> httpx.Response:
+    """Post ``body`` (JSON) to ``/predictions/{model}``, or to one ``version`` of the model.
+
+    Raises ServingError only when no answer comes.
+    """
     with http_client(endpoint.url.rstrip("/"), endpoint.auth, timeout) as client:
         try:
             return client.post(
-                f"/predictions/{quote(model, safe='')}",
+                "/".join(["/predictions", *(quote(part, safe="") for part in (model, version) if part)]),
                 content=body,
                 headers={"Content-Type": "application/json"},
             )

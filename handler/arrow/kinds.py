@@ -6,7 +6,7 @@ from typing import Any
 
 from handler.arrow.stream import pyarrow
 
-__all__ = ["is_list", "is_number", "is_text", "wrong_kind"]
+__all__ = ["is_list", "is_number", "is_text", "usual_kind", "wrong_kind"]
 
 _SEND = "send numbers, strings, or lists of them"
 
@@ -34,8 +34,28 @@ def is_list(kind: Any) -> bool:
     return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
 
 
+def usual_kind(kind: Any) -> Any:
+    """Return the type with the same values as ``kind`` but none of the views that polars writes."""
+    arrow = pyarrow()
+    types = arrow.types
+    if types.is_string_view(kind):
+        return arrow.large_string()
+    if types.is_list_view(kind) or types.is_large_list_view(kind):
+        return arrow.large_list(usual_kind(kind.value_type))
+    if types.is_dictionary(kind):
+        # Of no values: of none but nulls.
+        return kind if not types.is_null(kind.value_type) else arrow.null()
+    if types.is_fixed_size_list(kind):
+        return arrow.list_(usual_kind(kind.value_type), kind.list_size)
+    if is_list(kind):
+        make = arrow.large_list if types.is_large_list(kind) else arrow.list_
+        return make(usual_kind(kind.value_type))
+    return kind
+
+
 def _is_known(kind: Any) -> bool:
     types = pyarrow().types
+    kind = usual_kind(kind)
     if is_list(kind):
         return _is_known(kind.value_type)
     if types.is_struct(kind):  # a weighted bag

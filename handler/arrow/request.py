@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from dlrm_factory.batch.feature_batch import FeatureBatch
 from dlrm_factory.errors import RequestError
 from dlrm_factory.features import FeatureError, shown
 from handler.arrow.columns import as_list, bags, numbers
-from handler.arrow.kinds import wrong_kind
+from handler.arrow.kinds import usual_kind, wrong_kind
 from handler.arrow.stream import pyarrow, read_table
 from handler.mistakes import Mistakes
 from handler.paths import element, member
@@ -22,6 +23,7 @@ __all__ = ["decode_arrow"]
 
 _PATH = "$.inputs"
 _OUTPUT = b"output"
+_INDEX = re.compile(r"__index_level_\d+__")
 
 
 def decode_arrow(raw: bytes, reader: RequestReader) -> DecodedRequest:
@@ -40,8 +42,9 @@ def decode_arrow(raw: bytes, reader: RequestReader) -> DecodedRequest:
 
 def _decode(table: Any, reader: RequestReader) -> DecodedRequest:
     check_samples(table.num_rows, reader, _PATH)
+    table = _without_index(table, reader)
     _check_columns(table)
-    columns = {name: _one_chunk(table.column(name)) for name in table.column_names}
+    columns = {name: _array(name, table.column(name)) for name in table.column_names}
     output = (table.schema.metadata or {}).get(_OUTPUT, b"probability").decode("utf-8", "replace")
     if columns and columns.keys() <= reader.encoder.known and output in ("probability", "logit"):
         try:
@@ -52,9 +55,31 @@ def _decode(table: Any, reader: RequestReader) -> DecodedRequest:
             pass
     try:
         inputs = {name: column.to_pylist() for name, column in columns.items()}
-    except ValueError as error:  # a struct that has a field twice
+    except (ValueError, pyarrow().ArrowException) as error:  # a struct that has a field twice
         raise RequestError(f"a column cannot be read: {str(error)[:200]}; see its type", _PATH) from None
     return decode_body({"inputs": inputs, "output": output}, reader)
+
+
+def _without_index(table: Any, reader: RequestReader) -> Any:
+    """The table without the index that pandas adds to it."""
+    names = table.column_names
+    index = [name for name in names if _INDEX.fullmatch(name) and name not in reader.encoder.known]
+    # By place, for there may be two columns of one name, which is told later.
+    return table.select([i for i, name in enumerate(names) if name not in index]) if index else table
+
+
+def _array(name: str, column: Any) -> Any:
+    """The values of a table's column in one array, of a type that has no views."""
+    kind = usual_kind(column.type)
+    try:
+        if kind == column.type:
+            return _one_chunk(column)
+        return pyarrow().nulls(len(column)) if kind == pyarrow().null() else _one_chunk(column).cast(kind)
+    except pyarrow().ArrowException as error:
+        raise RequestError(
+            f"column {shown(name)} of type {str(column.type)[:100]} cannot be read: {str(error)[:200]}",
+            member(_PATH, name),
+        ) from None
 
 
 def _check_columns(table: Any) -> None:

@@ -133,3 +133,16 @@ assert not {"torch", "torchrec", "msgspec", "psutil"} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_table_may_stand_for_rows_and_for_columns(ask, server):
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"price": [1.5, None], "user_id": ["a", "b"]})
+    server.answers({"predictions": [0.5, 0.25]})
+    for name in ("instances", "inputs"):
+        assert ask("score", **{name: table}).tolist() == [0.5, 0.25]
+        assert server.body["inputs"] == {"price": [1.5, None], "user_id": ["a", "b"]}
+        assert "instances" not in server.body
+    server.answers({"ranking": []})
+    ask("rank", context={"user_id": "a"}, candidates=table)
+    assert server.body["candidates"] == {"price": [1.5, None], "user_id": ["a", "b"]}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from dlrm_factory.client import InvalidRequest
-from dlrm_factory.client.encoding import encode_body
+from dlrm_factory.client.encoding import columns_of, encode_body
 
 
 def through(value):
@@ -50,6 +50,52 @@ def test_anything_with_tolist():
     assert through(pandas.array([1, None, 3])) == [1, None, 3]
 
 
+class NAType:
+    """As pandas has it."""
+
+
+class Frame:
+    """A table, as far as pandas' or polars' has it."""
+
+    def __init__(self, columns, *, pandas):
+        self.columns = list(columns)
+        values = list(columns.values())
+        if pandas:
+            self.iloc = type("At", (), {"__getitem__": lambda _, place: values[place[1]]})()
+        else:
+            self.get_column = columns.__getitem__
+
+
+class Series:
+    def __init__(self, values):
+        self.to_list = lambda: values
+
+
+def test_what_is_missing_is_null():
+    assert through(float("nan")) is None
+    assert through(np.array([1.5, np.nan])) == [1.5, None]
+    assert through([{"a": np.float32("nan"), "b": 3, "c": "nan"}]) == [{"a": None, "b": 3, "c": "nan"}]
+    assert through(np.array([np.nan, "a", None], dtype=object)) == [None, "a", None]
+    assert through([NAType(), 2**63 - 1, np.nan]) == [None, 2**63 - 1, None]
+    assert through(np.ma.array([1, 2], mask=[False, True])) == [1, None]
+    assert through(Series([1, None])) == [1, None]
+
+
+def test_tables_are_taken_as_columns():
+    pa = pytest.importorskip("pyarrow")
+    columns = {"a": [1, None], "b": ["x", "y"], "c": [[1, 2], []]}
+    table = pa.table(columns)
+    for data in (table, table.to_batches()[0], pa.concat_tables([table.slice(0, 1), table.slice(1)])):
+        assert through(columns_of(data)) == columns
+    series = {name: Series(values) for name, values in columns.items()}
+    for pandas in (True, False):
+        assert through(columns_of(Frame(series, pandas=pandas))) == columns
+    for other in (columns, [columns], [], {"columns": [1]}):
+        assert columns_of(other) is None
+    with pytest.raises(InvalidRequest, match='two columns "a"'):
+        columns_of(pa.table([[1], [2]], names=["a", "a"]))
+
+
 @given(arrays(np.int64, array_shapes(max_dims=2), elements=st.integers(-(2**63), 2**63 - 1)))
 def test_ids_stay_themselves(ids):
     assert through(ids) == ids.tolist()
@@ -63,9 +109,9 @@ def test_float32_reads_back_bit_for_bit(values):
 @pytest.mark.parametrize(
     ("value", "path", "message"),
     [
-        (np.array([1.0, np.nan]), "$.x[1]", "nan is not a number"),
+        (np.array([1.0, np.inf, np.nan]), "$.x[1]", "inf is not a number"),
         ([{"a b": float("inf")}], '$.x[0]["a b"]', "inf is not"),
-        ([[1], [np.float32("nan")]], "$.x[1][0]", "nan is not"),
+        ([[1], [np.float32("-inf")]], "$.x[1][0]", "-inf is not"),
         (datetime.date(2020, 1, 1), "$.x", "type date cannot be sent"),
         (np.array(["2020-01-01"], dtype="datetime64[D]"), "$.x[0]", "type date cannot be sent"),
         ([b"u17"], "$.x[0]", "type bytes"),

@@ -239,3 +239,70 @@ def test_without_pyarrow(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = service.handle([{"body": RAW}, good, good], [{}, ACCEPT, {}])
     assert [answer.status for answer in answers] == [400, 400, 200]
     assert "install pyarrow" in json.loads(answers[0].body)["message"]
+
+
+@pytest.mark.parametrize(
+    "types",
+    [
+        {"user_id": pa.string_view()},
+        {"item_tags": pa.list_view(pa.int64())},
+        {"item_tags": pa.large_list_view(pa.int32())},
+        {"user_id": pa.dictionary(pa.int32(), pa.large_string())},
+    ],
+)
+def test_views_as_polars_writes_them_are_read(types: dict[str, Any]) -> None:
+    arrays = {name: pa.array(values) for name, values in COLUMNS.items()}
+    for name, kind in types.items():
+        arrays[name] = pa.array(COLUMNS[name], kind)
+    assert_same(decoded(pa.table(arrays)), as_json(COLUMNS))
+
+
+@pytest.mark.parametrize("size", [0, 2])
+@pytest.mark.parametrize("name", ["price", "user_id", "item_id", "item_tags"])
+def test_a_dictionary_of_nothing_holds_missing_values(name: str, size: int) -> None:
+    column = pa.DictionaryArray.from_arrays(pa.nulls(size, pa.int32()), pa.nulls(0))
+    assert_same(decoded(pa.table({name: column})), as_json({name: [None] * size}))
+
+
+def test_the_index_of_pandas_is_left_out() -> None:
+    table = pa.table({"price": [1.0, 2.0], "__index_level_0__": [7, 8], "__index_level_1__": ["a", "b"]})
+    assert_same(decoded(table), as_json({"price": [1.0, 2.0]}))
+    with pytest.raises(RequestError, match="index_level"):
+        decoded(pa.table({"price": [1.0], "__index_level_x__": [7]}))
+
+
+KINDS = [
+    pa.null(), pa.bool_(), pa.int8(), pa.uint64(), pa.float16(), pa.float64(), pa.string(), pa.large_string(),
+    pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(3), pa.date32(), pa.date64(),
+    pa.time32("s"), pa.time64("ns"), pa.timestamp("us"), pa.timestamp("ns", "UTC"), pa.duration("ms"),
+    pa.month_day_nano_interval(), pa.decimal128(9, 2), pa.decimal256(40, 2), pa.list_(pa.int8()),
+    pa.list_(pa.string_view()), pa.list_(pa.null()), pa.list_(pa.int64(), 2), pa.large_list(pa.float32()),
+    pa.list_view(pa.string_view()), pa.large_list_view(pa.int8()), pa.struct([]),
+    pa.struct([("ids", pa.list_(pa.int64())), ("weights", pa.list_(pa.float32()))]),
+    pa.struct([("a", pa.string_view())]), pa.map_(pa.string(), pa.int64()),
+    pa.dictionary(pa.int8(), pa.null()), pa.dictionary(pa.int8(), pa.string()),
+    pa.dictionary(pa.int32(), pa.list_(pa.int64())), pa.list_(pa.dictionary(pa.int8(), pa.string())),
+    pa.list_(pa.list_(pa.int64())), pa.run_end_encoded(pa.int32(), pa.string()),
+    pa.dense_union([pa.field("a", pa.int64())]), pa.sparse_union([pa.field("a", pa.int64())]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("size", [0, 2])
+def test_no_type_of_arrow_is_a_fault_of_ours(kind: Any, size: int) -> None:
+    """Every column of nulls is missing values, or an error that names the column."""
+    for name in ("price", "user_id", "item_id", "item_tags"):
+        try:
+            column = pa.nulls(size, kind)
+            sent = stream(pa.table({name: column}))
+        except pa.ArrowException:
+            pytest.skip("pyarrow cannot make or write such a column")
+        wanted = as_json({name: [None] * size})
+        try:
+            found = decode_arrow(sent, READER)
+        except RequestError as error:
+            told = str(error)
+        else:
+            assert_same(found, wanted)
+            continue
+        assert name in told
