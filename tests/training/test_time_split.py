@@ -30,7 +30,7 @@ def chunks_of(times: list, *sizes: int) -> list[Chunk]:
 def held_out(times: list, holdout: float, *sizes: int) -> list[bool]:
     chunks = chunks_of(times, *sizes)
     split = find_time_split(chunks, "ts", holdout=holdout, ledger=BadRowLedger(0.0))
-    return np.concatenate([split.held_out(chunk, 0, None) for chunk in chunks]).tolist()
+    return np.concatenate([split.sides(chunk, 0, None).held_out for chunk in chunks]).tolist()
 
 
 @given(
