@@ -21,11 +21,12 @@ def passes(rows: int) -> list[str]:
             "learning_rate_decay: linear",
         ]
     if rows < _MANY:
+        epochs, patience = (30, 3) if rows < 10_000 else (20, 3) if rows < 50_000 else (6, 2)
         return [
             f"batch_size: {batch}",
-            "epochs: 6  # at most: training stops when 2 epochs in a row are no better on the validation part,",
+            f"epochs: {epochs}  # at most: training stops when {patience} in a row are no better on the validation part,",
             "# a tenth of the rows that are not held out; then it begins anew with all of them, for as long",
-            "early_stopping: 2",
+            f"early_stopping: {patience}",
             "validation: 0.1",
             "refit: true",
             "learning_rate_decay: linear",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,7 @@ class EncodedChunk:
     dense: Float32
     labels: Float32
     bags: tuple[Bags, ...]
-    unreadable: ChunkCells
+    unreadable: ChunkCells = field(default_factory=lambda: ChunkCells({}))
 
     def take(self, kept: npt.NDArray[np.bool_]) -> EncodedChunk:
         """The rows that ``kept``, bool [n], says."""
