@@ -24,8 +24,8 @@ def passes(rows: int) -> list[str]:
         epochs, patience = (30, 3) if rows < 10_000 else (20, 3) if rows < 50_000 else (6, 2)
         return [
             f"batch_size: {batch}",
-            f"epochs: {epochs}  # at most: training stops when {patience} in a row are no better on the validation part,",
-            "# a tenth of the rows that are not held out; then it begins anew with all of them, for as long",
+            f"epochs: {epochs}  # at most: training stops when {patience} in a row are no better on the validation",
+            "# part, a tenth of the rows that are not held out; then it begins anew with all of them, for as long",
             f"early_stopping: {patience}",
             "validation: 0.1",
             "refit: true",
