@@ -17,15 +17,14 @@ __all__ = ["evaluation_tables"]
 
 def evaluation_tables(evaluation: Evaluation) -> Iterator[RenderableType]:
     """Where the samples are from, the figures, the judgement, the slices."""
-    from dlrm_factory.evaluation.shown import figure_rows, share_sentence, slice_rows
+    from dlrm_factory.evaluation.shown import figure_rows, sentences, slice_rows
 
     yield Text(f"{evaluation.model}: {evaluation.samples_from}")
     for model in evaluation.models:
         yield Text(f"{model.name}: {model.detail}")
     yield Text("")
     yield _table(*figure_rows(evaluation))
-    judgement = None if evaluation.comparison is None else evaluation.comparison.judgement
-    for sentence in filter(None, (share_sentence(evaluation), judgement)):
+    for sentence in sentences(evaluation):
         yield Text(sentence)
     if evaluation.slices is not None:
         yield Text("")

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from dlrm_factory.cli.declarations import declaration_of
 from dlrm_factory.cli.training_rank import TrainingCall, leads, train_rank, train_spawned_rank
-from dlrm_factory.cli.training_table import bad_rows_lines, training_table
+from dlrm_factory.cli.training_table import bad_rows_lines, training_table, unfinished_lines, unreadable_lines
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.config.checks import problems_of
 from dlrm_factory.config.file_format import FileFormat
@@ -162,6 +162,6 @@ def _print(report: TrainingReport, output: Path, as_json: bool) -> None:
         typer.echo(msgspec.json.encode({"checkpoint": str(output)} | msgspec.to_builtins(report)).decode())
         return
     Console().print(training_table(report))
-    for line in bad_rows_lines(report):
+    for line in (*bad_rows_lines(report), *unreadable_lines(report), *unfinished_lines(report)):
         typer.echo(line)
     typer.echo(f"saved {output}")

@@ -9,7 +9,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from dlrm_factory.training import TrainingReport
 
-__all__ = ["bad_rows_lines", "training_table"]
+__all__ = ["bad_rows_lines", "training_table", "unfinished_lines", "unreadable_lines"]
 
 
 def training_table(report: TrainingReport) -> Table:
@@ -23,8 +23,10 @@ def training_table(report: TrainingReport) -> Table:
     table.add_row("rows", f"{report.rows:,}")
     if report.bad_rows is not None:
         table.add_row("left out", f"{report.bad_rows.rows:,}")
+    if report.validation_rows:
+        table.add_row("validation", f"{report.validation_rows:,}")
     table.add_row("held out", f"{report.held_out_rows:,}")
-    table.add_row("epochs", f"{report.epochs}")
+    table.add_row("epochs", _epochs(report))
     table.add_row("samples/s", f"{report.samples_per_second:,.0f}")
     table.add_row("training loss", f"{report.training_loss:.4f}")
     log_losses = [report.held_out_log_loss, report.best_log_loss]
@@ -50,6 +52,28 @@ def bad_rows_lines(report: TrainingReport) -> list[str]:
         "the first:",
         *(f"  {e}" for e in bad.examples),
     ]
+
+
+def unreadable_lines(report: TrainingReport) -> list[str]:
+    """Cells that counted as missing: how many of each feature, and the first."""
+    return [line for found in report.unreadable for line in (f"{found}; the first:", f"  {found.example}")]
+
+
+def unfinished_lines(report: TrainingReport) -> list[str]:
+    """A word of advice where training ended too soon."""
+    if report.still_rising is None:
+        return []
+    # It comes with what trains, and so with torch, which takes seconds.
+    from dlrm_factory.training.history import rising_sentence
+
+    return [rising_sentence(report.still_rising)]
+
+
+def _epochs(report: TrainingReport) -> str:
+    """Those of the weights that are kept, of those that there could be."""
+    if report.refit_epochs is None:
+        return f"{report.epochs}"
+    return f"{report.refit_epochs:g} of {report.epochs}, then anew"
 
 
 def _figure(value: float | None) -> str:

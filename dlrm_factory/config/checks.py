@@ -266,6 +266,10 @@ def _training(d: DLRMDeclaration) -> Iterator[str]:
     label = parse_label(t.label).column
     if t.time_column is not None and t.time_column == label:
         yield f'$.training.time_column: "{t.time_column}" is the label'
+    if t.validation is not None and not 0 < t.validation < 1:
+        yield f"$.training.validation: {t.validation} is outside (0, 1); it is a share of the training rows"
+    if t.refit and t.early_stopping is None:
+        yield "$.training.refit: needs early_stopping, which finds how long to train"
     if not 0 < t.holdout < 1:
         yield f"$.training.holdout: {t.holdout} is outside (0, 1)"
     if not 0 <= t.seed < 2**63:

@@ -32,6 +32,7 @@ Sharding = Literal["auto", "table_wise", "row_wise", "column_wise", "data_parall
 ServingProfile = Literal["throughput", "latency"]
 IdKind = Literal["index", "hash", "vocabulary"]
 DenseTransform = Literal["none", "log1p", "standardize", "log1p_standardize"]
+Unreadable = Literal["error", "missing"]
 
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,6 +49,8 @@ class DenseFeature(_Strict, kw_only=True, frozen=True):
         transform: ``log1p`` for counts: ln(1 + max(x, 0)); ``standardize``: (x - mean) / std;
             ``log1p_standardize``: one after the other; ``none``.
         mean, std: of the training part, for ``standardize``; `dlrm train` finds them if they are not given.
+        unreadable: what becomes of a cell of the training data that is no number: ``error`` (the row is bad), or
+            ``missing`` (it takes the default). Requests are not concerned: such a value there is an error.
     """
 
     name: str
@@ -56,6 +59,7 @@ class DenseFeature(_Strict, kw_only=True, frozen=True):
     transform: DenseTransform = "none"
     mean: float | None = None
     std: float | None = None
+    unreadable: Unreadable = "error"
 
     @property
     def takes_log(self) -> bool:
@@ -81,6 +85,8 @@ class SparseFeature(_Strict, kw_only=True, frozen=True):
         weighted: a bag may carry a weight for each id; its rows are multiplied by them before they are summed.
         max_length: the most ids in one bag.
         over_max_length: what becomes of a longer bag: ``error``, or ``truncate`` to its first ids.
+        unreadable: what becomes of a cell of the training data whose ids or weights cannot be taken: ``error`` (the row
+            is bad), or ``missing`` (an empty bag). Requests are not concerned: such a value there is an error.
     """
 
     name: str
@@ -90,6 +96,7 @@ class SparseFeature(_Strict, kw_only=True, frozen=True):
     weighted: bool = False
     max_length: int = 1000
     over_max_length: Literal["error", "truncate"] = "error"
+    unreadable: Unreadable = "error"
 
     @property
     def out_of_vocabulary_rows(self) -> int:
@@ -193,9 +200,12 @@ class TrainingOptions(_Strict, kw_only=True, frozen=True):
         warmup_steps: steps over which both learning rates rise from near 0 to what is declared.
         learning_rate_decay: what both do after that, until the last step: ``none``, ``linear`` to 0, ``cosine`` to 0.
         gradient_clipping: the largest L2 norm of the dense gradients of a step; larger ones are scaled down to it.
-        evaluate_every: steps between evaluations on the held-out part; null evaluates after each epoch.
-        early_stopping: stop after this many evaluations in a row without a better held-out AUC, and keep the best
-            weights; null trains to the end and keeps the last.
+        evaluate_every: steps between evaluations; null evaluates after each epoch.
+        early_stopping: stop after this many evaluations in a row without a better AUC on the validation part, and keep
+            the best weights; null trains to the end and keeps the last.
+        validation: the share of the training rows that early stopping goes by in place of training on them; null is 0.1
+            with early_stopping, and none without it. Held-out rows never decide anything.
+        refit: once early stopping has found how long to train, train anew for as long, on the validation rows too.
         split: how the held-out part is chosen: ``hash`` of the row number and the seed, or ``time``, the latest
             rows by time_column. Files of held-out rows given to `dlrm train` replace both.
         time_column: the column to split by, a number or a time; for ``split: time``.
@@ -217,12 +227,21 @@ class TrainingOptions(_Strict, kw_only=True, frozen=True):
     gradient_clipping: float | None = None
     evaluate_every: int | None = None
     early_stopping: int | None = None
+    validation: float | None = None
+    refit: bool = False
     split: Literal["hash", "time"] = "hash"
     time_column: str | None = None
     holdout: float = 0.1
     max_bad_rows: float = 0.0
     seed: int = 1
     separator: str = "|"
+
+    @property
+    def validation_share(self) -> float:
+        """The share of the training rows that is not trained on: as declared, else as early stopping needs."""
+        if self.validation is not None:
+            return self.validation
+        return 0.0 if self.early_stopping is None else 0.1
 
 
 class DLRMDeclaration(_Strict, kw_only=True, frozen=True):
@@ -267,6 +286,11 @@ class DLRMDeclaration(_Strict, kw_only=True, frozen=True):
         """Tables whose ids are looked up in a vocabulary, in declared order."""
         used = {feature.table for feature in self.sparse_features if feature.ids == "vocabulary"}
         return [table.name for table in self.tables if table.name in used]
+
+    @property
+    def features(self) -> list[DenseFeature | SparseFeature]:
+        """All features, the dense ones first."""
+        return [*self.dense_features, *self.sparse_features]
 
     @property
     def dense_names(self) -> list[str]:

@@ -84,10 +84,15 @@ def draft_declaration(
         raise DataError(f"{files.paths[0]}: there are no rows")
     target.check()
     roles = _roles(profiles, all_rows)
-    bad = target.missing + sum(role.wrong for role in roles)
     clicks = target.clicks / (seen - target.missing)
     text = declaration_text(
-        roles, label=label, source=paths, rows=seen, all_rows=all_rows, clicks=clicks, bad_share=bad / seen
+        roles,
+        label=label,
+        source=paths,
+        rows=seen,
+        all_rows=all_rows,
+        clicks=clicks,
+        bad_share=target.missing / seen,
     )
     parse_declaration(text, source="the drafted declaration")
     return Draft(

@@ -49,6 +49,7 @@ class ColumnProfile:
         parts: of the ids within lists and separated cells.
         sample: of the numbers.
         examples: the first different cells, as text.
+        odd: the first text cell that is neither a number nor blank; None if there is none.
     """
 
     name: str
@@ -69,6 +70,7 @@ class ColumnProfile:
     parts: Distinct = field(default_factory=Distinct)
     sample: NumberSample = field(default_factory=NumberSample)
     examples: list[str] = field(default_factory=list)
+    odd: str | None = None
 
     @property
     def present(self) -> int:
@@ -134,7 +136,11 @@ class ColumnProfile:
         self.numbers += int(counts[numeric].sum())
         self.whole += int(counts[_matches(texts, _WHOLE)].sum())
         self.zeros += int(counts[_matches(texts, _ZEROS)].sum())
-        self.blanks += int(counts[_among(lower, _NO_NUMBER)].sum())
+        blank = _among(lower, _NO_NUMBER)
+        self.blanks += int(counts[blank].sum())
+        odd = np.flatnonzero(~(numeric | blank))
+        if self.odd is None and len(odd):
+            self.odd = texts[int(odd[0])].as_py()
         self.booleans += int(counts[_among(lower, _BOOLEAN)].sum())
         self.times += int(counts[_matches(texts, _ISO)].sum())
         self._add_separated(texts, counts)

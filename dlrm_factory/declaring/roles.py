@@ -9,6 +9,7 @@ from dlrm_factory.config.declaration import DenseFeature, SparseFeature, Table
 from dlrm_factory.declaring.names import is_feature_name, names_id, names_time
 from dlrm_factory.declaring.profile import ColumnProfile
 from dlrm_factory.declaring.table_sizes import MOST_VOCABULARY, bag_length, table_rows
+from dlrm_factory.features import shown
 
 __all__ = ["Role", "as_dense", "is_numeric", "role_of"]
 
@@ -33,7 +34,7 @@ class Role:
     Fields:
         reason: why, and what was found, in one line.
         dense, sparse, table: what to declare.
-        wrong: cells that the feature cannot take.
+        wrong: cells that the feature cannot take, which count as missing.
     """
 
     column: str
@@ -138,14 +139,17 @@ def _unique(profile: ColumnProfile, all_rows: bool) -> str | None:
 
 def _dense(profile: ColumnProfile, reason: str) -> Role:
     tail = profile.sample.long_tailed
+    wrong = profile.present - profile.numbers - profile.blanks
     feature = DenseFeature(
         name=profile.name,
         default=float(f"{profile.sample.quantile(0.5):.6g}"),
         transform="log1p_standardize" if tail else "standardize",
+        unreadable="missing" if wrong else "error",
     )
-    wrong = profile.present - profile.numbers - profile.blanks
     if wrong:
-        reason += f"; {wrong:,} cells are no numbers"
+        cells = "1 cell is no number" if wrong == 1 else f"{wrong:,} cells are no numbers"
+        example = "" if profile.odd is None else f", such as {shown(profile.odd)}"
+        reason += f"; {cells}{example}: missing"
     return Role(column=profile.name, kind="dense", reason=reason, dense=feature, wrong=wrong)
 
 

@@ -11,6 +11,7 @@ import msgspec
 import yaml
 
 from dlrm_factory.config.declaration import DenseFeature, SparseFeature, Table
+from dlrm_factory.declaring.passes import passes
 from dlrm_factory.declaring.roles import Role
 from dlrm_factory.declaring.table_sizes import layer_sizes
 
@@ -29,7 +30,7 @@ def declaration_text(
     clicks: float,
     bad_share: float,
 ) -> str:
-    """The declaration; ``bad_share`` of the rows cannot be read with it."""
+    """The declaration; ``bad_share`` of the rows have no label."""
     dim = next(role.table.embedding_dim for role in roles if role.table is not None)
     dense_sizes, over_sizes = layer_sizes(dim)
     sparse = [role for role in roles if role.sparse is not None]
@@ -63,7 +64,8 @@ def _entries(entries: list[tuple[Role, dict[str, Any]]]) -> list[str]:
 
 
 def _dense(feature: DenseFeature) -> dict[str, Any]:
-    return {"name": feature.name, "default": feature.default, "transform": feature.transform}
+    entry = {"name": feature.name, "default": feature.default, "transform": feature.transform}
+    return entry if feature.unreadable == "error" else entry | {"unreadable": "missing"}
 
 
 def _sparse(feature: SparseFeature) -> dict[str, Any]:
@@ -90,13 +92,10 @@ def _left_out(roles: Sequence[Role]) -> list[str]:
 
 
 def _training(roles: Sequence[Role], label: str, rows: int, clicks: float, bad_share: float) -> list[str]:
-    batch = 64 if rows < 10_000 else 512 if rows < 1_000_000 else 4096
-    epochs = 3 if rows < 100_000 else 1
     lines = [
         "training:",
         f"  {_pair('label', label)}  # {clicks:.1%} of the rows are clicks",
-        f"  batch_size: {batch}",
-        f"  epochs: {epochs}",
+        *[f"  {line}" for line in passes(rows)],
     ]
     for role in roles:
         if role.kind == "time":
@@ -106,7 +105,7 @@ def _training(roles: Sequence[Role], label: str, rows: int, clicks: float, bad_s
                 f"  # {_pair('time_column', role.column)}",
             ]
     if bad_share:
-        lines.append(f"  max_bad_rows: {_bound(bad_share)}  # {bad_share:.3%} of the rows cannot be read")
+        lines.append(f"  max_bad_rows: {_bound(bad_share)}  # {bad_share:.3%} of the rows have no label")
     return lines
 
 

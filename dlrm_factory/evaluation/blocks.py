@@ -17,6 +17,7 @@ from dlrm_factory.training.dataset import slices
 from dlrm_factory.training.dataset_building import dataset_of
 from dlrm_factory.training.encoding import EncodedChunk, encode_chunk
 from dlrm_factory.training.sides import SidedChunk
+from dlrm_factory.training.unreadable_cells import CellLedger
 
 __all__ = ["Block", "Encoder"]
 
@@ -40,10 +41,15 @@ class Block:
 
 
 class Encoder:
-    """Encodes rows as a model's training did."""
+    """Encodes rows as a model's training did.
+
+    Fields:
+        cells: counts the unreadable ones of the latest `blocks`.
+    """
 
     def __init__(self, declaration: DLRMDeclaration, vocabularies: Vocabularies | None) -> None:
         self._declaration = declaration
+        self.cells = CellLedger()
         self._vocabulary = None if vocabularies is None else VocabularyRows(declaration, vocabularies)
 
     def blocks(
@@ -57,11 +63,13 @@ class Encoder:
 
         ``chunks``: with the ground truth's logits, float64 [n], where there is one. DataError for a wrong value.
         """
+        self.cells = CellLedger()
         for sided, truth in chunks:
             encoded = encode_chunk(sided.chunk, self._declaration, self._vocabulary, wrong=sided.wrong)
-            kept = np.ones(len(encoded.labels), dtype=np.bool_) if all_rows else sided.held_out.copy()
+            kept = np.ones(len(encoded.labels), dtype=np.bool_) if all_rows else sided.sides.held_out.copy()
             if sided.wrong is not None:
                 kept &= ~sided.wrong.mask
+            self.cells.add(encoded.unreadable, kept)
             cells = None if column is None else sided.chunk.columns[column].filter(pa.array(kept))
             yield from self._pieces(encoded.take(kept), None if truth is None else truth[kept], cells)
 

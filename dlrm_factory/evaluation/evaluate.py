@@ -36,7 +36,7 @@ def evaluate(
     """Evaluate the checkpoint or archive ``model`` on the samples of ``source``.
 
     Args:
-        baseline: also train LightGBM on the model's training rows, and put it beside.
+        baseline: also train LightGBM on the model's training and validation rows, and put it beside.
         observe, observe_trees: told of progress, with the model and with the baseline.
 
     Raises:
@@ -57,7 +57,10 @@ def evaluate(
         logits = [scored.logits]
         if clicks is not None:
             trained = train_baseline(
-                opened.declaration, clicks.dataset, clicks.training, observe=observe_trees
+                opened.declaration,
+                clicks.dataset,
+                np.sort(np.concatenate([clicks.training, clicks.validation])),
+                observe=observe_trees,
             )
             logits.append(trained.logits(block.batch for block in samples.blocks()))
             models.append(_result(BASELINE, trained.detail, scored.labels, logits[1]))
@@ -69,6 +72,7 @@ def evaluate(
         comparison=compare(scored.labels, logits[0], logits[1], models) if baseline else None,
         slices=_slices(source.column, scored, logits),
         history=history,
+        unreadable=samples.unreadable(),
     )
 
 

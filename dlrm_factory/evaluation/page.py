@@ -7,7 +7,7 @@ from html import escape
 
 from dlrm_factory.evaluation.figures import CALIBRATION_BINS
 from dlrm_factory.evaluation.results import Evaluation
-from dlrm_factory.evaluation.shown import figure_rows, share_sentence, slice_rows
+from dlrm_factory.evaluation.shown import figure_rows, sentences, slice_rows
 from dlrm_factory.evaluation.slice_values import MOST_SLICES, NUMBER_BINS
 
 __all__ = ["page"]
@@ -38,8 +38,7 @@ def page(evaluation: Evaluation, pictures: Mapping[str, str]) -> str:
     """The whole page. ``pictures``: SVG by name, set in as it is; every text of the model or the data is escaped."""
     parts = [f"<h1>Evaluation of {escape(evaluation.model)}</h1>", *_heading(evaluation)]
     parts += ["<h2>Figures</h2>", _table(*figure_rows(evaluation)), _figure_notes()]
-    judgement = None if evaluation.comparison is None else evaluation.comparison.judgement
-    for sentence in filter(None, (share_sentence(evaluation), judgement)):
+    for sentence in sentences(evaluation):
         parts.append(f'<p class="judgement">{escape(sentence)}</p>')
     parts += ["<h2>Pictures</h2>", *_figures(pictures, ("roc", "calibration", "scores"))]
     parts += ["<h2>Learning curve</h2>", *_learning(evaluation, pictures)]

@@ -18,7 +18,7 @@ __all__ = ["PICTURES", "draw_pictures"]
 
 PICTURES = ("roc", "calibration", "scores", "learning")
 
-_COLOURS = ("#4c78a8", "#f58518")  # the model, the baseline
+_COLOURS = ("#4c78a8", "#f58518")  # the model, the baseline; held out, validation
 _GREY, _CLICKS, _OTHERS = "#767676", "#e45756", "#9d9d9d"
 _STYLE = {
     "font.size": 9.0,
@@ -159,6 +159,16 @@ def _learning(figure: Any, evaluation: Evaluation) -> None:
         [math.nan if p.held_out_auc is None else p.held_out_auc for p in history],
         color=_COLOURS[0], marker="o", markersize=3.5, label="held out",
     )  # fmt: skip
+    if history[-1].validation_log_loss is not None:
+        for axes, values in (
+            (left, [p.validation_log_loss for p in history]),
+            (right, [p.validation_auc for p in history]),
+        ):
+            axes.plot(
+                samples,
+                [math.nan if value is None else value for value in values],
+                color=_COLOURS[1], marker="o", markersize=3.5, label="validation",
+            )  # fmt: skip
     best = evaluation.best
     if best is not None:
         _best_line(left, best.log_loss)

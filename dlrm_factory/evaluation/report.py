@@ -14,6 +14,7 @@ from dlrm_factory.evaluation.figures import Figures
 from dlrm_factory.evaluation.page import page
 from dlrm_factory.evaluation.pictures import PICTURES, draw_pictures
 from dlrm_factory.evaluation.results import Evaluation, SliceTable
+from dlrm_factory.training.history import still_rising
 
 __all__ = ["as_json", "check_report_folder", "write_report"]
 
@@ -42,6 +43,8 @@ def as_json(evaluation: Evaluation, *, curves: bool = False) -> dict[str, Any]:
             {name: getattr(point, name) for name in point.__struct_fields__ if name != "seconds"}
             for point in evaluation.history
         ],
+        "still_rising": still_rising(evaluation.history),
+        "unreadable": [{"feature": found.feature, "cells": found.cells} for found in evaluation.unreadable],
     }
 
 

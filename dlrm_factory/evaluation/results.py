@@ -8,6 +8,7 @@ from dlrm_factory.delong import AucDifference
 from dlrm_factory.evaluation.curves import Curves
 from dlrm_factory.evaluation.figures import Figures
 from dlrm_factory.training.history import Evaluation as HistoryPoint
+from dlrm_factory.training.unreadable_cells import UnreadableCells
 
 __all__ = ["Best", "Comparison", "Evaluation", "ModelResult", "SliceResult", "SliceTable"]
 
@@ -72,6 +73,7 @@ class Evaluation:
         comparison: None without a baseline.
         slices: None without a column.
         history: the training's evaluations, in order; empty if the model carries none.
+        unreadable: cells of the samples that counted as missing.
     """
 
     model: str
@@ -81,3 +83,4 @@ class Evaluation:
     comparison: Comparison | None
     slices: SliceTable | None
     history: tuple[HistoryPoint, ...]
+    unreadable: tuple[UnreadableCells, ...] = ()

@@ -19,6 +19,7 @@ from dlrm_factory.training.clicks import Clicks, generate_clicks, read_clicks
 from dlrm_factory.training.generate import generate
 from dlrm_factory.training.progress import Observer
 from dlrm_factory.training.sides import HashSplit, SidedChunk
+from dlrm_factory.training.unreadable_cells import UnreadableCells
 
 __all__ = ["Samples", "Source", "samples_of"]
 
@@ -53,11 +54,13 @@ class Samples:
         description: which they are, as people read it.
         blocks: all of them, in the same order each time.
         clicks: all rows of the data, in memory or mapped: for the training rows. DataError if there is no data.
+        unreadable: cells that counted as missing in the samples that `blocks` gave last.
     """
 
     description: str
     blocks: Callable[[], Iterator[Block]]
     clicks: Callable[[], Clicks]
+    unreadable: Callable[[], tuple[UnreadableCells, ...]] = tuple
 
 
 def samples_of(model: EvaluatedModel, source: Source, observe: Observer) -> Samples:
@@ -101,7 +104,12 @@ def _of_files(model: EvaluatedModel, source: Source, observe: Observer) -> Sampl
         )
 
     what = "all rows" if all_rows else "the held-out rows"
-    return Samples(description=f"{what} of {names}", blocks=blocks, clicks=clicks)
+    return Samples(
+        description=f"{what} of {names}",
+        blocks=blocks,
+        clicks=clicks,
+        unreadable=lambda: encoder.cells.close(),
+    )
 
 
 def _of_generated(model: EvaluatedModel, source: Source, observe: Observer) -> Samples:
@@ -133,8 +141,8 @@ def _generated(model: EvaluatedModel, rows: int) -> Iterator[tuple[SidedChunk, n
     options = model.declaration.training
     split, first = HashSplit.of(options), 0
     for generated in generate(model.declaration, rows, options.seed):
-        held_out = split.held_out(generated.chunk, first, None)
-        yield SidedChunk(chunk=generated.chunk, held_out=held_out), generated.logits
+        sides = split.sides(generated.chunk, first, None)
+        yield SidedChunk(chunk=generated.chunk, sides=sides), generated.logits
         first += generated.chunk.columns.num_rows
 
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from dlrm_factory.evaluation.figures import Figures
 from dlrm_factory.evaluation.results import Evaluation
+from dlrm_factory.training.history import rising_sentence, still_rising
 
-__all__ = ["figure_rows", "share_sentence", "slice_rows"]
+__all__ = ["figure_rows", "sentences", "slice_rows"]
 
 _UNDEFINED = "not defined"
 
@@ -24,7 +25,31 @@ def figure_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     return headings, rows
 
 
-def share_sentence(evaluation: Evaluation) -> str | None:
+def sentences(evaluation: Evaluation) -> list[str]:
+    """What follows from the figures, in sentences: how near the best, against the baseline, what to do."""
+    judgement = None if evaluation.comparison is None else evaluation.comparison.judgement
+    unreadable = [f"{found}." for found in evaluation.unreadable]
+    found = [_share_sentence(evaluation), judgement, _training_sentence(evaluation), *unreadable]
+    return [sentence for sentence in found if sentence]
+
+
+def _training_sentence(evaluation: Evaluation) -> str | None:
+    """Advice to train on, where the training's curve gives it."""
+    gain = still_rising(evaluation.history)
+    if gain is not None:
+        return rising_sentence(gain)
+    comparison = evaluation.comparison
+    if comparison is None or len(evaluation.history) != 1:
+        return None
+    if comparison.difference is None or comparison.difference.low > 0:
+        return None
+    return (
+        "The training was evaluated once only, so nothing says that more epochs would not help: "
+        "try some with early_stopping."
+    )
+
+
+def _share_sentence(evaluation: Evaluation) -> str | None:
     """How near the model comes to the best reachable AUC; None where that is not known or not defined."""
     best = evaluation.best
     if best is None or best.share is None:

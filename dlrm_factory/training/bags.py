@@ -40,6 +40,12 @@ class Bags:
         weights = None if self.weights is None else self.weights[ids]
         return Bags(values=self.values[ids], lengths=self.lengths[kept], weights=weights)
 
+    def emptied(self, mask: npt.NDArray[np.bool_]) -> Bags:
+        """Empty bags for the samples that ``mask``, bool [n], says."""
+        ids = np.repeat(~mask, self.lengths)
+        weights = None if self.weights is None else self.weights[ids]
+        return Bags(values=self.values[ids], lengths=np.where(mask, 0, self.lengths), weights=weights)
+
 
 def encode_bags(
     column: pa.Array,
@@ -61,7 +67,8 @@ def encode_bags(
         weights: the feature's column of weights, if it has one.
 
     Raises:
-        DataError: a bag that is too long, an id that is none, an index outside the table, a wrong weight.
+        DataError: a bag that is too long, an id that is none, an index outside the table, a wrong weight; or ``place``
+            takes the cell down, and the bag is empty.
     """
     ids, lengths = _flatten(column, feature, separator, place)
     too_long = np.flatnonzero(lengths > feature.max_length)
@@ -78,7 +85,8 @@ def encode_bags(
     rows = np.where(rows == UNKNOWN, DROPPED, rows) if look_up else rows
     numbers = None if weights is None else encode_bag_weights(weights, lengths, separator, place)
     rows, trimmed, numbers = trim_bags([feature], rows, lengths[None, :], numbers)
-    return Bags(values=rows, lengths=trimmed[0], weights=numbers)
+    bags = Bags(values=rows, lengths=trimmed[0], weights=numbers)
+    return bags if place.cells is None else bags.emptied(place.cells.mask)
 
 
 def raw_ids(

@@ -69,7 +69,11 @@ class ClickSource:
     def split(self, observe: Observer) -> Split:
         """As declared; a split by time takes a pass over that column. DataError if it cannot be found."""
         if self._held_out.paths:
-            return FileSplit(sources=frozenset(map(str, self._held_out.paths)))
+            return FileSplit(
+                sources=frozenset(map(str, self._held_out.paths)),
+                validation=self._options.validation_share,
+                seed=self._options.seed,
+            )
         if self._by_time is None:
             return HashSplit.of(self._options)
         chunks = first_rows(self._files.chunks([self._by_time]), self._rows)
@@ -77,6 +81,7 @@ class ClickSource:
             self._observed(chunks, observe),
             self._by_time,
             holdout=self._options.holdout,
+            validation=self._options.validation_share,
             ledger=self.ledger(),
         )
 

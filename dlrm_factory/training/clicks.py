@@ -25,6 +25,7 @@ from dlrm_factory.training.generate import GeneratedChunk, default_rows, generat
 from dlrm_factory.training.memory import memory_for_rows
 from dlrm_factory.training.progress import Observer, Progress
 from dlrm_factory.training.sides import HashSplit, SidedChunk, sided
+from dlrm_factory.training.unreadable_cells import CellLedger, UnreadableCells
 from dlrm_factory.training.write_clicks import click_writer
 
 __all__ = ["Clicks", "generate_clicks", "read_clicks"]
@@ -35,17 +36,20 @@ class Clicks:
     """Samples, and what was found in them.
 
     Fields:
-        training, held_out: row numbers into the dataset, int64, ascending.
+        training, validation, held_out: row numbers into the dataset, int64, ascending.
         features: the declaration and vocabularies they are encoded by.
         bad_rows: what was left out; None if no row may be.
+        unreadable: cells that count as missing, of rows that were not left out.
         true_logits: the ground truth's, float64 [N]; None if the clicks are real.
     """
 
     dataset: ClickDataset
     training: Int64
+    validation: Int64
     held_out: Int64
     features: FittedFeatures
     bad_rows: BadRows | None = None
+    unreadable: tuple[UnreadableCells, ...] = ()
     true_logits: npt.NDArray[np.float64] | None = None
 
 
@@ -83,8 +87,9 @@ def read_clicks(
     ledger = source.ledger()
     chunks = sided(source.chunks(), split, ledger)
     builder = DatasetBuilder(declaration, scratch=scratch, most_bytes=memory_for_rows())
-    built = _encoded(features, chunks, builder, observe, source.most_rows)
-    return _clicks(built, features, bad_rows=ledger.close())
+    cells = CellLedger()
+    built = _encoded(features, chunks, builder, observe, source.most_rows, cells)
+    return _clicks(built, features, bad_rows=ledger.close(), unreadable=cells.close())
 
 
 def generate_clicks(
@@ -108,7 +113,7 @@ def generate_clicks(
         writer = None if write_to is None else stack.enter_context(click_writer(write_to, options.separator))
         chunks = sided(map(kept, generate(declaration, rows, options.seed)), split)
         builder = DatasetBuilder(declaration, most_bytes=memory_for_rows())
-        built = _encoded(features, chunks, builder, observe, rows)
+        built = _encoded(features, chunks, builder, observe, rows, CellLedger())
     return _clicks(built, features, true_logits=np.concatenate(logits))
 
 
@@ -118,6 +123,7 @@ def _encoded(
     builder: DatasetBuilder,
     observe: Observer,
     total: int | None,
+    cells: CellLedger,
 ) -> BuiltDataset:
     declaration, vocabulary = features.declaration, None
     if declaration.vocabulary_tables:
@@ -126,12 +132,13 @@ def _encoded(
     with closing(builder):
         for piece in chunks:
             encoded = encode_chunk(piece.chunk, declaration, vocabulary, wrong=piece.wrong)
-            held_out = piece.held_out
-            done += len(held_out)
-            if piece.wrong is not None and piece.wrong.mask.any():
-                good = ~piece.wrong.mask
-                encoded, held_out = encoded.take(good), held_out[good]
-            builder.add(encoded, held_out)
+            sides = piece.sides
+            done += len(encoded.labels)
+            good = np.ones(len(encoded.labels), dtype=np.bool_) if piece.wrong is None else ~piece.wrong.mask
+            cells.add(encoded.unreadable, good)
+            if not good.all():
+                encoded, sides = encoded.take(good), sides.take(good)
+            builder.add(encoded, sides)
             observe(Progress(stage="data", done=done, total=total))
         return builder.finish()
 
@@ -141,13 +148,16 @@ def _clicks(
     features: FittedFeatures,
     *,
     bad_rows: BadRows | None = None,
+    unreadable: tuple[UnreadableCells, ...] = (),
     true_logits: npt.NDArray[np.float64] | None = None,
 ) -> Clicks:
     return Clicks(
         dataset=built.dataset,
         training=built.training,
+        validation=built.validation,
         held_out=built.held_out,
         features=features,
         bad_rows=bad_rows,
+        unreadable=unreadable,
         true_logits=true_logits,
     )

@@ -19,6 +19,7 @@ from dlrm_factory.training.block_pages import BlockPages
 from dlrm_factory.training.dataset import ClickDataset, Int64
 from dlrm_factory.training.encoding import EncodedChunk
 from dlrm_factory.training.scratch import Scratch, ScratchArray, default_folder
+from dlrm_factory.training.sides import Sides
 
 __all__ = ["BuiltDataset", "DatasetBuilder", "dataset_of"]
 
@@ -27,10 +28,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltDataset:
-    """``training`` and ``held_out``: row numbers of ``dataset``, int64, ascending."""
+    """``training``, ``validation`` and ``held_out``: row numbers of ``dataset``, int64, ascending."""
 
     dataset: ClickDataset
     training: Int64
+    validation: Int64
     held_out: Int64
 
 
@@ -83,7 +85,7 @@ class DatasetBuilder:
         self._values = [_Column(np.int32) for _ in features]
         self._ends = [_Column(np.int64) for _ in features]
         self._weights = [_Column(np.float32) if feature.weighted else None for feature in features]
-        self._training, self._held_out = _Column(np.int64), _Column(np.int64)
+        self._training, self._validation, self._held_out = (_Column(np.int64) for _ in range(3))
         self._rows = self._bytes = 0
         self._last = np.zeros(len(features), dtype=np.int64)
         for column in self._ends:
@@ -93,8 +95,8 @@ class DatasetBuilder:
         if scratch is not None:
             self._move_to(Scratch(scratch))
 
-    def add(self, chunk: EncodedChunk, held_out: npt.NDArray[np.bool_]) -> None:
-        """Append rows; ``held_out``, bool [n], says which of them are. DataError if the disk is full."""
+    def add(self, chunk: EncodedChunk, sides: Sides) -> None:
+        """Append rows, which are on ``sides``. DataError if the disk is full."""
         took = self._labels.append(chunk.labels) + self._dense.append(chunk.dense)
         for f, bags in enumerate(chunk.bags):
             ends = self._last[f] + np.cumsum(bags.lengths)
@@ -103,9 +105,11 @@ class DatasetBuilder:
             weights = self._weights[f]
             if weights is not None and bags.weights is not None:
                 took += weights.append(bags.weights)
-        numbers = np.arange(self._rows, self._rows + len(held_out), dtype=np.int64)
-        took += self._training.append(numbers[~held_out]) + self._held_out.append(numbers[held_out])
-        self._rows += len(held_out)
+        numbers = np.arange(self._rows, self._rows + len(chunk.labels), dtype=np.int64)
+        took += self._training.append(numbers[sides.training])
+        took += self._validation.append(numbers[sides.validation])
+        took += self._held_out.append(numbers[sides.held_out])
+        self._rows += len(numbers)
         self._bytes += took
         if self._scratch is None and self._bytes > self._most:
             folder = default_folder()
@@ -126,6 +130,7 @@ class DatasetBuilder:
         offsets = [column.finish() for column in self._ends]
         weights = [(None, None) if column is None else column.finish() for column in self._weights]
         training, training_map = self._training.finish()
+        validation, validation_map = self._validation.finish()
         held_out, held_out_map = self._held_out.finish()
         pages = None
         if self._scratch is not None:
@@ -135,7 +140,7 @@ class DatasetBuilder:
                 for columns in (values, weights)
                 for (_, mapping), (ends, _) in zip(columns, offsets, strict=True)
             ]
-            pages = BlockPages(fixed, jagged, [training_map, held_out_map])
+            pages = BlockPages(fixed, jagged, [training_map, validation_map, held_out_map])
         dataset = ClickDataset(
             labels=labels,
             dense=dense.reshape(-1, width),
@@ -145,7 +150,7 @@ class DatasetBuilder:
             scratch=self._scratch,
             pages=pages,
         )
-        return BuiltDataset(dataset=dataset, training=training, held_out=held_out)
+        return BuiltDataset(dataset=dataset, training=training, validation=validation, held_out=held_out)
 
     def close(self) -> None:
         """Give up what is not finished."""
@@ -162,6 +167,7 @@ class DatasetBuilder:
             *self._ends,
             *weights,
             self._training,
+            self._validation,
             self._held_out,
         ):
             column.move_to(scratch)
@@ -171,5 +177,5 @@ def dataset_of(chunks: Iterable[EncodedChunk], declaration: DLRMDeclaration) -> 
     """All rows of ``chunks``, in order, in memory."""
     builder = DatasetBuilder(declaration)
     for chunk in chunks:
-        builder.add(chunk, np.zeros(len(chunk.labels), dtype=np.bool_))
+        builder.add(chunk, Sides.of(np.zeros(len(chunk.labels), dtype=np.bool_)))
     return builder.finish().dataset

@@ -15,7 +15,7 @@ __all__ = ["EarlyStopping", "check_labels_differ"]
 
 
 class EarlyStopping:
-    """Keeps the weights and held-out logits of the evaluation with the highest AUC.
+    """Keeps the weights of the evaluation with the highest AUC on the validation rows, and their held-out logits.
 
     Fields:
         weights: the copy.
@@ -37,8 +37,8 @@ class EarlyStopping:
         All ranks judge the same figures, so they agree.
         """
         best = state.best()
-        auc = evaluation.held_out_auc
-        if best is None or (auc is not None and auc > (best.held_out_auc or 0.0)):
+        auc = evaluation.validation_auc
+        if best is None or (auc is not None and auc > (best.validation_auc or 0.0)):
             state.best_step, self.logits = evaluation.step, logits
             self.weights.keep()
         elif state.fruitless() >= self._patience:
@@ -46,9 +46,13 @@ class EarlyStopping:
 
 
 def check_labels_differ(labels: npt.NDArray[np.float32]) -> None:
-    """DataError if ``labels`` of the held-out rows are all alike: their AUC is undefined."""
+    """DataError if ``labels`` of the validation rows are all alike: their AUC is undefined."""
     if len(np.unique(labels)) < 2:
         raise DataError(
-            f"$.training.early_stopping goes by the held-out AUC, but all {len(labels)} held-out rows have "
-            f"label {labels[0]:.0f}; hold out rows of both labels, or leave early_stopping out"
+            f"$.training.early_stopping goes by the AUC of the validation rows, but {_alike(labels)}; "
+            "add rows, raise validation, or leave early_stopping out"
         )
+
+
+def _alike(labels: npt.NDArray[np.float32]) -> str:
+    return f"all {len(labels)} of them have label {labels[0]:.0f}" if len(labels) else "there are none"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from dlrm_factory.training.click_files import Chunk, weights_column
 from dlrm_factory.training.ids import LookUp
 from dlrm_factory.training.numbers import encode_dense, encode_label
 from dlrm_factory.training.places import Place
+from dlrm_factory.training.unreadable_cells import ChunkCells, FeatureCells
 
 __all__ = ["EncodedChunk", "encode_chunk"]
 
@@ -31,16 +32,18 @@ class EncodedChunk:
         dense: float32 [n, dense features].
         labels: float32 [n] of 0 and 1.
         bags: one a sparse feature.
+        unreadable: cells that count as missing, of all rows of the chunk.
     """
 
     dense: Float32
     labels: Float32
     bags: tuple[Bags, ...]
+    unreadable: ChunkCells = field(default_factory=lambda: ChunkCells({}))
 
     def take(self, kept: npt.NDArray[np.bool_]) -> EncodedChunk:
         """The rows that ``kept``, bool [n], says."""
         bags = tuple(bags.take(kept) for bags in self.bags)
-        return EncodedChunk(dense=self.dense[kept], labels=self.labels[kept], bags=bags)
+        return replace(self, dense=self.dense[kept], labels=self.labels[kept], bags=bags)
 
 
 def encode_chunk(
@@ -58,11 +61,23 @@ def encode_chunk(
             nothing.
     """
 
-    def place(column: str) -> Place:
-        return Place(source=chunk.source, first_row=chunk.first_row, column=column, wrong=wrong)
-
     options = declaration.training
     columns = chunk.columns
+    cells = {
+        feature.name: FeatureCells(columns.num_rows)
+        for feature in declaration.features
+        if feature.unreadable == "missing"
+    }
+
+    def place(column: str) -> Place:
+        return Place(
+            source=chunk.source,
+            first_row=chunk.first_row,
+            column=column,
+            wrong=wrong,
+            cells=cells.get(column),
+        )
+
     dense = np.empty((columns.num_rows, len(declaration.dense_features)), dtype=np.float32)
     for j, feature in enumerate(declaration.dense_features):
         dense[:, j] = encode_dense(columns[feature.name], feature, place(feature.name))
@@ -80,7 +95,12 @@ def encode_chunk(
     )
     label = parse_label(options.label)
     labels = encode_label(columns[label.column], place(label.column), label.comparison)
-    return EncodedChunk(dense=transform_dense(dense, declaration.dense_features), labels=labels, bags=bags)
+    return EncodedChunk(
+        dense=transform_dense(dense, declaration.dense_features),
+        labels=labels,
+        bags=bags,
+        unreadable=ChunkCells({name: found for name, found in cells.items() if found.mask.any()}),
+    )
 
 
 def _look_up(vocabulary: VocabularyRows | None, feature: int) -> LookUp:

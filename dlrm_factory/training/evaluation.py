@@ -1,4 +1,4 @@
-"""Logits of the held-out rows: each rank computes its share."""
+"""Logits of rows that are not trained on: each rank computes its share."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dlrm_factory.training.dataset import ClickDataset, Int64, slices
 from dlrm_factory.training.objective import Objective
 from dlrm_factory.training.progress import Observer, Progress
 
-__all__ = ["held_out_logits"]
+__all__ = ["logits_of"]
 
 _BATCH = 4096
 
 
-def held_out_logits(
+def logits_of(
     objective: Objective, clicks: ClickDataset, rows: Int64, *, observe: Observer
 ) -> npt.NDArray[np.float32]:
     """Logits of ``rows``: float32 [len(rows)], on every rank. Collective over the ranks."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -20,6 +20,7 @@ from dlrm_factory.training.numbers import encode_dense
 from dlrm_factory.training.places import Place
 from dlrm_factory.training.progress import Observer, Progress
 from dlrm_factory.training.sides import SidedChunk
+from dlrm_factory.training.unreadable_cells import FeatureCells
 
 __all__ = ["FittedFeatures", "fit_features", "needs_fitting"]
 
@@ -54,15 +55,18 @@ def fit_features(
         return FittedFeatures(declaration=declaration, vocabularies=None)
     moments = {f.name: Moments() for f in declaration.dense_features if f.is_standardized and f.mean is None}
     counts = {table: IdCounts() for table in declaration.vocabulary_tables}
+    may_miss = any(feature.unreadable == "missing" for feature in declaration.features)
     done = 0
     for sided in chunks:
-        training = ~sided.held_out
-        if sided.wrong is not None:
+        training = ~sided.sides.held_out
+        cells: Mapping[str, FeatureCells] = {}
+        if sided.wrong is not None or may_miss:
             # A row that is bad in any column is left out whole, so all columns are looked at.
-            encode_chunk(sided.chunk, declaration, wrong=sided.wrong)
+            cells = encode_chunk(sided.chunk, declaration, wrong=sided.wrong).unreadable.features
+        if sided.wrong is not None:
             training &= ~sided.wrong.mask
-        _add_numbers(moments, sided, declaration, training)
-        _add_ids(counts, sided, declaration, training)
+        _add_numbers(moments, sided, declaration, training, cells)
+        _add_ids(counts, sided, declaration, training, cells)
         done += len(training)
         observe(Progress(stage="features", done=done, total=rows))
     return FittedFeatures(
@@ -71,30 +75,46 @@ def fit_features(
 
 
 def _add_numbers(
-    moments: dict[str, Moments], sided: SidedChunk, declaration: DLRMDeclaration, training: Training
+    moments: dict[str, Moments],
+    sided: SidedChunk,
+    declaration: DLRMDeclaration,
+    training: Training,
+    cells: Mapping[str, FeatureCells],
 ) -> None:
     for feature in declaration.dense_features:
         if feature.name in moments:
             column = sided.chunk.columns[feature.name]
-            raw = encode_dense(column, feature, _place(sided, feature.name))
+            raw = encode_dense(column, feature, _place(sided, feature.name, cells))
             dense = transform_dense(raw[:, None], [feature], until_standardized=True)
             moments[feature.name].add(dense[training, 0])
 
 
 def _add_ids(
-    counts: dict[str, IdCounts], sided: SidedChunk, declaration: DLRMDeclaration, training: Training
+    counts: dict[str, IdCounts],
+    sided: SidedChunk,
+    declaration: DLRMDeclaration,
+    training: Training,
+    cells: Mapping[str, FeatureCells],
 ) -> None:
     for feature in declaration.sparse_features:
         if feature.table in counts:
-            column, place = sided.chunk.columns[feature.name], _place(sided, feature.name)
+            column, place = sided.chunk.columns[feature.name], _place(sided, feature.name, cells)
             ids, lengths = raw_ids(column, feature, declaration.training.separator, place)
-            mask = np.repeat(training, lengths)
+            good = training if place.cells is None else training & ~place.cells.mask
+            mask = np.repeat(good, lengths)
             counts[feature.table].add(ids[mask] if isinstance(ids, np.ndarray) else ids.filter(mask))
 
 
-def _place(sided: SidedChunk, column: str) -> Place:
+def _place(sided: SidedChunk, column: str, cells: Mapping[str, FeatureCells]) -> Place:
+    """``cells``: taken down before, so what is taken down again is no news."""
     chunk = sided.chunk
-    return Place(source=chunk.source, first_row=chunk.first_row, column=column, wrong=sided.wrong)
+    return Place(
+        source=chunk.source,
+        first_row=chunk.first_row,
+        column=column,
+        wrong=sided.wrong,
+        cells=cells.get(column),
+    )
 
 
 def _with_statistics(declaration: DLRMDeclaration, moments: dict[str, Moments]) -> DLRMDeclaration:

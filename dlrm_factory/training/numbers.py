@@ -23,24 +23,27 @@ Int64 = npt.NDArray[np.int64]
 
 # How tables write "nothing here" in a column of numbers. An empty CSV cell has become null before.
 _MISSING = ("nan", "na", "n/a", "null", "none")
+_REMEDY = "; mend it, or declare the feature unreadable: missing"
 _BOOLEANS = {"true": "1", "false": "0"}
 
 
 def encode_dense(column: pa.Array, feature: DenseFeature, place: Place) -> npt.NDArray[np.float32]:
     """Raw numbers: float32 [n], not yet transformed. Null and NaN take the declared default.
 
-    DataError for text, or for a number that float32 cannot hold.
+    DataError for text, or for a number that float32 cannot hold; or ``place`` takes the cell down, which then takes
+    the default, too.
     """
-    numbers = _numbers(column, place)
+    remedy = _REMEDY if place.cells is None else ""
+    numbers = _numbers(column, place, remedy)
     with np.errstate(over="ignore"):
         dense = np.where(np.isnan(numbers), feature.default, numbers).astype(np.float32)
     infinite = np.flatnonzero(~np.isfinite(dense))
     place.refuse(
         infinite,
         "not a finite number",
-        lambda k: f"{shown(column[int(infinite[k])].as_py())} is not a finite float32 number",
+        lambda k: f"{shown(column[int(infinite[k])].as_py())} is not a finite float32 number{remedy}",
     )
-    dense[infinite] = 0
+    dense[infinite] = feature.default
     return dense
 
 
@@ -74,11 +77,11 @@ def encode_label(
     return labels
 
 
-def _numbers(column: pa.Array, place: Place) -> Float64:
-    """float64 [n]; NaN where null."""
+def _numbers(column: pa.Array, place: Place, remedy: str = "") -> Float64:
+    """float64 [n]; NaN where null, or taken down."""
     kind = column.type
     if is_text(kind):
-        column = _parse(_plain(column), place)
+        column = _parse(_plain(column), place, remedy)
     elif pa.types.is_boolean(kind):
         column = column.cast(pa.uint8())
     elif not (is_number(kind) or pa.types.is_null(kind)):
@@ -86,7 +89,7 @@ def _numbers(column: pa.Array, place: Place) -> Float64:
     return pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
 
 
-def _parse(text: pa.Array, place: Place) -> pa.Array:
+def _parse(text: pa.Array, place: Place, remedy: str) -> pa.Array:
     try:
         return text.cast(pa.float64())
     except pa.ArrowInvalid:
@@ -94,9 +97,11 @@ def _parse(text: pa.Array, place: Place) -> pa.Array:
     trimmed = pc.utf8_trim_whitespace(text)
     missing = pc.is_in(pc.utf8_lower(trimmed), pa.array(_MISSING))
     trimmed = pc.if_else(missing, pa.scalar(None, pa.string()), trimmed)
-    wanted = 1 if place.wrong is None else None  # the first mistake is an error, or all are taken down
+    wanted = 1 if place.stops else None  # the first mistake is an error, or all are taken down
     wrong = np.fromiter(islice(_not_numbers(trimmed, 0), wanted), dtype=np.int64)
-    place.refuse(wrong, "not a number", lambda k: f"{shown(trimmed[int(wrong[k])].as_py())} is not a number")
+    place.refuse(
+        wrong, "not a number", lambda k: f"{shown(trimmed[int(wrong[k])].as_py())} is not a number{remedy}"
+    )
     mask = np.zeros(len(trimmed), dtype=np.bool_)
     mask[wrong] = True
     return pc.if_else(pa.array(mask), pa.scalar(None, pa.string()), trimmed).cast(pa.float64())

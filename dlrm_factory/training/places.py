@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from dlrm_factory.errors import DataError
 from dlrm_factory.training.bad_rows import WrongRows
+from dlrm_factory.training.unreadable_cells import FeatureCells
 
 __all__ = ["Place"]
 
@@ -23,12 +24,19 @@ class Place:
         first_row: number of the chunk's first row. Rows are counted from 1; a CSV header is not counted.
         column: the column's name.
         wrong: takes down rows that cannot be read; None: the first one is an error.
+        cells: takes down cells that cannot be read, in place of the rows; None: they are no cells that may be missing.
     """
 
     source: str
     first_row: int
     column: str
     wrong: WrongRows | None = None
+    cells: FeatureCells | None = None
+
+    @property
+    def stops(self) -> bool:
+        """The first mistake is an error."""
+        return self.wrong is None and self.cells is None
 
     def with_column(self, column: str) -> Place:
         """The same rows of another column."""
@@ -45,6 +53,9 @@ class Place:
             problem: what is wrong with ``rows[k]``, in full.
         """
         if not len(rows):
+            return
+        if self.cells is not None:
+            self.cells.add(rows, lambda k: str(self.error(int(rows[k]), problem(k))))
             return
         if self.wrong is None:
             raise self.error(int(rows[0]), problem(0))

@@ -24,7 +24,7 @@ class Progress:
         evaluation: what an evaluation found, at its end.
     """
 
-    stage: Literal["split", "features", "data", "training", "evaluation"]
+    stage: Literal["split", "features", "data", "training", "refit", "evaluation"]
     done: int
     total: int | None = None
     loss: float | None = None

@@ -26,22 +26,27 @@ class DataMarks(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields
     """What tells one data set from another: its rows, and a checksum of the labels in training order."""
 
     training_rows: int
+    validation_rows: int = 0
     held_out_rows: int
     labels: str
 
     def __str__(self) -> str:
         return (
-            f"{self.training_rows:,} training rows, {self.held_out_rows:,} held out, "
+            f"{self.training_rows:,} training rows, {self.validation_rows:,} for validation, "
+            f"{self.held_out_rows:,} held out, "
             f"checksum of the labels {self.labels}"
         )
 
     @staticmethod
     def of(data: TrainingData) -> DataMarks:
         digest = xxhash.xxh3_64()
-        for rows in (data.training, data.held_out):
+        for rows in (data.training, data.validation, data.held_out):
             digest.update(data.clicks.labels[rows].astype("uint8").tobytes())
         return DataMarks(
-            training_rows=len(data.training), held_out_rows=len(data.held_out), labels=digest.hexdigest()
+            training_rows=len(data.training),
+            validation_rows=len(data.validation),
+            held_out_rows=len(data.held_out),
+            labels=digest.hexdigest(),
         )
 
 
@@ -78,6 +83,7 @@ def _fixed(declaration: DLRMDeclaration) -> dict[str, Any]:
         fixed.pop(key, None)
     for key in _FREE_TRAINING:
         fixed["training"].pop(key, None)
+    fixed["training"]["validation"] = declaration.training.validation_share  # early_stopping may imply it
     for table in fixed["tables"]:
         table.pop("sharding", None)
     return fixed

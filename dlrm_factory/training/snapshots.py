@@ -73,7 +73,7 @@ class Snapshots:
 
     def save(self, run: TrainingRun) -> None:
         """Collective. WeightsError if it cannot be written."""
-        name = f"{_PREFIX}{run.state.step:012d}"
+        name = f"{_PREFIX}{run.state.all_steps:012d}"
         self._marks = self._marks or DataMarks.of(run.data)
         partial, final = self._folder / f"{_PARTIAL}{name}", self._folder / name
         leads = dist.get_rank() == 0

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from dlrm_factory.features.ids import hash_int64
 
-__all__ = ["BLOCK_ROWS", "epoch_order", "epoch_windows", "is_held_out", "split_rows"]
+__all__ = ["BLOCK_ROWS", "epoch_order", "epoch_windows", "is_held_out", "is_validation", "split_rows"]
 
 Int64 = npt.NDArray[np.int64]
 _STEPS = 2**53
@@ -33,6 +33,15 @@ def is_held_out(rows: Int64, *, holdout: float, seed: int) -> npt.NDArray[np.boo
     salt = hash_int64(np.array([seed], dtype=np.int64), 2**62)
     held_out: npt.NDArray[np.bool_] = hash_int64(rows ^ salt, _STEPS) < holdout * _STEPS
     return held_out
+
+
+def is_validation(rows: Int64, *, share: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Which of the row numbers ``rows`` would be validation rows, bool [len(rows)], were all of them training rows.
+
+    As `is_held_out`, by another hash, so that it says nothing of the side.
+    """
+    found: npt.NDArray[np.bool_] = is_held_out(~rows, holdout=share, seed=seed)
+    return found
 
 
 def epoch_order(rows: Int64, *, seed: int, epoch: int) -> Int64:

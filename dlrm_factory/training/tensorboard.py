@@ -17,7 +17,8 @@ def tensorboard(folder: Path) -> Iterator[Observer]:
     """Yields an observer that writes what it is told as scalars against the step, to an event file in ``folder``.
 
     ``training/loss``, ``training/samples_per_second``, ``learning_rate/dense``, ``learning_rate/tables`` while a run
-    trains; ``held_out/auc``, ``held_out/log_loss``, ``training/mean_loss`` at its evaluations.
+    trains; ``held_out/auc``, ``held_out/log_loss``, ``training/mean_loss`` at its evaluations, and ``validation/auc``,
+    ``validation/log_loss`` if there is a validation part.
 
     StackError without the package tensorboard; WeightsError if ``folder`` cannot be written.
     """
@@ -52,8 +53,10 @@ def _scalars(progress: Progress) -> dict[str, float]:
     if progress.evaluation is not None:
         found["held_out/auc"] = progress.evaluation.held_out_auc
         found["held_out/log_loss"] = progress.evaluation.held_out_log_loss
+        found["validation/auc"] = progress.evaluation.validation_auc
+        found["validation/log_loss"] = progress.evaluation.validation_log_loss
         found["training/mean_loss"] = progress.evaluation.training_loss
-    elif progress.stage == "training":
+    elif progress.stage in ("training", "refit"):
         found["training/loss"] = progress.loss
         found["training/samples_per_second"] = progress.samples_per_second
         if progress.learning_rates is not None:

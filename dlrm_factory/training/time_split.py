@@ -1,4 +1,4 @@
-"""The split by time: the latest rows are held out."""
+"""The split by time: the latest rows are held out, and the latest of the others are for validation."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dlrm_factory.errors import DataError
 from dlrm_factory.training.bad_rows import BadRowLedger, WrongRows
 from dlrm_factory.training.click_files import Chunk
 from dlrm_factory.training.places import Place
+from dlrm_factory.training.sides import Sides
 from dlrm_factory.training.times import Times, encode_times
 
 __all__ = ["TimeSplit", "find_time_split"]
@@ -22,27 +23,28 @@ _MERGE = 1 << 21
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeSplit:
-    """Rows whose ``column`` is ``first`` or later are held out.
+    """Rows whose ``column`` is ``first`` or later are held out; those before it from ``validation`` on are for that.
 
     Fields:
-        kind: of what ``first`` is: a number, or microseconds since 1970.
+        kind: of what both are: numbers, or microseconds since 1970.
     """
 
     column: str
     kind: Literal["number", "time"]
     first: float
+    validation: float
 
-    def held_out(self, chunk: Chunk, first: int, wrong: WrongRows | None) -> npt.NDArray[np.bool_]:
-        times = _times(chunk, self.column, wrong)
-        held_out: npt.NDArray[np.bool_] = times.values >= self.first
-        return held_out
+    def sides(self, chunk: Chunk, first: int, wrong: WrongRows | None) -> Sides:
+        times = _times(chunk, self.column, wrong).values
+        return Sides.of(times >= self.first, times >= self.validation)
 
 
 def find_time_split(
-    chunks: Iterable[Chunk], column: str, *, holdout: float, ledger: BadRowLedger
+    chunks: Iterable[Chunk], column: str, *, holdout: float, ledger: BadRowLedger, validation: float = 0.0
 ) -> TimeSplit:
     """The split that holds out the latest ``holdout`` of the rows, and all rows that are as late as the first of them.
 
+    In the same way the latest ``validation`` of the other rows are for validation, if any.
     ``chunks`` need only hold ``column``. Takes 16 bytes for each distinct time. DataError for a row without a time
     (with ``ledger``: for too many of them), or if all rows are of one time.
     """
@@ -60,27 +62,37 @@ def find_time_split(
             places = " and ".join(f"{kind}s from {place}" for kind, place in kinds.items())
             raise DataError(f'column "{column}" holds {places}; a time column is all numbers or all times')
     ledger.close()
+    distinct, counts = counted.sorted()
+    if len(distinct) < 2:
+        raise DataError(
+            f'column "{column}" has {"one time" if len(distinct) else "no time"} in all rows; '
+            "a split by time needs several; declare split: hash"
+        )
+    place = _threshold(counts, share=holdout)
+    if validation and place < 2:
+        raise DataError(
+            f'column "{column}" has one time in all rows that are not held out; a validation part by time needs '
+            "several; declare split: hash, or leave validation and early_stopping out"
+        )
+    first, validates = distinct[place].item(), place
+    if validation:
+        validates = _threshold(counts[:place], share=validation)
     return TimeSplit(
         column=column,
         kind="number" if "number" in kinds else "time",
-        first=_threshold(*counted.sorted(), holdout=holdout, column=column),
+        first=first,
+        validation=distinct[validates].item(),
     )
 
 
-def _threshold(
-    values: npt.NDArray[np.generic], counts: npt.NDArray[np.int64], *, holdout: float, column: str
-) -> float:
-    if len(values) < 2:
-        raise DataError(
-            f'column "{column}" has {"one time" if len(values) else "no time"} in all rows; '
-            "a split by time needs several; declare split: hash"
-        )
+def _threshold(counts: npt.NDArray[np.int64], *, share: float) -> int:
+    """The place of the first of at least two times that is in the latest ``share`` of the rows."""
     ends = np.cumsum(counts)
-    # The last row that trains if there were no ties; what is as late as its successor is held out.
-    trains = int(np.floor(ends[-1] * (1 - holdout)))
-    place = int(np.searchsorted(ends, trains, side="right"))
-    # The earliest rows always train, and there is always something held out.
-    return values[min(max(place, 1), len(values) - 1)].item()
+    # The last row before the part if there were no ties; what is as late as its successor is in it.
+    before = int(np.floor(ends[-1] * (1 - share)))
+    place = int(np.searchsorted(ends, before, side="right"))
+    # There is always something on both sides.
+    return min(max(place, 1), len(counts) - 1)
 
 
 def _times(chunk: Chunk, column: str, wrong: WrongRows | None) -> Times:

@@ -22,6 +22,7 @@ from dlrm_factory.training.loop import TrainingData, TrainingRun
 from dlrm_factory.training.objective import make_objective
 from dlrm_factory.training.progress import Observer, Progress
 from dlrm_factory.training.report import TrainingReport, make_report
+from dlrm_factory.training.run_state import RunState
 from dlrm_factory.training.snapshots import Snapshots
 
 __all__ = ["train"]
@@ -71,14 +72,25 @@ def train(
     clicks = _clicks(declaration, data, held_out, rows, scratch, file_format, write_data, observe)
     golden_rows = golden_rows_json(clicks.features.declaration, [*held_out, *data], file_format)
     samples = _samples(clicks, declaration)
-    objective = make_objective(clicks.features.declaration)
-    run = TrainingRun(objective, samples, observe=observe, save_every=checkpoint_every)
-    if snapshots is not None:
-        run.save = lambda: snapshots.save(run)
-        if resume:
-            snapshots.load(run)
+
+    def start(state: RunState) -> TrainingRun:
+        objective = make_objective(clicks.features.declaration)
+        run = TrainingRun(objective, samples, observe=observe, save_every=checkpoint_every)
+        run.state = state
+        if snapshots is not None:
+            run.save = snapshots.save
+        return run
+
+    run = start(RunState())
+    if snapshots is not None and resume:
+        snapshots.load(run)
     logits = run.train()
-    report = make_report(run, logits, clicks.true_logits, clicks.bad_rows)
+    if run.objective.options.refit and run.state.search is None:
+        state = run.state_of_refit()
+        del run  # its weights, their best copy and the optimisers' states
+        run = start(state)
+        logits = run.train()
+    report = make_report(run, logits, clicks.true_logits, clicks.bad_rows, clicks.unreadable)
     _save(run, output, report, clicks.features.vocabularies, _kept(samples, logits), golden_rows)
     return report
 
@@ -141,8 +153,10 @@ def _samples(clicks: Clicks, declaration: DLRMDeclaration) -> TrainingData:
             f"(holdout {options.holdout}{f', {ranks} ranks' if ranks > 1 else ''}); add rows"
         )
     if options.early_stopping is not None:
-        check_labels_differ(clicks.dataset.labels[held_out])
-    return TrainingData(clicks=clicks.dataset, training=training, held_out=held_out)
+        check_labels_differ(clicks.dataset.labels[clicks.validation])
+    return TrainingData(
+        clicks=clicks.dataset, training=training, validation=clicks.validation, held_out=held_out
+    )
 
 
 def _kept(samples: TrainingData, logits: np.ndarray) -> HeldOut:

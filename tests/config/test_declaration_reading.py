@@ -189,7 +189,7 @@ def test_a_file_that_cannot_be_read_is_one_message(tmp_path: Path) -> None:
 
 def test_a_written_declaration_has_one_line_an_entry() -> None:
     lines = dump_declaration(tiny()).splitlines()
-    assert "- {name: age_days, default: 30.0, transform: log1p}" in lines
+    assert "- {name: age_days, default: 30.0, transform: log1p, unreadable: error}" in lines
     assert "dense_arch_layer_sizes: [16, 8]" in lines
     assert not any(line.startswith("dcn_") for line in lines)
 

@@ -157,6 +157,8 @@ WRONG = [
     ("training.evaluate_every", 0, "$.training.evaluate_every: 0 is not a positive"),
     ("training.early_stopping", -1, "$.training.early_stopping: -1 is not a positive"),
     ("training.warmup_steps", -1, "$.training.warmup_steps: -1 is below 0"),
+    ("training.validation", 1.0, "$.training.validation: 1.0 is outside (0, 1)"),
+    ("training.refit", True, "$.training.refit: needs early_stopping"),
     ("training.max_bad_rows", 1.0, "$.training.max_bad_rows: 1.0 is outside [0, 1)"),
     ("training.split", "time", "$.training.time_column: is needed for split: time"),
     ("training.time_column", "day", "$.training.time_column: is only for split: time"),

@@ -115,18 +115,41 @@ def test_a_label_that_is_none(ratings, label, message):
         draft_declaration([ratings], label)
 
 
-def test_rows_that_cannot_be_read_are_allowed_for(tmp_path):
+def test_cells_that_are_no_numbers_are_missing_and_rows_without_a_label_are_allowed_for(tmp_path):
     path = tmp_path / "clicks.csv"
     lines = [f"{i % 2},{i * 1.5},{'ab'[i % 2]}{i % 9}" for i in range(200)]
     lines[7], lines[9] = ",3.0,a1", "1,cheap,a1"
     path.write_text("click,price,sku\n" + "\n".join(lines) + "\n")
     draft = draft_declaration([path], "click")
-    assert "max_bad_rows: 0.012  # 1.000% of the rows cannot be read" in draft.text
+    assert '1 cell is no number, such as "cheap": missing\n' in draft.text
+    assert "transform: standardize, unreadable: missing}" in draft.text
+    assert "max_bad_rows: 0.006  # 0.500% of the rows have no label" in draft.text
     (tmp_path / "m.yaml").write_text(draft.text)
     done = run("train", tmp_path / "m.yaml", "--data", path, "-o", tmp_path / "c.safetensors")
     assert done.exit_code == 0, done.output
-    assert "left out 2 of 200 rows" in done.stdout
+    assert "left out 1 of 200 rows" in done.stdout
+    assert '1 cell of "price" cannot be read and counts as missing; the first:' in done.stdout
     assert 'row 10, column "price": "cheap" is not a number' in done.stdout
+
+
+def test_a_draft_from_all_rows_trains_on_a_part_of_them(tmp_path):
+    """However many of the odd cells are in the part."""
+    path, part = tmp_path / "clicks.csv", tmp_path / "part.csv"
+    lines = [f"{i % 2},{'unkonwn' if i < 4 else i * 1.5},{'ab'[i % 2]}{i % 9}" for i in range(300)]
+    path.write_text("click,price,sku\n" + "\n".join(lines) + "\n")
+    part.write_text("click,price,sku\n" + "\n".join(lines[:60]) + "\n")
+    draft = draft_declaration([path], "click")
+    assert '4 cells are no numbers, such as "unkonwn": missing\n' in draft.text
+    assert "max_bad_rows" not in draft.text
+    (tmp_path / "m.yaml").write_text(draft.text)
+    checkpoint = tmp_path / "c.safetensors"
+    done = run("train", tmp_path / "m.yaml", "--data", part, "-o", checkpoint, "--json")
+    assert done.exit_code == 0, done.output
+    (cells,) = json.loads(done.stdout)["unreadable"]
+    assert (cells["feature"], cells["cells"]) == ("price", 4)
+    done = run("evaluate", checkpoint, "--data", part, "--all-rows", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["unreadable"] == [{"feature": "price", "cells": 4}]
 
 
 def test_codes_are_taken_as_a_number_if_there_is_no_other(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["REAL_RATINGS", "write_ratings"]
+__all__ = ["REAL_RATINGS", "write_latent_ratings", "write_ratings"]
 
 REAL_RATINGS = Path(__file__).resolve().parents[3] / "shared" / "data" / "movielens_sample.csv"
 COLUMNS = [
@@ -60,3 +60,28 @@ def write_made_up_ratings(path: Path, *, rows: int) -> None:
                     f"{10_000 + user:05d}",
                 ]
             )
+
+
+def write_latent_ratings(path: Path, *, rows: int, users: int, items: int, seed: int = 0) -> None:
+    """Ratings that biases and an inner product of a user's and a film's hidden vectors decide, and noise.
+
+    Popular films come more often, as in MovieLens; (rows, users, items) of its 100k set are 100,000, 943 and 1,682.
+    """
+    random = np.random.default_rng(seed)
+    user_vectors, item_vectors = random.normal(size=(users, 3)), random.normal(size=(items, 3))
+    user_bias, item_bias = random.normal(0, 0.5, users), random.normal(0, 0.5, items)
+    genres = ["|".join(random.choice(_GENRES, 1 + i % 3, replace=False)) for i in range(items)]
+    popularity = 1 / (np.arange(items) + 20)
+    user = random.integers(0, users, rows)
+    item = random.choice(items, rows, p=popularity / popularity.sum())
+    taste = 0.15 * (user_vectors[user] * item_vectors[item]).sum(axis=1)
+    stars = 3.5 + user_bias[user] + item_bias[item] + taste + random.normal(0, 0.8, rows)
+    rating = np.clip(np.rint(stars), 1, 5).astype(int)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["user_id", "movie_id", "rating", "timestamp", "genres", "gender", "age", "occupation"]
+        )
+        for i, (u, m, r) in enumerate(zip(user.tolist(), item.tolist(), rating.tolist(), strict=True)):
+            age = int(_AGES[u % len(_AGES)])
+            writer.writerow([u, m, r, 956_703_932 + 60 * i, genres[m], "FM"[u % 2], age + u % 5, u % 21])

@@ -125,7 +125,9 @@ def test_a_row_counts_once_and_the_first_few_are_shown():
     _, ledger = lenient(chunk_of(rows), tiny())
     assert ledger.kinds == {("price", "not a number"): 7}
     assert ledger.examples == [
-        f'clicks, row {i}, column "price": "cheap" is not a number' for i in range(1, 6)
+        f'clicks, row {i}, column "price": "cheap" is not a number; '
+        "mend it, or declare the feature unreadable: missing"
+        for i in range(1, 6)
     ]
 
 

@@ -167,7 +167,12 @@ def _sums_after_loading(declaration: DLRMDeclaration, folder: Path) -> torch.Ten
     from dlrm_factory.training.snapshots import Snapshots
 
     clicks = generate_clicks(declaration, rows=ROWS, write_to=None, observe=lambda progress: None)
-    data = TrainingData(clicks=clicks.dataset, training=clicks.training, held_out=clicks.held_out)
+    data = TrainingData(
+        clicks=clicks.dataset,
+        training=clicks.training,
+        validation=clicks.validation,
+        held_out=clicks.held_out,
+    )
     run = TrainingRun(make_objective(declaration), data)
     Snapshots(folder / "snapshots").load(run)
     (state,) = (s for shard, s in run.objective.optimizers.table_states() if shard.table == "t_user_id")
@@ -213,7 +218,7 @@ def test_a_longer_run_goes_on_from_the_end_of_a_shorter_one(tmp_path):
 
 def test_another_declaration_is_refused_with_what_differs(tmp_path):
     break_off(declared(), tmp_path, at=18, every=None)
-    other = declared(learning_rate=0.5, optimizer="sgd", epochs=9, early_stopping=3)
+    other = declared(learning_rate=0.5, optimizer="sgd", epochs=9, early_stopping=3, validation=0.2)
     other = msgspec.structs.replace(other, over_arch_layer_sizes=[32, 1])
     with pytest.raises(WeightsError) as caught:
         resume(other, tmp_path)
@@ -224,6 +229,7 @@ def test_another_declaration_is_refused_with_what_differs(tmp_path):
     assert "$.training.optimizer: 'adam' in the snapshot, 'sgd' here" in message
     assert "epochs" not in message
     assert "early_stopping" not in message
+    assert "$.training.validation: 0.0 in the snapshot, 0.2 here" in message
 
 
 def test_other_data_is_refused(tmp_path):

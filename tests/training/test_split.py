@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dlrm_factory.training.split import epoch_order, split_rows
+from dlrm_factory.training.split import epoch_order, is_held_out, is_validation, split_rows
 
 
 def test_every_row_is_on_one_side():
@@ -32,3 +32,12 @@ def test_epochs_are_different_orders_of_the_same_rows():
     assert sorted(first) == sorted(second) == rows.tolist()
     assert first.tolist() != second.tolist()
     assert first.tolist() == epoch_order(rows, seed=3, epoch=0).tolist()
+
+
+def test_validation_rows_are_drawn_apart_from_held_out_ones():
+    rows = np.arange(20_000, dtype=np.int64)
+    held_out = is_held_out(rows, holdout=0.1, seed=1)
+    validation = is_validation(rows, share=0.1, seed=1)
+    assert 0.09 < validation.mean() < 0.11
+    assert 0.06 < validation[held_out].mean() < 0.14
+    assert np.array_equal(validation[500:700], is_validation(rows[500:700], share=0.1, seed=1))

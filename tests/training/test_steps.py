@@ -28,7 +28,12 @@ def trained(steps, monkeypatch) -> tuple[dict[str, torch.Tensor], np.ndarray]:
     ]
     declaration = msgspec.structs.replace(base, training=training, tables=tables)
     clicks = generate_clicks(declaration, rows=800, write_to=None, observe=lambda progress: None)
-    data = TrainingData(clicks=clicks.dataset, training=clicks.training, held_out=clicks.held_out)
+    data = TrainingData(
+        clicks=clicks.dataset,
+        training=clicks.training,
+        validation=clicks.validation,
+        held_out=clicks.held_out,
+    )
     objective = make_objective(declaration)
     with monkeypatch.context() as patched:
         patched.setattr(loop, "make_steps", steps)

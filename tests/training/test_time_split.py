@@ -30,7 +30,7 @@ def chunks_of(times: list, *sizes: int) -> list[Chunk]:
 def held_out(times: list, holdout: float, *sizes: int) -> list[bool]:
     chunks = chunks_of(times, *sizes)
     split = find_time_split(chunks, "ts", holdout=holdout, ledger=BadRowLedger(0.0))
-    return np.concatenate([split.held_out(chunk, 0, None) for chunk in chunks]).tolist()
+    return np.concatenate([split.sides(chunk, 0, None).held_out for chunk in chunks]).tolist()
 
 
 @given(
@@ -94,3 +94,19 @@ def test_files_are_split_by_time_and_fitted_on_the_earlier_rows(write_csv):
     assert sorted(seen[clicks.held_out].tolist()) == known[74:]
     assert sorted(seen[clicks.training].tolist()) == known[:74]
     assert price.mean == pytest.approx(np.mean(known[:74]))
+
+
+def test_the_latest_of_the_other_rows_are_for_validation():
+    times = np.random.default_rng(0).permutation(100).tolist()
+    split = find_time_split(
+        chunks_of(times, 30), "ts", holdout=0.2, validation=0.25, ledger=BadRowLedger(0.0)
+    )
+    sides = split.sides(chunks_of(times)[0], 0, None)
+    assert sides.held_out.tolist() == [time >= 80 for time in times]
+    assert sides.validation.tolist() == [60 <= time < 80 for time in times]
+    assert sides.training.tolist() == [time < 60 for time in times]
+
+
+def test_without_times_for_a_validation_part():
+    with pytest.raises(DataError, match="one time in all rows that are not held out"):
+        find_time_split(chunks_of([1, 1, 2]), "ts", holdout=0.3, validation=0.1, ledger=BadRowLedger(0.0))
