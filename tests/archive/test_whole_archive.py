@@ -134,7 +134,7 @@ def test_a_seal_of_before_is_refused_with_what_to_do(folder: Path, tmp_path: Pat
     copy = Path(shutil.copytree(folder, tmp_path / "dlrm"))
     text = (copy / "seal.json").read_text()
     (copy / "seal.json").write_text(text.replace('"format": 2', '"format": 1'))
-    with pytest.raises(WeightsError, match="of an older version .* make the archive again"):
+    with pytest.raises(WeightsError, match=r"of an older version .* make the archive again"):
         SealedWeights(copy)
 
 
@@ -191,8 +191,11 @@ def link(kind: bytes) -> Callable[[], tarfile.TarInfo]:
 
 @pytest.mark.parametrize(
     "make",
-    [link(tarfile.SYMTYPE), link(tarfile.LNKTYPE), link(tarfile.FIFOTYPE), link(tarfile.CHRTYPE)]
-    + [lambda: tarfile.TarInfo("dlrm/../../x"), lambda: tarfile.TarInfo("/x")],
+    [
+        *map(link, (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE)),
+        lambda: tarfile.TarInfo("dlrm/../../x"),
+        lambda: tarfile.TarInfo("/x"),
+    ],
     ids=["link", "hard link", "pipe", "device", "dots", "absolute"],
 )
 def test_serve_refuses_a_tar_before_it_is_unpacked(
@@ -204,7 +207,12 @@ def test_serve_refuses_a_tar_before_it_is_unpacked(
         find_models(tmp_path, ["dlrm=dlrm.tar.gz"])
 
 
-RUN = "import sys; sys.path.insert(0, sys.argv[1]); import dlrm_handler, handler.service; print(handler.service.__file__)"
+RUN = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import dlrm_handler, handler.service
+print(handler.service.__file__)
+"""
 
 
 def test_a_worker_runs_the_archives_code_or_none(folder: Path, tmp_path: Path) -> None:
