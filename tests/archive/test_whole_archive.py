@@ -14,8 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from dlrm_factory.archive import archive_model, archiver_command, check_archive, stage, unpacked_weights
+from dlrm_factory.cli.main import app
 from dlrm_factory.errors import DLRMError, ServingError, WeightsError
 from dlrm_factory.serving.store import find_models
 from dlrm_factory.weights import SealedWeights
@@ -87,6 +89,17 @@ def test_a_flipped_byte_of_a_folder_is_found(folder: Path, tmp_path: Path) -> No
         assert not proves(copy), name
         (copy / name).write_bytes(data)
     assert proves(copy)
+
+
+def test_the_command_names_the_file(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "dlrm"))
+    code = bytearray((copy / "handler/scoring.py").read_bytes())
+    code[5] ^= 1
+    (copy / "handler/scoring.py").write_bytes(code)
+    done = CliRunner().invoke(app, ["verify", str(copy)])
+    assert done.exit_code != 0
+    assert isinstance(done.exception, WeightsError)
+    assert "handler/scoring.py: is damaged" in str(done.exception)
 
 
 def test_each_missing_file_is_found_by_name(folder: Path, tmp_path: Path) -> None:
