@@ -9,14 +9,45 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from http import HTTPStatus
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 _ROOT = Path(__file__).resolve().parent
-if (_ROOT / "dlrm_factory").is_dir():
-    # The archive's own code must win over another version of it that this machine may have installed.
+_OURS = ("dlrm_factory", "handler")
+
+
+def _find_own(name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
+    """A module of ours, from the archive or not at all. RuntimeError if the archive lacks it.
+
+    An ImportError would make TorchServe look for a handler of its own, and hide what is missing.
+    """
+    if name.partition(".")[0] not in _OURS:
+        return None
+    found = PathFinder.find_spec(name, [str(_ROOT)] if path is None else path)
+    if found is None or found.origin is None:
+        raise RuntimeError(
+            f"the archive in {_ROOT} lacks its module {name}; make the archive again from its checkpoint"
+        )
+    return found
+
+
+def _use_own_code() -> None:
+    """Let nothing of ours be imported but the archive's: this machine may have another version installed."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if name.partition(".")[0] in _OURS and not (file and Path(file).resolve().is_relative_to(_ROOT)):
+            raise RuntimeError(f"{name} of {file} was imported before the archive in {_ROOT}; it has its own")
     sys.path.insert(0, str(_ROOT))
+    # A namespace, for TorchServe wants one class in this file.
+    sys.meta_path.insert(0, SimpleNamespace(find_spec=_find_own))
+
+
+if __name__ != "handler.dlrm_handler":  # that is the name in a checkout; an archive has this file at its root
+    _use_own_code()
 
 import numpy as np  # noqa: E402
 

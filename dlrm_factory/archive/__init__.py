@@ -1,20 +1,17 @@
 """Checkpoint → staged folder → self-contained archive."""
 
 from dlrm_factory.archive.manifest import check_names
-from dlrm_factory.archive.reading import (
-    ArchiveListing,
-    read_archive_declaration,
-    read_archive_listing,
-    unpacked_weights,
-)
+from dlrm_factory.archive.reading import check_archive, read_archive_declaration, unpacked_weights
 from dlrm_factory.archive.sealing import ArchiveFormat, archive_model
 from dlrm_factory.archive.staging import archiver_command, stage
+from dlrm_factory.listing import ArchiveListing, read_archive_listing
 
 __all__ = [
     "ArchiveFormat",
     "ArchiveListing",
     "archive_model",
     "archiver_command",
+    "check_archive",
     "check_names",
     "read_archive_declaration",
     "read_archive_listing",

@@ -11,10 +11,9 @@ from datetime import datetime, timezone
 from dlrm_factory.archive.model_config import MODEL_CONFIG_FILE
 from dlrm_factory.archive.packing import HANDLER_FILE
 from dlrm_factory.errors import ArchiveError
+from dlrm_factory.weights.seal import MANIFEST
 
 __all__ = ["MANIFEST", "check_names", "manifest_json"]
-
-MANIFEST = "MAR-INF/MANIFEST.json"
 
 # The archiver's own rule for model names; a version is a part of URLs.
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-.]*")

@@ -7,10 +7,9 @@ import shutil
 from pathlib import Path
 
 from dlrm_factory.errors import ArchiveError
+from dlrm_factory.weights.sealed import HANDLER_FILE
 
 __all__ = ["HANDLER_FILE", "LEFT_OUT", "pack_code"]
-
-HANDLER_FILE = "dlrm_handler.py"
 
 # Parts of dlrm_factory that a server never imports; they need packages that a server host need not have.
 # A test holds that nothing packed imports them, and that what is packed keeps to a server's packages.
@@ -23,6 +22,7 @@ LEFT_OUT = frozenset(
         "declaring",
         "evaluation",
         "importing",
+        "listing",
         "java.py",
         "metrics.py",
     }

@@ -19,7 +19,7 @@ from dlrm_factory.archive.packing import HANDLER_FILE, pack_code
 from dlrm_factory.checkpoint import Checkpoint, open_checkpoint
 from dlrm_factory.errors import ArchiveError, WeightsError
 from dlrm_factory.goldens import add_goldens
-from dlrm_factory.weights import SealedWeights, seal_weights
+from dlrm_factory.weights import SealedWeights, reseal, seal_weights
 from dlrm_factory.weights.sealed import GOLDENS_FILE, TABLE_FILE
 
 __all__ = [
@@ -77,6 +77,7 @@ def fill_stage(weights: Weights, folder: Path, *, progress: Progress | None = No
         return
     for name in weights.files:
         _link_or_copy(weights.folder / name, folder / name)
+    reseal(folder, weights.seal)
     if GOLDENS_FILE not in weights.files:
         add_goldens(folder)
 

@@ -18,7 +18,9 @@ __all__ = ["verify"]
 
 
 def verify(
-    archive: Annotated[Path, typer.Argument(help="A .mar, or a folder of an archive or of sealed weights.")],
+    archive: Annotated[
+        Path, typer.Argument(help="A .mar, a .tar.gz, or a folder of an archive or of sealed weights.")
+    ],
     max_auc_loss: Annotated[
         float, typer.Option(min=0, help="The most AUC that serving may lose against the trained model.")
     ] = 0.0005,
@@ -29,12 +31,13 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Prove an archive without a server: every file, its golden requests, served scores against trained ones."""
-    from dlrm_factory.archive import unpacked_weights
+    from dlrm_factory.archive import check_archive, unpacked_weights
     from dlrm_factory.verification import verify_weights
     from handler.replay import replay_with
 
     console = Console(stderr=True)
     with unpacked_weights(archive) as folder, console.status(f"verifying {archive}"):
+        check_archive(archive, folder)
         found = verify_weights(folder, replay=replay_with)
     if as_json:
         typer.echo(jsonlib.dumps(asdict(found), indent=2))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlrm_factory.errors import ServingError
+from dlrm_factory.errors import ArchiveError, ServingError
 
 __all__ = ["ServedModel", "check_space", "find_models", "unpacked_bytes"]
 
@@ -118,6 +118,7 @@ def _usable(store: Path, path: Path) -> Path:
     if path.is_dir():
         if not (path / _MANIFEST).is_file():
             raise ServingError(f"folder {path} is not a model: it has no {_MANIFEST}")
+        _check_listing(path)
         return path
     if path.parent != store:
         raise ServingError(
@@ -125,7 +126,19 @@ def _usable(store: Path, path: Path) -> Path:
             f"it, or give --model-store {path.parent}"
         )
     _manifest(path)
+    _check_listing(path)
     return path
+
+
+def _check_listing(path: Path) -> None:
+    """ServingError for what `dlrm verify` refuses unread: TorchServe unpacks whatever it is given."""
+    # It brings torch, which the command line starts without.
+    from dlrm_factory.listing import check_listing, read_archive_listing
+
+    try:
+        check_listing(read_archive_listing(path))
+    except ArchiveError as error:
+        raise ServingError(str(error)) from None
 
 
 def _check_name(name: str, spec: str) -> None:

@@ -1,17 +1,20 @@
-"""``seal.json``: what the files of sealed weights must be, what made them, and how well the model did.
+"""``seal.json``: what the files beside it must be, what made them, and how well the model did.
 
-The seal tells damage, and files that do not belong together; it is no signature. Tables and vocabularies carry
-the checksums of their contents in their own heads, so of these files the seal holds the head's.
+It lists the files of sealed weights, and in an archive its code and settings too. The seal tells damage, and files
+that do not belong together; it is no signature. Tables and vocabularies carry the checksums of their contents in
+their own heads, so of these files the seal holds the head's.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
+import re
 import secrets
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Literal
+from collections.abc import Container, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Final, Literal
 
 import msgspec
 import xxhash
@@ -21,27 +24,40 @@ from dlrm_factory.checked_file import read_head
 from dlrm_factory.errors import WeightsError
 
 __all__ = [
+    "MANIFEST",
+    "OPTIONAL_FILES",
     "SEAL_FILE",
     "EngineFigures",
     "Evaluation",
     "Seal",
     "SealedFile",
     "installed_versions",
+    "parse_seal",
     "read_seal",
+    "unsealed_files",
     "write_seal",
 ]
 
 SEAL_FILE = "seal.json"
+MANIFEST = "MAR-INF/MANIFEST.json"  # torch-model-archiver's, made after the seal
+OPTIONAL_FILES = ("vocabularies.bin", "held_out.safetensors", "goldens.json")
 
-_MOST_BYTES = 4 << 20
+_FORMAT: Final = 2  # since it lists code
+_MAX_BYTES = 4 << 20
 _BLOCK = 1 << 20
 _WITH_HEAD = ("tables.bin", "vocabularies.bin")
 _PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy")
+_CODE = (".py", ".pyc", ".so", ".pth")
+_COMPILED = re.compile(r"((?:[^/]+/)*)__pycache__/(\w+)\.cpython-\w+(?:\.opt-\d)?\.pyc")
 _REMEDY = "make the archive again from its checkpoint"
 
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An unknown field is an error."""
+
+
+class _Format(msgspec.Struct, frozen=True):
+    format: int = 1
 
 
 class SealedFile(_Strict, frozen=True):
@@ -74,14 +90,14 @@ class Seal(_Strict, frozen=True, kw_only=True):
     """The content of ``seal.json``. What the model takes, its schema, is declaration.yaml, which is sealed here.
 
     Fields:
-        files: by name.
+        files: by their paths below the seal's folder.
         versions: of the packages that made them, by name; of ``python`` and ``torchserve-dlrm`` too.
         training: what training reported, as text.
         evaluation: None if served scores were not compared.
         xxh3: XXH3-128 of the seal's own JSON with this field empty.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = _FORMAT
     files: dict[str, SealedFile]
     versions: dict[str, str]
     training: dict[str, str] = {}
@@ -93,11 +109,36 @@ class Seal(_Strict, frozen=True, kw_only=True):
         for name, sealed in self.files.items():
             _check_file(folder / name, sealed)
 
-    def refuse_strangers(self, folder: Path, names: tuple[str, ...]) -> None:
-        """WeightsError if one of ``names`` is in ``folder`` but was not sealed: it came from somewhere else."""
-        for name in names:
-            if name not in self.files and (folder / name).exists():
-                raise WeightsError(f"{folder / name}: is not in {SEAL_FILE}; it belongs to another archive")
+    def check_names(self, folder: Path, *, code_only: bool = False) -> None:
+        """WeightsError if a file lies in ``folder`` that was not sealed: it came from somewhere else.
+
+        ``code_only``: only what Python would import, and the files of sealed weights, count.
+        """
+        for name in unsealed_files(folder, self.files):
+            if not code_only or name.endswith(_CODE) or name in OPTIONAL_FILES:
+                raise WeightsError(
+                    f"{folder / name}: is not in {SEAL_FILE}; it belongs to another archive, or was added; remove it"
+                )
+
+
+def unsealed_files(folder: Path, sealed: Container[str]) -> list[str]:
+    """Files of ``folder`` that are not in ``sealed``, and that nothing but a seal accounts for, in order.
+
+    The seal itself, torch-model-archiver's manifest, and what Python keeps compiled of a sealed source are
+    accounted for. OSError if the folder cannot be read.
+    """
+    found = []
+    for parent, _, files in os.walk(folder):
+        inside = Path(parent).relative_to(folder)
+        found += [(inside / file).as_posix() for file in files]
+    return sorted(name for name in found if name not in sealed and not _is_expected(name, sealed))
+
+
+def _is_expected(name: str, sealed: Container[str]) -> bool:
+    if name in (SEAL_FILE, MANIFEST):
+        return True
+    kept = _COMPILED.fullmatch(name)
+    return kept is not None and f"{kept[1]}{kept[2]}.py" in sealed
 
 
 def read_seal(folder: Path) -> Seal:
@@ -107,19 +148,32 @@ def read_seal(folder: Path) -> Seal:
         raise WeightsError(f"{path}: there is no such seal of the weights; {_REMEDY}")
     try:
         with path.open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
+            data = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error}") from None
-    if len(data) > _MOST_BYTES:
-        raise WeightsError(f"{path}: is larger than {_MOST_BYTES} bytes, so it is no seal; {_REMEDY}")
+    return parse_seal(data, str(path))
+
+
+def parse_seal(data: bytes, source: str) -> Seal:
+    """The seal whose file holds ``data``. WeightsError, naming ``source``, if it is damaged or of an older format."""
+    if len(data) > _MAX_BYTES:
+        raise WeightsError(f"{source}: is larger than {_MAX_BYTES} bytes, so it is no seal; {_REMEDY}")
     try:
+        made = msgspec.json.decode(data, type=_Format).format
+        if made < _FORMAT:
+            raise WeightsError(
+                f"{source}: is a seal of format {made}, of an older version of torchserve-dlrm, which did not list "
+                f"code; {_REMEDY}"
+            )
         seal = msgspec.json.decode(data, type=Seal)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise WeightsError(f"{path}: is damaged: {error}; {_REMEDY}") from None
+        raise WeightsError(f"{source}: is damaged: {error}; {_REMEDY}") from None
     if seal.xxh3 != _own_digest(seal):
-        raise WeightsError(f"{path}: is damaged (wrong checksum); {_REMEDY}")
-    if any(Path(name).name != name or name == SEAL_FILE for name in seal.files):
-        raise WeightsError(f"{path}: names files outside its folder; do not use it")
+        raise WeightsError(f"{source}: is damaged (wrong checksum); {_REMEDY}")
+    if any(not _is_inside(name) or name == SEAL_FILE for name in seal.files):
+        raise WeightsError(f"{source}: names files outside its folder; do not use it")
+    if data != _text(seal):
+        raise WeightsError(f"{source}: is damaged (it is not as it was written); {_REMEDY}")
     return seal
 
 
@@ -142,10 +196,9 @@ def write_seal(
         evaluation=evaluation,
     )
     seal = msgspec.structs.replace(seal, xxh3=_own_digest(seal))
-    text = msgspec.json.format(msgspec.json.encode(seal), indent=2) + b"\n"
     # Replaced, never written in place: the file may be a link to that of the weights it was made from.
     partial = folder / f".{SEAL_FILE}.{secrets.token_hex(4)}"
-    partial.write_bytes(text)
+    partial.write_bytes(_text(seal))
     partial.replace(folder / SEAL_FILE)
     return seal
 
@@ -159,6 +212,16 @@ def installed_versions(also: Sequence[str] = ()) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def _text(seal: Seal) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(seal), indent=2) + b"\n"
+
+
+def _is_inside(name: str) -> bool:
+    """A plain name below a folder, in the one way of writing it."""
+    path = PurePosixPath(name)
+    return bool(name) and not path.is_absolute() and ".." not in path.parts and path.as_posix() == name
 
 
 def _own_digest(seal: Seal) -> str:

@@ -23,7 +23,15 @@ from dlrm_factory.errors import ConfigError, WeightsError
 from dlrm_factory.features import FeatureEncoder, Vocabularies
 from dlrm_factory.held_out import HELD_OUT_FILE, HeldOut, write_held_out
 from dlrm_factory.weights.rows import RowSource
-from dlrm_factory.weights.seal import SEAL_FILE, Evaluation, Seal, read_seal, write_seal
+from dlrm_factory.weights.seal import (
+    OPTIONAL_FILES,
+    SEAL_FILE,
+    Evaluation,
+    Seal,
+    read_seal,
+    unsealed_files,
+    write_seal,
+)
 from dlrm_factory.weights.stamps import check_once
 from dlrm_factory.weights.table_file import Progress, TableFile, write_table_file
 
@@ -31,6 +39,7 @@ __all__ = [
     "DECLARATION_FILE",
     "DENSE_FILE",
     "GOLDENS_FILE",
+    "HANDLER_FILE",
     "TABLE_FILE",
     "VOCABULARY_FILE",
     "SealedWeights",
@@ -45,7 +54,7 @@ DENSE_FILE = "dense.safetensors"
 TABLE_FILE = "tables.bin"
 VOCABULARY_FILE = "vocabularies.bin"
 GOLDENS_FILE = "goldens.json"
-_OPTIONAL_FILES = (VOCABULARY_FILE, HELD_OUT_FILE, GOLDENS_FILE)
+HANDLER_FILE = "dlrm_handler.py"  # at the root of an archive, whose code is sealed too
 
 logger = logging.getLogger(__name__)
 
@@ -67,13 +76,13 @@ class SealedWeights:
     def __init__(self, folder: Path, *, again: bool = False) -> None:
         """WeightsError if a file is missing, damaged or not of this seal.
 
-        All files are checked. Tables and vocabularies are read for that once a host; ``again`` reads them in any
-        case, and keeps what it read out of this process's memory.
+        All files are checked, an archive's code too. Tables and vocabularies are read for that once a host;
+        ``again`` reads them in any case, and keeps what it read out of this process's memory.
         """
         self.folder = folder
         self.seal = read_seal(folder)
-        self.seal.refuse_strangers(folder, _OPTIONAL_FILES)
         self.seal.check(folder)
+        self.seal.check_names(folder, code_only=True)
         try:
             self.declaration = read_declaration(folder / DECLARATION_FILE)
         except ConfigError as error:
@@ -90,8 +99,9 @@ class SealedWeights:
 
     @property
     def files(self) -> list[str]:
-        """The names of its files."""
-        return [*self.seal.files, SEAL_FILE]
+        """The names of the weights' own files; an archive's code is not among them."""
+        weights = (DECLARATION_FILE, DENSE_FILE, TABLE_FILE, *OPTIONAL_FILES)
+        return [*(name for name in weights if name in self.seal.files), SEAL_FILE]
 
     @property
     def _large_files(self) -> list[Path]:
@@ -150,7 +160,10 @@ def seal_weights(
 
 
 def seal_folder(folder: Path, *, training: Mapping[str, str] | None = None) -> None:
-    """Write ``seal.json`` for the files of sealed weights that lie in ``folder``. OSError if one is missing."""
+    """Write ``seal.json`` for the sealed weights in ``folder``, and for all else if it is an archive's.
+
+    OSError if a file is missing.
+    """
     write_seal(folder, _names(folder), training=training)
 
 
@@ -166,9 +179,8 @@ def reseal(folder: Path, seal: Seal, *, evaluation: Evaluation | None = None) ->
 
 
 def _names(folder: Path) -> list[str]:
-    return [
-        DECLARATION_FILE,
-        DENSE_FILE,
-        TABLE_FILE,
-        *(name for name in _OPTIONAL_FILES if (folder / name).is_file()),
-    ]
+    names = {DECLARATION_FILE, DENSE_FILE, TABLE_FILE}
+    names |= {name for name in OPTIONAL_FILES if (folder / name).is_file()}
+    if (folder / HANDLER_FILE).is_file():
+        names |= {name for name in unsealed_files(folder, ()) if "__pycache__" not in name}
+    return sorted(names)

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 import dlrm_factory.archive.reading as reading
-import dlrm_factory.archive.zip_listing as zip_listing
+import dlrm_factory.listing.reading as listing
+import dlrm_factory.listing.zip_listing as zip_listing
 from dlrm_factory.archive import (
     archive_model,
     read_archive_declaration,
@@ -91,13 +92,13 @@ def test_a_file_named_twice_is_refused(tmp_path: Path) -> None:
 
 def test_absurd_sizes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = made(tmp_path / "m.mar", lambda archive: archive.writestr("big.py", b"#" * 2000))
-    monkeypatch.setattr(reading, "_MAX_TEXT", 1000)
+    monkeypatch.setattr(listing, "_MAX_TEXT", 1000)
     with pytest.raises(ArchiveError, match=r'"big\.py" is 2\.0 KB; at most 1\.0 KB'):
         read_archive_listing(path)
-    monkeypatch.setattr(reading, "_MAX_BYTES", 1500)
+    monkeypatch.setattr(listing, "_MAX_BYTES", 1500)
     with pytest.raises(ArchiveError, match=r"says it takes 2\.1 KB unpacked"):
         read_archive_listing(path)
-    monkeypatch.setattr(reading, "_MAX_ENTRIES", 2)
+    monkeypatch.setattr(listing, "_MAX_ENTRIES", 2)
     with pytest.raises(ArchiveError, match="holds 3 files; at most 2"):
         read_archive_listing(path)
 

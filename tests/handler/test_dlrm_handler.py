@@ -209,6 +209,7 @@ def test_torchserve_loads_the_archives_own_code(sealed: Path, tmp_path: Path) ->
     for package in ("dlrm_factory", "handler"):
         shutil.copytree(REPOSITORY / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "handler" / "dlrm_handler.py", root)
+    seal_folder(root)
     # The repository comes first on the path, as an installed older version would; the archive must still win.
     done = subprocess.run(
         [sys.executable, "-c", LOAD_AND_PREDICT, str(root)],

@@ -31,7 +31,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("dlrm_factory.quantize", "dlrm_factory.plan", "dlrm_factory.plan_advice"),
     ("dlrm_factory.shard", "dlrm_factory.checkpoint"),
     ("dlrm_factory.weights",),
-    ("dlrm_factory.factory", "dlrm_factory.compiled"),
+    ("dlrm_factory.factory", "dlrm_factory.compiled", "dlrm_factory.listing"),
     ("dlrm_factory.scorer",),
     ("dlrm_factory.goldens",),
     ("dlrm_factory.client", "dlrm_factory.verification"),

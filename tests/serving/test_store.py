@@ -36,6 +36,7 @@ def test_a_path_into_the_store_becomes_a_name(store, add_archive, monkeypatch):
 def test_a_folder_may_lie_anywhere(store, tmp_path):
     folder = tmp_path / "staged"
     (folder / "MAR-INF").mkdir(parents=True)
+    (folder / "h.py").write_text("class H: ...\n")
     manifest = {"model": {"modelName": "m", "handler": "h.py"}}
     (folder / "MAR-INF" / "MANIFEST.json").write_text(json.dumps(manifest))
     (model,) = find_models(store, [str(folder)])

@@ -57,6 +57,7 @@ def make_store(declaration: DLRMDeclaration, folder: Path) -> Store:
         archive_model(store.sealed, store.folder / name, model_name=name, archive_format="directory")
         _use_handler(store.folder / name, "stock_handler.py")
         (store.folder / name / MODEL_CONFIG_FILE).write_text(model_config, encoding="utf-8")
+        seal_folder(store.folder / name)
     return store
 
 
@@ -75,3 +76,4 @@ def _use_handler(archive: Path, file: str) -> None:
     manifest = json.loads((archive / MANIFEST).read_text(encoding="utf-8"))
     manifest["model"]["handler"] = file
     (archive / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    seal_folder(archive)

@@ -12,7 +12,7 @@ from pathlib import Path
 from dlrm_factory.config import format_bytes
 from dlrm_factory.errors import ArchiveError
 
-__all__ = ["DAMAGED", "list_zip"]
+__all__ = ["DAMAGED", "check_directory", "list_zip"]
 
 # What zipfile raises for a damaged archive: its own error, and whatever strange numbers lead it to.
 DAMAGED = (
@@ -34,6 +34,10 @@ _MAX_DIRECTORY = 64 << 20  # the zip's list of its files
 _MAX_GROWTH, _FREE_GROWTH = 200, 256 << 20
 _LOCAL_HEADER = 30  # the least bytes before a file's data
 _END_BYTES = 66_000  # the directory's end, with the longest comment
+_LOCAL = struct.Struct("<4s5H3I2H")  # a file's head
+_LONG = struct.Struct("<2H2Q")  # its sizes, where they are long
+_END = struct.Struct("<4s4H2IH")
+_SIZES_BEHIND = 0x8
 _END_OF_DIRECTORY, _END_OF_DIRECTORY_64 = b"PK\x05\x06", b"PK\x06\x06"
 
 
@@ -55,9 +59,11 @@ def list_zip(path: Path, *, most_files: int) -> dict[str, int]:
     except DAMAGED as error:
         raise ArchiveError(f"{path}: is damaged: {error}") from None
     _check_overlaps(path, entries, end)
-    files: dict[str, int] = {}
     for entry in entries:
         _check_entry(path, entry)
+    _check_heads(path, entries, end)
+    files: dict[str, int] = {}
+    for entry in entries:
         if entry.filename in files:
             raise ArchiveError(f'{path}: holds "{entry.filename}" twice')
         if not entry.is_dir():
@@ -99,6 +105,81 @@ def _check_overlaps(path: Path, entries: list[zipfile.ZipInfo], end: int) -> Non
             raise ArchiveError(
                 f'{path}: its "{entry.filename}" runs into the file behind it; it is damaged, do not use it'
             )
+
+
+def _check_heads(path: Path, entries: list[zipfile.ZipInfo], end: int) -> None:
+    """ArchiveError unless the heads before the files say what the directory says, with nothing in between.
+
+    TorchServe unpacks by the heads, one after another, and never looks at the directory.
+    """
+    at = 0
+    with path.open("rb") as file:
+        for entry in sorted(entries, key=lambda entry: entry.header_offset):
+            if entry.flag_bits & _SIZES_BEHIND:
+                raise ArchiveError(
+                    f'{path}: its "{entry.filename}" has its size behind its data, so it cannot be checked; '
+                    "make the archive with `dlrm archive` or torch-model-archiver"
+                )
+            file.seek(entry.header_offset)
+            head = file.read(_LOCAL_HEADER)
+            if entry.header_offset != at or len(head) < _LOCAL_HEADER:
+                raise ArchiveError(f'{path}: holds bytes that are no file before "{entry.filename}"')
+            fields = _LOCAL.unpack(head)
+            name, extra = file.read(fields[9]), file.read(fields[10])
+            if fields[:9] != _expected_head(entry, long=bool(extra)) or name != _encoded(entry):
+                raise ArchiveError(f'{path}: names and sizes of "{entry.filename}" are damaged')
+            if extra not in (b"", _LONG.pack(1, 16, entry.file_size, entry.compress_size)):
+                raise ArchiveError(f'{path}: has unknown fields with "{entry.filename}"; do not use it')
+            at = file.tell() + entry.compress_size
+    if entries and at != end:
+        raise ArchiveError(f"{path}: holds bytes that are no file before its list of files")
+
+
+def _expected_head(entry: zipfile.ZipInfo, *, long: bool) -> tuple[object, ...]:
+    year, month, day, hour, minute, second = entry.date_time
+    sizes = (0xFFFFFFFF, 0xFFFFFFFF) if long else (entry.compress_size, entry.file_size)
+    return (
+        b"PK\x03\x04",
+        entry.extract_version,
+        entry.flag_bits,
+        entry.compress_type,
+        hour << 11 | minute << 5 | second // 2,
+        (year - 1980) << 9 | month << 5 | day,
+        entry.CRC,
+        *sizes,
+    )
+
+
+def _encoded(entry: zipfile.ZipInfo) -> bytes:
+    return entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
+
+
+def check_directory(path: Path) -> None:
+    """ArchiveError if the zip's list of files is not as Python's zipfile, and so torch-model-archiver, writes it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries, comment, start = archive.infolist(), archive.comment, archive.start_dir
+    except DAMAGED as error:
+        raise ArchiveError(f"{path}: is damaged: {error}") from None
+    for entry in entries:
+        plain = (entry.create_version, entry.create_system, entry.volume, entry.internal_attr, entry.reserved)
+        if (
+            plain != (entry.extract_version, 3, 0, 0, 0)
+            or entry.comment
+            or entry.external_attr & 0xFFFF
+            or (entry.extra and entry.extra[:2] != b"\x01\x00")
+        ):
+            raise ArchiveError(f'{path}: what its list of files says of "{entry.filename}" is damaged')
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(size - _END.size)
+        found = _END.unpack(file.read(_END.size))
+    if 0xFFFF in found[3:5] or 0xFFFFFFFF in found[5:7]:
+        return  # in zip64, whose own numbers zipfile has used
+    count = len(entries)
+    length = size - _END.size - start
+    if found != (_END_OF_DIRECTORY, 0, 0, count, count, length, start, 0) or comment:
+        raise ArchiveError(f"{path}: the end of its list of files is damaged")
 
 
 def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
