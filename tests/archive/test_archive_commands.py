@@ -76,6 +76,9 @@ def test_preset_prints_yaml() -> None:
 
 def test_preset_writes_a_file(tmp_path: Path) -> None:
     run("preset", "demo", "-o", tmp_path / "shop.yaml")
+    run("preset", "demo", "-o", tmp_path / "shop.yaml")  # the same is there already
+    with (tmp_path / "shop.yaml").open("a", encoding="utf-8") as file:
+        file.write("# mine\n")
     with pytest.raises(ConfigError, match="exists; give --force"):
         run("preset", "demo", "-o", tmp_path / "shop.yaml")
     run("preset", "tiny", "-o", tmp_path / "shop.yaml", "--force")
