@@ -37,23 +37,24 @@ class WorkerWait:
 def telling_of_compiling(console: Console) -> Iterator[None]:
     """Print what the compiled package says of its long steps while the block runs."""
     said = logging.getLogger(_COMPILED)
-    handler, level = _Lines(console), said.level
+    handler, level, passed_on = _Lines(console), said.level, said.propagate
     said.addHandler(handler)
     said.setLevel(logging.INFO)
+    said.propagate = False
     try:
         yield
     finally:
         said.removeHandler(handler)
         said.setLevel(level)
+        said.propagate = passed_on
 
 
 class _Lines(logging.Handler):
-    """Prints INFO lines; warnings find their own way."""
+    """Prints each message as a line."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno < logging.WARNING:
-            self._console.print(escape(record.getMessage()), soft_wrap=True)
+        self._console.print(escape(record.getMessage()), soft_wrap=True)
