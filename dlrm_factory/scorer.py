@@ -22,10 +22,18 @@ from dlrm_factory.batch import (
     to_keyed_jagged_tensor,
     with_contexts,
 )
-from dlrm_factory.compiled import DTYPES, DirectLookup, Precision, best_precision, compiled_dense
+from dlrm_factory.compiled import (
+    DTYPES,
+    CompiledDense,
+    DirectLookup,
+    Precision,
+    best_precision,
+    compiled_dense,
+)
 from dlrm_factory.compiled.dense_net import model_feature_order
 from dlrm_factory.compiled.sizes import SIZES, SizedDense
 from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.errors import DLRMError
 from dlrm_factory.factory import BuiltDLRM, DLRMFactory
 from dlrm_factory.features import Vocabularies
 from dlrm_factory.memory_limit import memory_limit
@@ -106,12 +114,15 @@ class Scorer:
     ) -> None:
         """Take the compiled dense parts of the sealed weights in ``folder`` into use, built once for this host.
 
-        Scores stay eager, with a log line, where they cannot be had or do not agree with the eager ones.
+        Scores stay eager, with a log line, where they cannot be had or do not agree with the eager ones. The first
+        process of the host finds that out, and all later ones do as it did (see `dlrm_factory.compiled.verdict`).
 
         Args:
             background: return at once, and go on scoring eagerly until they are there.
             build: False takes only what another process has built before.
             probes: batches that it must score as the eager model does, beside some random ones.
+
+        WeightsError if others score with compiled code and here it cannot be used; in the background it is logged.
         """
         if self._lookup is None:
             return
@@ -122,7 +133,9 @@ class Scorer:
         ]
         if background:
             arguments = (folder, build, scored)
-            threading.Thread(target=self._compile, args=arguments, daemon=True, name="compile").start()
+            threading.Thread(
+                target=self._compile_in_background, args=arguments, daemon=True, name="compile"
+            ).start()
         else:
             self._compile(folder, build, scored)
 
@@ -180,32 +193,40 @@ class Scorer:
         logits: torch.Tensor = model.over_arch(model.inter_arch(embedded, in_order))
         return logits.reshape(-1)[: dense.shape[0]].float().cpu().numpy()
 
+    def _compile_in_background(self, folder: Path, build: bool, probes: Probes) -> None:
+        try:
+            self._compile(folder, build, probes)
+        except DLRMError as error:
+            logger.error("Scoring eagerly: %s", error)
+
     def _compile(self, folder: Path, build: bool, probes: Probes) -> None:
         precision = self.precision
-        dense_code = compiled_dense(folder, self.declaration, precision, build=build)
-        if dense_code is None:
-            return
-        compiled = SizedDense(dense_code, DTYPES[precision])
+        found = [0.0]
+
+        def try_out(dense_code: CompiledDense) -> str | None:
+            found[0] = difference = self._try_out(SizedDense(dense_code, DTYPES[precision]), probes)
+            if difference <= TOLERANCE[precision]:
+                return None
+            return f"Compiled scores differ from eager ones by {difference:.2g}, more than {TOLERANCE[precision]:.2g}"
+
+        dense_code = compiled_dense(folder, self.declaration, precision, try_out=try_out, build=build)
+        if dense_code is not None:
+            self._compiled = SizedDense(dense_code, DTYPES[precision])
+            logger.info("Scoring with compiled dense parts in %s, within %.1e of eager", precision, found[0])
+
+    def _try_out(self, compiled: SizedDense, probes: Probes) -> float:
+        """Meet every batch size; gives the largest difference of a probability from the eager one."""
         with torch.no_grad():
             compiled.warm_up(
                 len(self.declaration.dense_features),
                 len(self.declaration.sparse_features),
                 self.declaration.embedding_dim,
             )
-        difference = self._largest_difference(compiled, probes)
-        if difference > TOLERANCE[precision]:
-            logger.warning(
-                "Compiled scores differ from eager ones by %.2g, more than %.2g; scoring eagerly",
-                difference,
-                TOLERANCE[precision],
-            )
-            return
-        self._compiled = compiled
-        logger.info("Scoring with compiled dense parts in %s, within %.1e of eager", precision, difference)
+        return self._largest_difference(compiled, probes)
 
     @torch.no_grad()
     def _largest_difference(self, compiled: SizedDense, probes: Probes) -> float:
-        """The largest difference of a probability from the eager one, over batches of 1 and of several samples."""
+        """Of a probability from the eager one, over batches of 1 and of several samples."""
         assert self._lookup is not None
         found = [0.0]
         for batch, eager in probes:

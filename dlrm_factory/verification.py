@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from dlrm_factory.delong import compare_aucs
@@ -21,7 +22,10 @@ from dlrm_factory.weights.seal import EngineFigures, Evaluation, installed_versi
 
 __all__ = [
     "MAX_AUC_LOSS",
+    "MAX_DIFFERENCE",
     "MAX_DRIFT",
+    "MIN_OVERLAP",
+    "CompiledFigures",
     "EngineDrift",
     "GoldenFigures",
     "Replay",
@@ -31,6 +35,15 @@ __all__ = [
 
 MAX_AUC_LOSS = 0.0005
 MAX_DRIFT = 0.02
+MAX_DIFFERENCE = 0.02
+MIN_OVERLAP = 0.9
+
+# Rankings are made of the held-out samples as they come. Of fewer, one candidate more or less is too much of the mean.
+_CANDIDATES = 100
+_BEST = 10
+_MIN_RANKINGS = 5
+
+Float32 = npt.NDArray[np.float32]
 
 # Asks a scorer golden requests as a server would; gives the largest difference of a probability. WeightsError if
 # one is over the tolerance.
@@ -60,6 +73,21 @@ class EngineDrift:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompiledFigures:
+    """What a client feels of the compiled code: its scores against the eager ones of the same weights.
+
+    Fields:
+        max_difference: of a probability, over held-out samples and golden requests.
+        rankings: how many of 100 candidates each were made of the held-out samples.
+        top_10_overlap: the share of the eager top 10 that is in the compiled one, on average; None without rankings.
+    """
+
+    max_difference: float
+    rankings: int
+    top_10_overlap: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class GoldenFigures:
     """Golden requests that were replayed. Differences are of probabilities.
 
@@ -86,6 +114,7 @@ class Verification:
         samples: held-out samples compared; 0 if the weights carry none.
         float_auc, float_log_loss: of the model as it was trained; None without samples.
         engines: one for each way of scoring that this host has, if there are samples.
+        compiled: None if this host does not compile, or there is nothing to compare.
         goldens: None if there are none, or they were not replayed.
         training: what training reported.
         sealed_versions, versions: of the packages that made the archive, and of those installed here.
@@ -98,6 +127,7 @@ class Verification:
     float_log_loss: float | None
     precision: str
     engines: tuple[EngineDrift, ...]
+    compiled: CompiledFigures | None
     goldens: GoldenFigures | None
     training: Mapping[str, str]
     sealed_versions: Mapping[str, str]
@@ -113,11 +143,22 @@ class Verification:
             if then.get(name) != now.get(name)
         }
 
-    def check(self, max_auc_loss: float, max_drift: float = MAX_DRIFT) -> None:
-        """WeightsError if any engine loses more AUC than ``max_auc_loss``, or golden scores drift further.
+    def check(
+        self,
+        max_auc_loss: float,
+        max_drift: float = MAX_DRIFT,
+        *,
+        max_difference: float = MAX_DIFFERENCE,
+        min_overlap: float = MIN_OVERLAP,
+    ) -> None:
+        """WeightsError if any engine loses more AUC than ``max_auc_loss``, or scores are further off than allowed.
 
         A loss that may be chance passes: of 17 samples, two that change places are 0.01 of the AUC.
-        ``max_drift``: of a golden probability from the trained one, on average.
+
+        Args:
+            max_drift: of a golden probability from the trained one, on average.
+            max_difference: of a compiled probability from the eager one.
+            min_overlap: of the compiled top 10 with the eager one, over at least 5 rankings.
         """
         for drift in self.engines:
             if drift.auc_loss > max_auc_loss and not drift.auc_loss_is_chance:
@@ -137,6 +178,25 @@ class Verification:
                 f"the probabilities of {self.goldens.requests} golden requests are {self.goldens.mean_drift:.5f} from "
                 f"the trained model's on average, and at most {max_drift:.5f} is allowed; use a wider dtype for the "
                 "tables, or allow more with --max-drift"
+            )
+        if self.compiled is not None:
+            self._check_compiled(self.compiled, max_difference, min_overlap)
+
+    def _check_compiled(self, found: CompiledFigures, max_difference: float, min_overlap: float) -> None:
+        remedy = f"declare serving.precision: fp32 in place of {self.precision}, or serving.compile: off"
+        if self.precision == "fp32":
+            remedy = "declare serving.compile: off"
+        if found.max_difference > max_difference:
+            raise WeightsError(
+                f"a probability of compiled scoring in {self.precision} is {found.max_difference:.5f} from the eager "
+                f"one, and at most {max_difference:.5f} is allowed; {remedy}, or allow more with --max-difference"
+            )
+        overlap = found.top_10_overlap
+        if overlap is not None and overlap < min_overlap and found.rankings >= _MIN_RANKINGS:
+            raise WeightsError(
+                f"compiled scoring in {self.precision} finds {overlap:.4f} of the eager top 10, over "
+                f"{found.rankings} rankings of {_CANDIDATES} held-out samples, and at least {min_overlap:.4f} is asked "
+                f"for; {remedy}, or allow less with --min-overlap"
             )
 
     def evaluation(self) -> Evaluation | None:
@@ -170,18 +230,23 @@ def verify_weights(folder: Path, *, build: bool = True, replay: Replay | None = 
     goldens = None if replay is None else read_goldens(folder)
     engines: list[EngineDrift] = []
     largest: dict[str, float] = {}
+    # Golden requests are one batch of all, in declared order; held-out samples keep theirs.
+    asked = [] if goldens is None else [golden_batch(goldens, scorer.declaration, scorer.vocabularies)]
+    scored: list[list[Float32]] = []
 
     def measure() -> None:
+        compared = [*(scorer.logits(batch) for batch in asked)]
         if held_out is not None:
-            engines.append(_drift(scorer, held_out))
+            compared.insert(0, scorer.logits(held_out.batch))
+            engines.append(_drift(scorer.engine, held_out, compared[0]))
+        scored.append(compared)
         if goldens is not None and replay is not None:
             tolerance = EAGER_TOLERANCE if scorer.engine == "eager" else TOLERANCE[scorer.precision]
             largest[scorer.engine] = replay(scorer, goldens, tolerance)
 
     measure()
     if (held_out is not None or goldens is not None) and sealed.declaration.serving.compile != "off":
-        probes = [] if goldens is None else [golden_batch(goldens, scorer.declaration, scorer.vocabularies)]
-        scorer.compile(folder, build=build, probes=probes)
+        scorer.compile(folder, build=build, probes=asked)
         if scorer.engine == "compiled":
             measure()
     return Verification(
@@ -192,6 +257,7 @@ def verify_weights(folder: Path, *, build: bool = True, replay: Replay | None = 
         float_log_loss=None if held_out is None else log_loss(held_out.labels, held_out.logits),
         precision=scorer.precision,
         engines=tuple(engines),
+        compiled=_compiled_figures(*scored, ranked=held_out is not None) if len(scored) == 2 else None,
         goldens=None if goldens is None else _golden_figures(goldens, largest),
         training=sealed.seal.training,
         sealed_versions=sealed.seal.versions,
@@ -199,13 +265,12 @@ def verify_weights(folder: Path, *, build: bool = True, replay: Replay | None = 
     )
 
 
-def _drift(scorer: Scorer, held_out: HeldOut) -> EngineDrift:
-    logits = scorer.logits(held_out.batch)
+def _drift(engine: str, held_out: HeldOut, logits: Float32) -> EngineDrift:
     differences = np.abs(probabilities(logits) - probabilities(held_out.logits))
     reached = auc(held_out.labels, logits)
     compared = compare_aucs(held_out.labels, held_out.logits, logits)
     return EngineDrift(
-        engine=scorer.engine,
+        engine=engine,
         auc=reached,
         log_loss=log_loss(held_out.labels, logits),
         auc_loss=auc(held_out.labels, held_out.logits) - reached,
@@ -213,6 +278,32 @@ def _drift(scorer: Scorer, held_out: HeldOut) -> EngineDrift:
         mean_difference=float(differences.mean()),
         max_difference=float(differences.max()),
     )
+
+
+def _compiled_figures(eager: list[Float32], compiled: list[Float32], *, ranked: bool) -> CompiledFigures:
+    """``ranked``: the first arrays are of held-out samples."""
+    pairs = list(zip(eager, compiled, strict=True))
+    overlaps = _overlaps(*pairs[0]) if ranked else np.empty(0)
+    return CompiledFigures(
+        max_difference=max(
+            float(np.abs(probabilities(one) - probabilities(other)).max(initial=0)) for one, other in pairs
+        ),
+        rankings=len(overlaps),
+        top_10_overlap=float(overlaps.mean()) if len(overlaps) else None,
+    )
+
+
+def _overlaps(one: Float32, other: Float32) -> npt.NDArray[np.float64]:
+    """The share of the 10 best by ``one`` that are among the 10 best by ``other``, of each ranking of 100 candidates.
+
+    Equal scores rank as they come, as a server ranks them.
+    """
+    whole = len(one) // _CANDIDATES * _CANDIDATES
+    best = [
+        np.argsort(-logits[:whole].reshape(-1, _CANDIDATES), axis=1, kind="stable")[:, :_BEST]
+        for logits in (one, other)
+    ]
+    return np.array([len(np.intersect1d(*pair)) / _BEST for pair in zip(*best, strict=True)])
 
 
 def _golden_figures(goldens: Goldens, largest: Mapping[str, float]) -> GoldenFigures:

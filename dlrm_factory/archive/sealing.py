@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -43,6 +44,8 @@ def archive_model(
     force: bool = False,
     max_auc_loss: float | None = None,
     max_drift: float | None = None,
+    max_difference: float | None = None,
+    min_overlap: float | None = None,
     replay: Replay | None = None,
     progress: Progress | None = None,
 ) -> Verification | None:
@@ -55,6 +58,8 @@ def archive_model(
         output: a file that ends in ``.mar``; for ``directory`` a folder.
         max_auc_loss: the most AUC that serving may lose against the trained model; None does not compare.
         max_drift: the most that golden probabilities may be from the trained model's, on average; None for 0.02.
+        max_difference: the most that a compiled probability may be from the eager one; None for 0.02.
+        min_overlap: the least share of the eager top 10 that the compiled one must have; None for 0.9.
         replay: asks the golden requests as a server would, when the model is compared; None does not ask them.
         progress: called with (bytes written, bytes in all), first of the tables, then of the archive.
 
@@ -63,7 +68,7 @@ def archive_model(
 
     Raises:
         WeightsError: ``weights`` cannot be used, what is sealed does not give the golden scores, or it scores worse
-            than ``max_auc_loss`` and ``max_drift`` allow.
+            than the bounds allow.
         ArchiveError: a bad name, ``output`` is in the way, or the disk is full.
     """
     check_names(model_name, version)
@@ -74,7 +79,11 @@ def archive_model(
     source = open_weights(weights)
     with partial_beside(output) as partial, disk_errors(output):
         fill_stage(source, partial, progress=progress)
-        found = None if max_auc_loss is None else _compare(partial, max_auc_loss, max_drift, replay)
+        found = None
+        if max_auc_loss is not None:
+            given = {"max_drift": max_drift, "max_difference": max_difference, "min_overlap": min_overlap}
+            bounds = {name: bound for name, bound in given.items() if bound is not None}
+            found = _compare(partial, replay, {"max_auc_loss": max_auc_loss, **bounds})
         (partial / MANIFEST).parent.mkdir()
         (partial / MANIFEST).write_text(manifest_json(model_name, version), encoding="utf-8")
         if archive_format == "directory":
@@ -84,15 +93,13 @@ def archive_model(
     return found
 
 
-def _compare(
-    folder: Path, max_auc_loss: float, max_drift: float | None, replay: Replay | None
-) -> Verification:
-    """Verify what is to be packed, and keep the figures in its seal."""
+def _compare(folder: Path, replay: Replay | None, bounds: Mapping[str, float]) -> Verification:
+    """Verify what is to be packed, and keep the figures in its seal. ``bounds``: of `Verification.check`."""
     # It brings TorchRec and the compiler, which an archive made without it does not need.
-    from dlrm_factory.verification import MAX_DRIFT, verify_weights
+    from dlrm_factory.verification import verify_weights
 
     found = verify_weights(folder, replay=replay)
-    found.check(max_auc_loss, MAX_DRIFT if max_drift is None else max_drift)
+    found.check(**bounds)
     reseal(folder, read_seal(folder), evaluation=found.evaluation())
     return found
 

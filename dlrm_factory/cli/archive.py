@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from rich.console import Console
 
 from dlrm_factory.cli.byte_progress import byte_progress
+from dlrm_factory.cli.waiting import telling_of_compiling
 from dlrm_factory.config import format_bytes
 
 __all__ = ["archive"]
@@ -36,6 +38,15 @@ def archive(
         float,
         typer.Option(min=0, help="The most that golden probabilities may be from trained ones, on average."),
     ] = 0.02,
+    max_difference: Annotated[
+        float, typer.Option(min=0, help="The most that a compiled probability may be from the eager one.")
+    ] = 0.02,
+    min_overlap: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="The least share of the eager top 10 that the compiled one must have."
+        ),
+    ] = 0.9,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an archive that exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
@@ -46,7 +57,7 @@ def archive(
 
     suffix = ".mar" if archive_format == "default" else ""
     output = output or Path("model_store") / f"{model_name}{suffix}"
-    with byte_progress("archiving") as progress:
+    with byte_progress("archiving") as progress, telling_of_compiling(Console(stderr=True)):
         found = archive_model(
             checkpoint,
             output,
@@ -56,16 +67,23 @@ def archive(
             force=force,
             max_auc_loss=max_auc_loss,
             max_drift=max_drift,
+            max_difference=max_difference,
+            min_overlap=min_overlap,
             replay=replay_with,
             progress=progress,
         )
     listing = read_archive_listing(output)
     if as_json:
-        made = {"path": str(output), "model_name": model_name, "version": version, "format": archive_format}
+        made: dict[str, Any] = {
+            "path": str(output),
+            "model_name": model_name,
+            "version": version,
+            "format": archive_format,
+        }
         drift = [asdict(engine) for engine in found.engines] if found else []
-        typer.echo(
-            json.dumps(made | {"bytes": listing.total_bytes, "files": listing.files, "engines": drift})
-        )
+        compiled = asdict(found.compiled) if found and found.compiled else None
+        made |= {"bytes": listing.total_bytes, "files": listing.files, "engines": drift, "compiled": compiled}
+        typer.echo(json.dumps(made))
         return
     typer.echo(f"made {output}: model {model_name} {version}, {format_bytes(listing.total_bytes)} unpacked")
     if found and found.goldens:
@@ -76,4 +94,10 @@ def archive(
     for engine in found.engines if found else ():
         typer.echo(
             f"{engine.engine}: AUC {engine.auc:.4f}, {engine.auc_loss:+.5f} lost against the trained model"
+        )
+    if found and found.compiled:
+        overlap = found.compiled.top_10_overlap
+        same = "" if overlap is None else f", {100 * overlap:.2f}% of the top 10 the same"
+        typer.echo(
+            f"compiled in {found.precision}: within {found.compiled.max_difference:.1e} of eager{same}"
         )

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from dlrm_factory.cli.crowding import crowding
+from dlrm_factory.cli.waiting import WorkerWait
 from dlrm_factory.client.addresses import is_loopback
 from dlrm_factory.serving import (
     Drain,
     Endpoint,
     LogMarks,
     ManagementClient,
-    Progress,
     Scaled,
     ServerState,
     find_endpoint,
@@ -71,12 +71,7 @@ def _scale(
 ) -> Scaled:
     console = Console(stderr=True)
     with console.status(escape(f"{model}: asking for {workers} workers")) as status:
-
-        def tell(progress: Progress) -> None:
-            status.update(
-                escape(f"{model}: {progress.ready} of {workers} workers ready ({progress.present} there)")
-            )
-
+        tell = WorkerWait(console, status)
         return scale_model(client, model, workers, marks=marks, timeout=timeout, tell=tell, drain=drain)
 
 

@@ -12,11 +12,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
+from dlrm_factory.cli.waiting import WorkerWait
 from dlrm_factory.errors import ServingError
 from dlrm_factory.serving import (
-    Progress,
     RunningServer,
     ServeOptions,
     running_server,
@@ -101,11 +100,7 @@ def serve(
 def _start(options: ServeOptions) -> RunningServer:
     console = Console(stderr=True)
     with console.status("starting TorchServe") as status:
-
-        def tell(progress: Progress) -> None:
-            status.update(escape(f"{progress.model}: {progress.ready} of {progress.wanted} workers ready"))
-
-        return start_server(options, tell)
+        return start_server(options, WorkerWait(console, status))
 
 
 def _summary(server: RunningServer) -> dict[str, Any]:

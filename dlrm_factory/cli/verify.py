@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dlrm_factory.cli.waiting import telling_of_compiling
+
 if TYPE_CHECKING:
     from dlrm_factory.verification import Verification
 
@@ -28,6 +30,15 @@ def verify(
         float,
         typer.Option(min=0, help="The most that golden probabilities may be from trained ones, on average."),
     ] = 0.02,
+    max_difference: Annotated[
+        float, typer.Option(min=0, help="The most that a compiled probability may be from the eager one.")
+    ] = 0.02,
+    min_overlap: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="The least share of the eager top 10 that the compiled one must have."
+        ),
+    ] = 0.9,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Prove an archive without a server: every file, its golden requests, served scores against trained ones."""
@@ -36,14 +47,18 @@ def verify(
     from handler.replay import replay_with
 
     console = Console(stderr=True)
-    with unpacked_weights(archive) as folder, console.status(f"verifying {archive}"):
+    with (
+        unpacked_weights(archive) as folder,
+        console.status(f"verifying {archive}"),
+        telling_of_compiling(console),
+    ):
         check_archive(archive, folder)
         found = verify_weights(folder, replay=replay_with)
     if as_json:
         typer.echo(jsonlib.dumps(asdict(found), indent=2))
     else:
         _print(archive, found)
-    found.check(max_auc_loss, max_drift)
+    found.check(max_auc_loss, max_drift, max_difference=max_difference, min_overlap=min_overlap)
 
 
 def _print(archive: Path, found: Verification) -> None:
@@ -53,6 +68,7 @@ def _print(archive: Path, found: Verification) -> None:
     for name, (then, now) in sorted(found.other_versions.items()):
         typer.echo(f"warning: made with {name} {then or '(none)'}, but {now or 'none'} is installed here")
     _print_goldens(found)
+    _print_compiled(found)
     if not found.engines:
         typer.echo("no held-out samples travel with it, so its AUC was not compared")
         return
@@ -87,6 +103,17 @@ def _print_goldens(found: Verification) -> None:
             f"their probabilities are {goldens.mean_drift:.1e} from the trained model's on average, "
             f"{goldens.max_drift:.1e} at most"
         )
+
+
+def _print_compiled(found: Verification) -> None:
+    compiled = found.compiled
+    if compiled is None:
+        return
+    line = f"compiled scores ({found.precision}) are within {compiled.max_difference:.1e} of the eager probabilities"
+    if compiled.top_10_overlap is not None:
+        line += f", and {100 * compiled.top_10_overlap:.2f}% of the top 10 are the same, over {compiled.rankings:,} "
+        line += "rankings of 100 held-out samples"
+    typer.echo(line)
 
 
 def _engine(name: str, precision: str) -> str:

@@ -12,13 +12,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import torch
+import xxhash
 
 from dlrm_factory.compiled.capability import Precision
 from dlrm_factory.compiled.dense_net import DenseNet
@@ -26,7 +29,7 @@ from dlrm_factory.config.reading import read_declaration
 from dlrm_factory.model import load_dense, make_model
 from dlrm_factory.weights.sealed import DECLARATION_FILE, read_dense
 
-__all__ = ["build_in_subprocess", "compiler", "few_samples_library"]
+__all__ = ["build_in_subprocess", "compiler", "few_samples_library", "is_built"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +38,7 @@ _KINDS: tuple[Kind, ...] = ("few", "many")
 
 _EXAMPLE_BATCH = 8
 _MAX_BATCH = 1 << 24
-_TIMEOUT_SECONDS = 600
+_MAX_SECONDS = 540
 
 # bf16: oneDNN, with weights laid out once for its matrix units. fp32: the BLAS library's products, which are a fifth
 # faster than oneDNN's (AVX2, 512 samples), and neither prepare nor keep anything for each batch size.
@@ -54,34 +57,66 @@ def few_samples_library(library: Path) -> Path:
     return library.with_name(f"{library.stem}-few{library.suffix}")
 
 
-def build_in_subprocess(folder: Path, library: Path, precision: Precision) -> str | None:
+def is_built(library: Path) -> bool:
+    """Whether ``library`` and the code for a few samples are whole, as `build_in_subprocess` left them."""
+    few = few_samples_library(library)
+    try:
+        listed = msgspec.json.decode(_listing(library).read_bytes(), type=dict[str, str])
+        found = {path.name: _checksum(path) for path in (library, few) if path.is_file()}
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return False
+    return library.name in found and found == listed
+
+
+def build_in_subprocess(
+    folder: Path, library: Path, precision: Precision, seconds: float = _MAX_SECONDS
+) -> str | None:
     """Compile the dense parts of the sealed weights in ``folder`` into ``library``. None, or why it failed.
 
-    `few_samples_library` is there before ``library`` is; where its code cannot be had, there is ``library`` alone.
-    Both are compiled at the same time.
+    Both kinds of code are compiled at the same time. Where that for a few samples cannot be had, there is ``library``
+    alone. Checksums of what there is are listed last: see `is_built`.
+
+    Args:
+        seconds: the most it may take.
     """
     try:
         with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-            return _build_both(folder, library, precision, Path(scratch))
+            return _build_both(folder, library, precision, Path(scratch), time.monotonic() + seconds)
     except OSError as error:  # no room on the disk, or for another process
         return str(error)
 
 
-def _build_both(folder: Path, library: Path, precision: Precision, scratch: Path) -> str | None:
+def _build_both(
+    folder: Path, library: Path, precision: Precision, scratch: Path, deadline: float
+) -> str | None:
     built = {kind: scratch / f"{kind}.so" for kind in _KINDS}
     with ExitStack() as stack:
         processes = {
             kind: stack.enter_context(_started(folder, built[kind], precision, kind)) for kind in _KINDS
         }
-        failures = {kind: _end(process) for kind, process in processes.items()}
+        failures = {kind: _end(process, deadline) for kind, process in processes.items()}
     if failures["many"] is not None:
         return failures["many"]
+    _listing(library).unlink(missing_ok=True)
+    few_samples_library(library).unlink(missing_ok=True)
+    checksums = {library.name: _checksum(built["many"])}
     if failures["few"] is None:
+        checksums[few_samples_library(library).name] = _checksum(built["few"])
         built["few"].replace(few_samples_library(library))
     else:  # on a CPU for which the compiler has no such code
         logger.warning("No code of its own for a few samples on this host: %s", failures["few"])
     built["many"].replace(library)
+    (scratch / "listing").write_bytes(msgspec.json.encode(checksums))
+    (scratch / "listing").replace(_listing(library))
     return None
+
+
+def _listing(library: Path) -> Path:
+    return library.with_suffix(".json")
+
+
+def _checksum(path: Path) -> str:
+    return xxhash.xxh3_128(path.read_bytes()).hexdigest()
 
 
 @contextmanager
@@ -115,12 +150,12 @@ def _started(
             process.kill()  # nothing, if it has ended
 
 
-def _end(process: subprocess.Popen[str]) -> str | None:
-    """Wait for ``process``. None, or why it failed."""
+def _end(process: subprocess.Popen[str], deadline: float) -> str | None:
+    """Wait for ``process`` until ``deadline`` (``time.monotonic()``). None, or why it failed."""
     try:
-        _, printed = process.communicate(timeout=_TIMEOUT_SECONDS)
+        _, printed = process.communicate(timeout=max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
-        return f"the compiler process took more than {_TIMEOUT_SECONDS} s"
+        return "the compiler took too long; raise serving.startup_timeout_s, or declare serving.compile: off"
     if process.returncode == 0:
         return None
     lines = [line for line in printed.splitlines() if line.strip()] or ["it printed nothing"]
@@ -132,7 +167,7 @@ def _build(folder: Path, library: Path, precision: Precision, kind: Kind) -> Non
     declaration = read_declaration(folder / DECLARATION_FILE)
     model = make_model(declaration)
     load_dense(model, read_dense(folder))
-    net = DenseNet(model, declaration, precision).eval()
+    net = DenseNet(model, declaration, precision, few_samples=kind == "few").eval()
     example = (
         torch.zeros(_EXAMPLE_BATCH, len(declaration.dense_features)),
         torch.zeros(

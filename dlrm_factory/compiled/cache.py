@@ -11,7 +11,7 @@ from dlrm_factory.host_cache import cache_folder
 
 __all__ = ["cache_folder", "library_name"]
 
-_LAYOUT = 6  # raised when DenseNet or how it is compiled changes
+_LAYOUT = 7  # raised when DenseNet or how it is compiled changes
 
 
 def library_name(declaration: DLRMDeclaration, dense_weights: bytes, precision: Precision) -> str:

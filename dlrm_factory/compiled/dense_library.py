@@ -1,19 +1,32 @@
-"""Compiled libraries: found in the cache, or built once for all workers of a host."""
+"""Compiled libraries: found in the cache, or built once for all workers of a host, which all use them or none."""
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from dlrm_factory.compiled.build import build_in_subprocess, compiler, few_samples_library
+from dlrm_factory.compiled.build import (
+    build_in_subprocess,
+    compiler,
+    few_samples_library,
+    is_built,
+)
 from dlrm_factory.compiled.cache import cache_folder, library_name
 from dlrm_factory.compiled.capability import Precision
+from dlrm_factory.compiled.verdict import (
+    Verdict,
+    one_at_a_time,
+    read_verdict,
+    verdict_path,
+    write_verdict,
+)
 from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.errors import WeightsError
 from dlrm_factory.weights.sealed import DENSE_FILE
 
 __all__ = ["FEW_SAMPLES", "CompiledDense", "compiled_dense", "library_path"]
@@ -21,11 +34,15 @@ __all__ = ["FEW_SAMPLES", "CompiledDense", "compiled_dense", "library_path"]
 logger = logging.getLogger(__name__)
 
 CompiledDense = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+TryOut = Callable[[CompiledDense], str | None]
 Runner = Callable[[list[torch.Tensor]], list[torch.Tensor]]
 
 # Up to so many samples, code of its own is faster than a library's products. bf16: 0.05 ms in place of 0.2 ms for one
 # sample, the same for 16. fp32: 0.08 ms in place of 0.10 ms for one, the same for 8.
 FEW_SAMPLES: dict[Precision, int] = {"bf16": 16, "fp32": 8}
+
+# What a worker does after it has compiled, or given up, before TorchServe ends it for being late.
+_REST_OF_START_S = 60
 
 
 def library_path(folder: Path, declaration: DLRMDeclaration, precision: Precision) -> Path | None:
@@ -37,25 +54,78 @@ def library_path(folder: Path, declaration: DLRMDeclaration, precision: Precisio
 
 
 def compiled_dense(
-    folder: Path, declaration: DLRMDeclaration, precision: Precision, *, build: bool = True
+    folder: Path, declaration: DLRMDeclaration, precision: Precision, *, try_out: TryOut, build: bool = True
 ) -> CompiledDense | None:
     """The compiled `DenseNet` of the sealed weights in ``folder``: (dense, pooled) → logits.
 
-    One process of the host builds it, the others wait for that. None, after one log line, when it cannot be had;
-    the caller then scores eagerly.
+    One process of the host builds it, tries it out and writes the verdict down, while the others wait; then all
+    follow it. None, after one log line, if the verdict is to score eagerly.
+
+    Args:
+        try_out: gives the reason why code must not be used, None if it may.
+        build: False takes only what another process has built before.
+
+    WeightsError if the verdict is to use the compiled code, as other workers do, and it cannot be had any more.
     """
     library = library_path(folder, declaration, precision)
     if library is None:
         logger.warning("No folder to keep compiled code in; scoring eagerly. Set DLRM_CACHE_DIR to one.")
         return None
-    if not library.is_file() and not (build and _build_once(folder, library, precision)):
+    sources = _Sources(folder, library, precision, _compile_seconds(declaration))
+    path = verdict_path(library, folder)
+    if (verdict := read_verdict(path)) is None:
+        if not build and not is_built(library):
+            return None
+        with one_at_a_time(path):
+            if (verdict := read_verdict(path)) is None:
+                return _decide(sources, path, try_out)
+    return _follow(verdict, sources, path, try_out, build)
+
+
+@dataclass(frozen=True)
+class _Sources:
+    folder: Path
+    library: Path
+    precision: Precision
+    seconds: float  # the most that compiling may take
+
+
+def _decide(sources: _Sources, path: Path, try_out: TryOut) -> CompiledDense | None:
+    dense, reason = None, _build_once(sources)
+    if reason is None:
+        dense, reason = _load_both(sources)
+    if dense is not None:
+        reason = try_out(dense)
+    try:
+        write_verdict(path, Verdict("eager", reason) if reason else Verdict("compiled"))
+    except OSError as error:  # then no other worker would know
+        reason = reason or f"The verdict on the compiled code cannot be written ({error})"
+    if reason is None:
+        return dense
+    logger.warning("%s; scoring eagerly", reason)
+    return None
+
+
+def _follow(
+    verdict: Verdict, sources: _Sources, path: Path, try_out: TryOut, build: bool
+) -> CompiledDense | None:
+    again = f"to decide anew, remove {path} while no worker of this model runs"
+    if verdict.engine == "eager":
+        logger.warning("%s; scoring eagerly, as was decided once for this machine: %s", verdict.reason, again)
         return None
-    many = _load(library)
-    if many is None:
+    if not build and not is_built(sources.library):
         return None
-    few_library = few_samples_library(library)
-    few = _load(few_library) if few_library.is_file() else None
-    return _BySize(few or many, many, FEW_SAMPLES[precision])
+    dense, reason = None, _build_once(sources)
+    if reason is None:
+        dense, reason = _load_both(sources)
+    if dense is not None:
+        reason = try_out(dense)
+    if reason is not None:
+        raise WeightsError(
+            f"workers of this model score with compiled code on this machine, and here it cannot be used: {reason}; "
+            f"{again}"
+        )
+    return dense
 
 
 class _BySize:
@@ -69,28 +139,43 @@ class _BySize:
         return run([dense, pooled])[0]
 
 
-def _load(library: Path) -> Runner | None:
+def _load_both(sources: _Sources) -> tuple[CompiledDense | None, str | None]:
+    """The code of a library that is built, or the reason why it cannot be loaded."""
+    library, few_library = sources.library, few_samples_library(sources.library)
     try:
-        # Without torch's wrapper, which reads how to flatten the arguments from JSON at every call: 0.1 ms.
-        runner: Runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1).run
+        many = _load(library)
+        few = _load(few_library) if few_library.is_file() else many
     except Exception as error:
-        logger.warning("The compiled code in %s cannot be loaded (%s); scoring without it", library, error)
-        library.unlink(missing_ok=True)
-        return None
+        return None, f"The compiled code in {library} cannot be loaded ({error})"
+    return _BySize(few, many, FEW_SAMPLES[sources.precision]), None
+
+
+def _load(library: Path) -> Runner:
+    # Without torch's wrapper, which reads how to flatten the arguments from JSON at every call: 0.1 ms.
+    runner: Runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1).run
     return runner
 
 
-def _build_once(folder: Path, library: Path, precision: Precision) -> bool:
-    """True if the library is there in the end. A lock file makes one process build and the others wait."""
+def _build_once(sources: _Sources) -> str | None:
+    """None if the library is there in the end, else the reason. One process builds, and the others wait."""
+    library = sources.library
+    if is_built(library):
+        return None
     if compiler() is None:
-        logger.warning("No C++ compiler on this host, so nothing can be compiled; scoring eagerly")
-        return False
-    with (library.parent / f"{library.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if library.is_file():
-            return True
-        logger.info("Compiling the dense parts in %s, once for this host (pid %d)", precision, os.getpid())
-        failure = build_in_subprocess(folder, library, precision)
-    if failure is not None:
-        logger.warning("The dense parts could not be compiled (%s); scoring eagerly", failure)
-    return failure is None
+        return "No C++ compiler on this host, so nothing can be compiled"
+    with one_at_a_time(library):
+        if is_built(library):
+            return None
+        logger.info(
+            "Compiling the dense parts in %s, about 30 s, once for this machine (pid %d)",
+            sources.precision,
+            os.getpid(),
+        )
+        failure = build_in_subprocess(sources.folder, library, sources.precision, sources.seconds)
+    return None if failure is None else f"The dense parts could not be compiled ({failure})"
+
+
+def _compile_seconds(declaration: DLRMDeclaration) -> float:
+    """How long compiling may take, so that a worker is ready, if eagerly, before TorchServe ends it."""
+    start = declaration.serving.startup_timeout_s
+    return max(start - _REST_OF_START_S, start / 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torchrec.models.dlrm import DLRM
@@ -9,7 +11,10 @@ from torchrec.models.dlrm import DLRM
 from dlrm_factory.compiled.capability import DTYPES, Precision
 from dlrm_factory.config.declaration import DLRMDeclaration
 
-__all__ = ["DenseNet", "model_feature_order"]
+__all__ = ["MAX_FLOAT_WEIGHTS", "DenseNet", "model_feature_order"]
+
+# Layers of the bottom MLP with so many weights at most cost too little in float32 to be narrowed.
+MAX_FLOAT_WEIGHTS = 1 << 15
 
 
 def model_feature_order(declaration: DLRMDeclaration) -> list[int]:
@@ -22,20 +27,29 @@ class DenseNet(nn.Module):
     """Bottom MLP, interaction and top MLP of ``model``, which it takes over and changes.
 
     forward(dense float32 [B, number of dense features], pooled [B, F, D] in ``dtype``, features in declared order)
-    → logits float32 [B]. With ``bf16`` the parts compute in bfloat16 and only the logit is float32 again.
+    → logits float32 [B]. With ``bf16`` all large layers compute in bfloat16. The small ones of the bottom MLP stay
+    float32, for a large number that is rounded there moves all of the sample's vector; and so does the last layer:
+    its bfloat16 logits would be a few hundred values for all candidates to share.
     """
 
-    def __init__(self, model: DLRM, declaration: DLRMDeclaration, precision: Precision) -> None:
+    def __init__(
+        self, model: DLRM, declaration: DLRMDeclaration, precision: Precision, *, few_samples: bool = False
+    ) -> None:
+        """``few_samples``: it is compiled with Inductor's C++ products, for batches of a few samples."""
         super().__init__()
         self.dense_arch, self.over_arch = model.dense_arch, model.over_arch
         self.inter_arch: nn.Module = model.inter_arch
         if declaration.architecture == "dlrm":
             kind = JointInteraction if precision == "bf16" else FlatInteraction
             interaction = kind(len(declaration.sparse_features))
-            _widen(_first_linear(self.over_arch), interaction.filling(declaration.embedding_dim))
+            _widen(_linears(self.over_arch)[0], interaction.filling(declaration.embedding_dim))
             self.inter_arch = interaction
         self.dtype = DTYPES[precision]
-        self.to(self.dtype)
+        if precision == "bf16":
+            _narrow(self.dense_arch, lambda linear: linear.weight.numel() > MAX_FLOAT_WEIGHTS, few_samples)
+            last = _linears(self.over_arch)[-1]
+            _narrow(self.over_arch, lambda linear: linear is not last, few_samples)
+            self.inter_arch.to(self.dtype)
         order = model_feature_order(declaration)
         self.reorder = order != sorted(order)
         self.register_buffer("order", torch.tensor(order), persistent=False)
@@ -43,9 +57,31 @@ class DenseNet(nn.Module):
     def forward(self, dense: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
         if self.reorder:
             pooled = pooled.index_select(1, self.order)
-        embedded = self.dense_arch(dense.to(self.dtype))
+        embedded = self.dense_arch(dense).to(self.dtype)
         logits: torch.Tensor = self.over_arch(self.inter_arch(embedded, pooled))
         return logits.reshape(-1).float()
+
+
+class CastLinear(nn.Linear):
+    """``linear`` in ``dtype``, whatever the dtype of its input: [B, in] → [B, out] in ``dtype``."""
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__(linear.in_features, linear.out_features, device="meta")
+        self.weight = nn.Parameter(linear.weight.detach().to(dtype))
+        self.bias = nn.Parameter(linear.bias.detach().to(dtype))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(values.to(self.weight.dtype), self.weight, self.bias)
+
+
+class WrittenOutLinear(CastLinear):
+    """The same without a matrix product.
+
+    Inductor's C++ product of float32 writes beyond its result when what follows is a cast to bfloat16 (torch 2.13).
+    """
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return (values.to(self.weight.dtype).unsqueeze(1) * self.weight).sum(dim=2) + self.bias
 
 
 class FlatInteraction(nn.Module):
@@ -96,8 +132,16 @@ class JointInteraction(FlatInteraction):
         return torch.cat((embedded, products.index_select(1, self.pairs)), dim=1)
 
 
-def _first_linear(module: nn.Module) -> nn.Linear:
-    return next(part for part in module.modules() if isinstance(part, nn.Linear))
+def _narrow(module: nn.Module, is_narrowed: Callable[[nn.Linear], bool], few_samples: bool) -> None:
+    """Let the layers of ``module`` that ``is_narrowed`` picks compute in bfloat16, and the others in float32."""
+    for name, linear in [each for each in module.named_modules() if isinstance(each[1], nn.Linear)]:
+        kind = WrittenOutLinear if few_samples and not is_narrowed(linear) else CastLinear
+        dtype = torch.bfloat16 if is_narrowed(linear) else torch.float32
+        module.set_submodule(name, kind(linear, dtype))
+
+
+def _linears(module: nn.Module) -> list[nn.Linear]:
+    return [part for part in module.modules() if isinstance(part, nn.Linear)]
 
 
 def _widen(linear: nn.Linear, columns: int) -> None:

@@ -157,8 +157,9 @@ class ServingOptions(_Strict, kw_only=True, frozen=True):
         threads: torch threads a worker; keep workers x threads <= cores.
         max_samples: the most samples in one request (413 above it).
         max_body_bytes: the largest request body (413 above it).
-        compile: compile the dense parts for the host's CPU, once for all its workers: ``background`` serves
-            eagerly until that is done, ``before_ready`` waits for it, ``off`` never compiles.
+        compile: compile the dense parts for the host's CPU, once for all its workers: a worker is not ready
+            ``before_ready``; ``background`` scores eagerly until it is done, so that scores change then;
+            ``off`` never compiles.
         precision: of the compiled dense parts; ``auto`` is bf16 on a CPU that multiplies it natively, else fp32.
     """
 
@@ -172,7 +173,7 @@ class ServingOptions(_Strict, kw_only=True, frozen=True):
     threads: int = 1
     max_samples: int = 5000
     max_body_bytes: int = 6_553_500
-    compile: Literal["background", "before_ready", "off"] = "background"
+    compile: Literal["before_ready", "background", "off"] = "before_ready"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
     @property

@@ -1,4 +1,4 @@
-"""TorchServe's logs to one message: why a server did not start, why a model did not load."""
+"""TorchServe's logs to one message: why a server did not start, why a model did not load, what it waits for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from pathlib import Path
 
 from dlrm_factory.serving.rundir import RunDir
 
-__all__ = ["LogMarks", "load_failure", "registration_failure", "startup_failure", "worker_lines"]
+__all__ = [
+    "LogMarks",
+    "load_failure",
+    "load_step",
+    "registration_failure",
+    "startup_failure",
+    "worker_lines",
+]
 
 _MODEL_LINE = re.compile(
     r"^\S+ \[\w+ *\] W-(?P<worker>\d+)-(?P<model>.+)_[^_]*?-std(?:out|err) MODEL_LOG - (?P<text>.*)$"
@@ -21,6 +28,9 @@ _UNBORN = r"(?:Backend stream closed|Backend worker startup time out|Failed star
 # What a worker prints for MemoryError and RuntimeError, of which TorchServe itself then logs nothing.
 _REFUSED = ("Failed to load model ", "Load model ")
 _MOST_LINES = 8
+# What a worker says when it compiles, or waits for another process that does.
+_COMPILES = ("Compiling the dense parts ", "Waiting for another process, which compiles ")
+_COMPILING = "compiling the model's dense parts, about 30 s, once for this machine"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +97,12 @@ def load_failure(model_log: str, ts_log: str, model: str) -> str | None:
         f'model "{model}" did not load: its worker died without an exception, as when it is killed for '
         f"memory. It printed last:\n{last}"
     )
+
+
+def load_step(model_log: str, model: str) -> str:
+    """What the workers of ``model`` have been at since they started, if that takes long; else empty."""
+    lines = worker_lines(model_log, model)
+    return _COMPILING if any(line.startswith(_COMPILES) for line in lines) else ""
 
 
 def worker_lines(model_log: str, model: str) -> list[str]:

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 import psutil
 
 from dlrm_factory.errors import ServingError
-from dlrm_factory.serving.failures import LogMarks, load_failure, registration_failure, startup_failure
+from dlrm_factory.serving.failures import (
+    LogMarks,
+    load_failure,
+    load_step,
+    registration_failure,
+    startup_failure,
+)
 from dlrm_factory.serving.management import ManagementClient, Worker
 from dlrm_factory.serving.processes import is_running
 from dlrm_factory.serving.rundir import ServerState
@@ -24,12 +30,16 @@ _LOG_LAG_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What a wait tells while it lasts: ``ready`` of ``wanted`` workers, of ``present`` in all."""
+    """What a wait tells while it lasts: ``ready`` of ``wanted`` workers, of ``present`` in all.
+
+    ``doing``: what takes their loading long; empty if nothing does.
+    """
 
     model: str
     ready: int
     present: int
     wanted: int
+    doing: str = ""
 
 
 def wait_for_server(state: ServerState, client: ManagementClient, marks: LogMarks, deadline: float) -> None:
@@ -89,7 +99,8 @@ def wait_for_workers(
     while True:
         workers = client.workers(model)
         ready = sum(worker.ready for worker in workers)
-        tell(Progress(model=model, ready=ready, present=len(workers), wanted=wanted))
+        doing = load_step(marks.since(marks.run_dir.model_log), model) if marks and ready < wanted else ""
+        tell(Progress(model=model, ready=ready, present=len(workers), wanted=wanted, doing=doing))
         seen |= {worker.pid: worker for worker in workers if worker.pid > 0}
         gone = set(seen) - {worker.pid for worker in workers}
         if len(workers) == ready == wanted and not (marks and any(_lives(pid) for pid in gone)):

@@ -2,19 +2,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import msgspec
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from dlrm_factory import scorer as scorer_module
 from dlrm_factory import verification
 from dlrm_factory.archive import archive_model, stage
 from dlrm_factory.checkpoint import open_checkpoint
 from dlrm_factory.cli.main import app
 from dlrm_factory.config import tiny
 from dlrm_factory.errors import WeightsError
+from dlrm_factory.goldens import add_goldens
 from dlrm_factory.held_out import read_held_out
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.training import train
@@ -87,9 +89,76 @@ def test_a_loss_that_so_few_samples_show_by_chance_passes(sealed):
 
 
 def drift_of(held_out, logits):
-    """Of a scorer that gives ``logits``."""
-    scorer = SimpleNamespace(engine="eager", logits=lambda batch: logits.astype(np.float32))
-    return verification._drift(scorer, held_out)
+    return verification._drift("eager", held_out, logits.astype(np.float32))
+
+
+def ranking_of(*changes):
+    """Logits of 100 candidates, best first, with some of them changed."""
+    logits = np.linspace(2, -2, 100, dtype=np.float32)
+    for place, logit in changes:
+        logits[place] = logit
+    return logits
+
+
+def test_the_top_10_of_rankings_are_compared():
+    eager = np.concatenate([ranking_of(), ranking_of(), ranking_of()[:50]])
+    # Two of the first ten change places with two behind; within the ten of the second ranking nothing is lost.
+    compiled = np.concatenate(
+        [ranking_of((3, -3), (9, -3)), ranking_of((0, 1.9), (4, 1.99)), ranking_of((0, -3))[:50]]
+    )
+    found = verification._compiled_figures([eager, ranking_of()], [compiled, ranking_of()], ranked=True)
+    assert (found.rankings, found.top_10_overlap) == (2, 0.9)
+    assert 0.8 < found.max_difference < 1
+    # Golden requests are no ranking.
+    found = verification._compiled_figures([ranking_of()], [ranking_of((50, 0))], ranked=False)
+    assert (found.rankings, found.top_10_overlap) == (0, None)
+    assert 0 < found.max_difference < 0.1
+
+
+def test_bounds_on_what_compiling_costs(sealed):
+    figures = verification.CompiledFigures(max_difference=0.01, rankings=5, top_10_overlap=0.95)
+    found = replace(verify_weights(sealed), engines=(), precision="bf16", compiled=figures)
+    found.check(1)
+    with pytest.raises(
+        WeightsError, match=r"0\.01000 from the eager .* serving\.precision: fp32 .* --max-difference"
+    ):
+        found.check(1, max_difference=0.009)
+    with pytest.raises(
+        WeightsError, match=r"0\.9500 of the eager top 10, .* serving\.precision: fp32 .* --min-over"
+    ):
+        found.check(1, min_overlap=0.96)
+    with pytest.raises(WeightsError, match=r"is allowed; declare serving\.compile: off"):
+        replace(found, precision="fp32").check(1, max_difference=0.009)
+    few = replace(figures, rankings=4)  # a few rankings prove nothing
+    replace(found, compiled=few).check(1, min_overlap=0.96)
+
+
+def test_compiled_scores_are_compared_with_eager_ones(sealed, monkeypatch):
+    """A compiler whose code is a little off, as bfloat16 is."""
+    add_goldens(sealed)
+    declaration = (sealed / "declaration.yaml").read_text().replace("compile: 'off'", "compile: before_ready")
+    assert "before_ready" in declaration
+    (sealed / "declaration.yaml").write_text(declaration)
+    seal_folder(sealed)
+    interact = Scorer.load(sealed)._interact_eagerly
+
+    def compiled_dense(*args, **kwargs):
+        return torch.no_grad()(lambda dense, pooled: torch.from_numpy(interact(dense, pooled.float())) * 1.01)
+
+    monkeypatch.setattr(scorer_module, "compiled_dense", compiled_dense)
+    found = verify_weights(sealed)
+    assert [drift.engine for drift in found.engines] == ["eager", "compiled"]
+    assert 0 < found.compiled.max_difference < 0.05
+    assert found.compiled.rankings == found.samples // 100
+    assert found.compiled.top_10_overlap == 1  # all are moved alike
+    done = CliRunner().invoke(app, ["verify", str(sealed), "--max-auc-loss", "1", "--max-difference", "1"])
+    assert done.exit_code == 0, done.output
+    assert "of the eager probabilities, and 100.00% of the top 10 are the same" in done.stdout
+    done = CliRunner().invoke(
+        app, ["verify", str(sealed), "--json", "--max-auc-loss", "1", "--max-difference", "0"]
+    )
+    assert json.loads(done.stdout)["compiled"]["rankings"] == found.samples // 100
+    assert isinstance(done.exception, WeightsError)
 
 
 def test_tables_that_score_otherwise_do_not_pass(sealed, trained):
@@ -213,7 +282,7 @@ class TestCommand:
         assert "as trained" in done.stdout
 
     def test_the_archive_step_enforces_the_bound(self, trained, tmp_path, monkeypatch):
-        def worse(scorer, held_out):
+        def worse(engine, held_out, logits):
             return verification.EngineDrift(
                 engine="eager",
                 auc=0.5,

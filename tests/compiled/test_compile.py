@@ -1,26 +1,32 @@
-"""The compiled dense parts agree with the eager ones, and whatever goes wrong leaves the scorer eager."""
+"""The compiled dense parts agree with the eager ones, and whatever goes wrong leaves all scorers of a host eager."""
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
+import shutil
 import subprocess
 import threading
 import time
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
 import pytest
 import torch
+import xxhash
 from support.batches import random_batch, random_state
 from support.sharding import DTYPES, declared, mixed_shardings
 
 from dlrm_factory import scorer as scorer_module
 from dlrm_factory.checkpoint import open_checkpoint, save_checkpoint
 from dlrm_factory.compiled import best_precision, dense_library, library_path
-from dlrm_factory.compiled.build import compiler, few_samples_library
+from dlrm_factory.compiled.build import build_in_subprocess, compiler, few_samples_library, is_built
 from dlrm_factory.compiled.cache import cache_folder
 from dlrm_factory.compiled.dense_library import FEW_SAMPLES
+from dlrm_factory.errors import WeightsError
+from dlrm_factory.goldens import add_goldens
 from dlrm_factory.scorer import Scorer, probabilities
 from dlrm_factory.weights import seal_weights
 
@@ -74,15 +80,18 @@ def test_compiled_equals_eager(tmp_path, compile_cache, monkeypatch, declaration
         else:
             assert np.abs(probabilities(fast) - probabilities(eager)).max() < 2e-2
     assert scorer.logits(random_batch(declaration, 0)).shape == (0,)
-    # A second worker of the host takes the library that is there.
+    # A second worker of the host takes the library that is there, and gives the same bits.
     second = Scorer.load(folder)
     second.compile(folder, build=False)
     assert second.engine == expected_engine()
+    for size in (1, 9, 77, 513):
+        batch = random_batch(declaration, size, seed=size)
+        assert second.logits(batch).tobytes() == scorer.logits(batch).tobytes()
 
 
 def fake_build(calls):
-    def build(folder, target, precision):
-        calls.append((folder, target, precision))
+    def build(folder, target, precision, seconds):
+        calls.append(seconds)
         return "no such thing"
 
     return build
@@ -127,15 +136,167 @@ def test_no_compiler_is_one_log_line(tmp_path, monkeypatch, caplog):
     assert "No C++ compiler on this host" in caplog.text
 
 
-def test_a_damaged_package_is_dropped(tmp_path, caplog):
+@pytest.fixture
+def built(tmp_path, monkeypatch):
+    """Sealed weights, and a compiler that "builds" libraries which score as the eager model does."""
     folder = seal(mixed_shardings(), tmp_path)
+    interact = Scorer.load(folder)._interact_eagerly
+    builds = []
+
+    def build(_, library, precision, seconds):
+        builds.append(seconds)
+        library.write_bytes(b"code")
+        few_samples_library(library).write_bytes(b"code for a few")
+        listing = {path.name: checksum(path) for path in (library, few_samples_library(library))}
+        library.with_suffix(".json").write_bytes(msgspec.json.encode(listing))
+
+    def load(path):
+        return torch.no_grad()(lambda inputs: [torch.from_numpy(interact(*inputs))])
+
+    monkeypatch.setattr(dense_library, "compiler", lambda: "g++")
+    monkeypatch.setattr(dense_library, "build_in_subprocess", build)
+    monkeypatch.setattr(dense_library, "_load", load)
+    return SimpleNamespace(
+        folder=folder, builds=builds, library=library_path(folder, mixed_shardings(), "fp32")
+    )
+
+
+def checksum(path):
+    return xxhash.xxh3_128(path.read_bytes()).hexdigest()
+
+
+def worker(folder, **options):
+    """A worker's scorer, compiled as the verdict says."""
     scorer = Scorer.load(folder)
-    path = library_path(folder, scorer.declaration, "fp32")
-    path.write_bytes(b"not a library")
-    scorer.compile(folder, build=False)
+    scorer.compile(folder, **options)
+    return scorer
+
+
+def verdicts(cache):
+    return [path.read_text() for path in cache.glob("verdict-*.json")]
+
+
+def test_later_workers_follow_a_failure_even_where_they_could_compile(built, cache, monkeypatch, caplog):
+    with monkeypatch.context() as broken:
+        broken.setattr(dense_library, "build_in_subprocess", fake_build([]))
+        first = worker(built.folder)
+    caplog.clear()
+    second = worker(built.folder)
+    assert (first.engine, second.engine) == ("eager", "eager")
+    assert built.builds == []
+    assert len(verdicts(cache)) == 1
+    assert "could not be compiled (no such thing); scoring eagerly, as was decided once" in caplog.text
+    assert f"remove {next(cache.glob('verdict-*.json'))} while no worker" in caplog.text
+    batch = random_batch(first.declaration, 40)
+    assert first.logits(batch).tobytes() == second.logits(batch).tobytes()
+
+
+def test_a_host_without_a_compiler_stays_eager_when_one_is_installed(built, cache, monkeypatch):
+    with monkeypatch.context() as bare:
+        bare.setattr(dense_library, "compiler", lambda: None)
+        assert worker(built.folder).engine == "eager"
+    assert worker(built.folder).engine == "eager"
+    # Whoever removes the verdict, as the log line says, has the next worker decide anew.
+    next(cache.glob("verdict-*.json")).unlink()
+    assert worker(built.folder).engine == "compiled"
+
+
+def test_later_workers_follow_a_success(built, monkeypatch):
+    assert worker(built.folder).engine == "compiled"
+    monkeypatch.setattr(dense_library, "compiler", lambda: None)
+    assert worker(built.folder, build=False).engine == "compiled"
+    assert worker(built.folder).engine == "compiled"
+    assert len(built.builds) == 1
+
+
+def test_a_library_that_is_gone_or_damaged_is_compiled_again(built):
+    worker(built.folder)
+    for path in (built.library, few_samples_library(built.library)):
+        path.write_bytes(b"other code")
+        assert not is_built(built.library)
+        assert worker(built.folder).engine == "compiled"
+        path.unlink()
+        assert worker(built.folder).engine == "compiled"
+    assert len(built.builds) == 5
+
+
+def test_a_removed_cache_is_made_again(built, cache):
+    worker(built.folder)
+    shutil.rmtree(cache)
+    assert worker(built.folder).engine == "compiled"
+    assert len(built.builds) == 2
+
+
+def test_a_worker_that_cannot_do_as_the_others_do_is_not_ready(built, monkeypatch):
+    worker(built.folder)
+    built.library.unlink()
+    monkeypatch.setattr(dense_library, "compiler", lambda: None)
+    with pytest.raises(
+        WeightsError, match=r"score with compiled code on this machine, .* No C\+\+ compiler .* remove"
+    ):
+        worker(built.folder)
+
+
+def test_code_that_scores_otherwise_than_when_it_was_decided_is_not_used(built, monkeypatch):
+    worker(built.folder)
+    monkeypatch.setattr(dense_library, "_load", lambda path: lambda inputs: [inputs[1].sum(dim=(1, 2)) + 3])
+    with pytest.raises(WeightsError, match="Compiled scores differ from eager ones"):
+        worker(built.folder)
+
+
+def test_in_the_background_it_is_a_log_line(built, monkeypatch, caplog):
+    worker(built.folder)
+    monkeypatch.setattr(dense_library, "_load", lambda path: lambda inputs: [inputs[1].sum(dim=(1, 2)) + 3])
+    scorer = worker(built.folder, background=True)
+    for thread in threading.enumerate():
+        if thread.name == "compile":
+            thread.join(60)
     assert scorer.engine == "eager"
+    assert "Scoring eagerly: workers of this model score with compiled code" in caplog.text
+
+
+def test_another_models_verdict_is_another(built, tmp_path, cache, monkeypatch):
+    """The same dense weights with other golden requests: the code is shared, what it was tried out with is not."""
+    worker(built.folder)
+    shutil.copytree(built.folder, tmp_path / "other")
+    add_goldens(tmp_path / "other")
+    assert worker(tmp_path / "other").engine == "compiled"
+    assert len(built.builds) == 1
+    assert len(verdicts(cache)) == 2
+
+
+@pytest.mark.parametrize(("start", "seconds"), [(600, 540), (60, 30)])
+def test_compiling_gives_up_before_the_worker_is_late(built, tmp_path, start, seconds):
+    serving = msgspec.structs.replace(mixed_shardings().serving, precision="fp32", startup_timeout_s=start)
+    (tmp_path / "late").mkdir()
+    declaration = msgspec.structs.replace(mixed_shardings(), serving=serving)
+    worker(seal(declaration, tmp_path / "late"))
+    assert built.builds == [seconds]
+
+
+def test_a_compiler_that_takes_too_long_is_ended(tmp_path, monkeypatch):
+    popen, started = subprocess.Popen, []
+
+    def start(*arguments, **settings):
+        started.append(popen(["sleep", "60"], **settings))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    folder = seal(mixed_shardings(), tmp_path)
+    library = library_path(folder, mixed_shardings(), "fp32")
+    assert "took too long; raise serving.startup_timeout_s" in build_in_subprocess(
+        folder, library, "fp32", 0.1
+    )
+    assert [process.returncode is None for process in started] == [False, False]
+
+
+def test_code_that_cannot_be_loaded_is_not_used(built, monkeypatch, caplog):
+    monkeypatch.setattr(dense_library, "_load", LOAD)
+    assert worker(built.folder).engine == "eager"
     assert "cannot be loaded" in caplog.text
-    assert not path.exists()
+
+
+LOAD = dense_library._load
 
 
 def runner(name, met):
@@ -147,17 +308,19 @@ def runner(name, met):
 
 
 @pytest.mark.parametrize("has_few", [True, False])
-def test_each_size_runs_the_code_made_for_it(tmp_path, monkeypatch, has_few):
-    folder = seal(mixed_shardings(), tmp_path)
-    path = library_path(folder, mixed_shardings(), "fp32")
-    path.touch()
-    if has_few:
-        few_samples_library(path).touch()
+def test_each_size_runs_the_code_made_for_it(built, monkeypatch, has_few):
     met = []
+    worker(built.folder)
+    if not has_few:
+        few_samples_library(built.library).unlink()
+        listing = {built.library.name: checksum(built.library)}
+        built.library.with_suffix(".json").write_bytes(msgspec.json.encode(listing))
     monkeypatch.setattr(
         dense_library, "_load", lambda found: runner("few" if "few" in found.name else "many", met)
     )
-    dense = dense_library.compiled_dense(folder, mixed_shardings(), "fp32", build=False)
+    dense = dense_library.compiled_dense(
+        built.folder, Scorer.load(built.folder).declaration, "fp32", try_out=lambda dense: None, build=False
+    )
     most = FEW_SAMPLES["fp32"]
     for size in (1, most, most + 1):
         assert dense(torch.ones(size, 2), torch.ones(size, 3, 8)).shape == (size,)
@@ -165,30 +328,26 @@ def test_each_size_runs_the_code_made_for_it(tmp_path, monkeypatch, has_few):
     assert met == [(few, 1), (few, most), ("many", most + 1)]
 
 
-def test_damaged_code_for_few_samples_is_dropped(tmp_path, monkeypatch, caplog):
-    folder = seal(mixed_shardings(), tmp_path)
-    path = library_path(folder, mixed_shardings(), "fp32")
-    path.touch()
-    few_samples_library(path).write_bytes(b"not a library")
-    load, met = dense_library._load, []
-    monkeypatch.setattr(
-        dense_library, "_load", lambda found: runner("many", met) if found == path else load(found)
-    )
-    dense = dense_library.compiled_dense(folder, mixed_shardings(), "fp32", build=False)
-    assert dense(torch.ones(1, 2), torch.ones(1, 3, 8)).tolist() == [2]
-    assert met == [("many", 1)]
-    assert "cannot be loaded" in caplog.text
-    assert not few_samples_library(path).exists()
-
-
-def test_code_that_disagrees_is_not_used(tmp_path, monkeypatch, caplog):
+def test_code_that_disagrees_is_not_used(tmp_path, monkeypatch):
     folder = seal(mixed_shardings(), tmp_path)
     scorer = Scorer.load(folder)
     wrong = lambda dense, pooled: pooled.sum(dim=(1, 2)) + 3  # noqa: E731
-    monkeypatch.setattr(scorer_module, "compiled_dense", lambda *args, **kwargs: wrong)
+    monkeypatch.setattr(scorer_module, "compiled_dense", tried_out(wrong, reasons := []))
     scorer.compile(folder)
     assert scorer.engine == "eager"
-    assert "differ from eager ones" in caplog.text
+    assert "differ from eager ones" in reasons[0]
+
+
+def tried_out(dense, reasons=None):
+    """A `compiled_dense` that gives ``dense`` if the scorer's trial lets it."""
+
+    def compiled_dense(*args, try_out, **kwargs):
+        reason = try_out(dense)
+        if reasons is not None:
+            reasons.append(reason)
+        return None if reason else dense
+
+    return compiled_dense
 
 
 def test_in_the_background_it_serves_meanwhile(tmp_path, monkeypatch):
@@ -235,11 +394,12 @@ def eager_dense(scorer):
     return torch.no_grad()(lambda dense, pooled: torch.from_numpy(scorer._interact_eagerly(dense, pooled)))
 
 
-def _build_slowly(folder, target, precision):
+def _build_slowly(folder, target, precision, seconds):
     with (target.parent / "builds").open("a") as builds:
         builds.write("built\n")
     time.sleep(0.5)
     target.write_bytes(b"library")
+    target.with_suffix(".json").write_bytes(msgspec.json.encode({target.name: checksum(target)}))
 
 
 def _worker(folder, precision, declaration_bytes):
@@ -249,7 +409,13 @@ def _worker(folder, precision, declaration_bytes):
     dense_library.compiler = lambda: "g++"
     dense_library.build_in_subprocess = _build_slowly
     declaration = parse_declaration(declaration_bytes)
-    assert dense_library._build_once(folder, library_path(folder, declaration, precision), precision)
+    dense_library._load = lambda path: lambda inputs: [inputs[0].sum(1)]
+    assert dense_library.compiled_dense(folder, declaration, precision, try_out=_try_out) is not None
+
+
+def _try_out(dense):
+    with (cache_folder() / "tried").open("a") as tried:
+        tried.write(f"{os.getpid()}\n")
 
 
 @pytest.mark.multiprocess
@@ -269,6 +435,8 @@ def test_one_process_builds_and_the_others_wait(tmp_path):
         worker.join(60)
         assert worker.exitcode == 0
     assert (cache_folder() / "builds").read_text() == "built\n"
+    assert len(set((cache_folder() / "tried").read_text().split())) == 3
+    assert verdicts(cache_folder()) == ['{"engine":"compiled","reason":""}\n']
 
 
 def test_the_name_changes_with_what_a_package_depends_on(tmp_path):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -13,6 +13,7 @@ from support.batches import random_state
 
 import dlrm_factory.scorer as scorer_module
 from dlrm_factory.checkpoint import open_checkpoint, save_checkpoint
+from dlrm_factory.compiled.dense_library import CompiledDense, TryOut
 from dlrm_factory.config import ServingOptions, tiny
 from dlrm_factory.goldens import add_goldens, golden_batch
 from dlrm_factory.scorer import Scorer
@@ -22,9 +23,7 @@ DECLARATION = msgspec.structs.replace(tiny(), serving=ServingOptions(precision="
 
 
 @pytest.mark.parametrize("wrong", [True, False])
-def test_the_golden_batch_is_a_probe(
-    wrong: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_golden_batch_is_a_probe(wrong: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(tmp_path / "c.safetensors", DECLARATION, random_state(DECLARATION))
     seal_weights(open_checkpoint(tmp_path / "c.safetensors"), tmp_path / "sealed")
     goldens = golden_batch(add_goldens(tmp_path / "sealed"), DECLARATION, None)
@@ -36,9 +35,13 @@ def test_the_golden_batch_is_a_probe(
         logits = torch.from_numpy(np.array(scorer._interact_eagerly(dense, pooled)))
         return torch.where((dense == golden).all(dim=1) & wrong, logits + 1, logits)
 
-    monkeypatch.setattr(scorer_module, "compiled_dense", lambda *args, **kwargs: package)
-    with caplog.at_level(logging.WARNING, logger="dlrm_factory.scorer"):
-        scorer.compile(tmp_path / "sealed", probes=[goldens])
+    reasons: list[str | None] = []
+
+    def compiled_dense(*args: Any, try_out: TryOut, **kwargs: Any) -> CompiledDense | None:
+        reasons.append(try_out(package))
+        return None if reasons[-1] else package
+
+    monkeypatch.setattr(scorer_module, "compiled_dense", compiled_dense)
+    scorer.compile(tmp_path / "sealed", probes=[goldens])
     assert scorer.engine == ("eager" if wrong else "compiled")
-    lines = [record.getMessage() for record in caplog.records if record.name == "dlrm_factory.scorer"]
-    assert ["Compiled scores differ" in line for line in lines] == [True] * wrong
+    assert [reason is not None and "Compiled scores differ" in reason for reason in reasons] == [wrong]

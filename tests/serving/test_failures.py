@@ -2,7 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from dlrm_factory.serving.failures import LogMarks, load_failure, registration_failure, startup_failure
+from dlrm_factory.serving.failures import (
+    LogMarks,
+    load_failure,
+    load_step,
+    registration_failure,
+    startup_failure,
+)
 from dlrm_factory.serving.rundir import RunDir
 
 DIED = (
@@ -139,3 +145,18 @@ def test_only_what_came_after_the_mark_is_read(tmp_path):
     assert marks.since(run_dir.ts_log) == ""
     run_dir.model_log.write_text("a\n")
     assert marks.since(run_dir.model_log) == "a\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Compiling the dense parts in bf16, about 30 s, once for this machine (pid 7)",
+        "Waiting for another process, which compiles the dense parts (pid 8)",
+    ],
+)
+def test_a_wait_for_the_compiler_is_told(line):
+    assert load_step(worker("Listening", line), "dlrm").startswith(
+        "compiling the model's dense parts, about 30 s"
+    )
+    assert load_step(worker(line, model="other"), "dlrm") == ""
+    assert load_step(worker("Listening"), "dlrm") == ""
