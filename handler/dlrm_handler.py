@@ -25,6 +25,7 @@ from dlrm_factory.config import DLRMDeclaration  # noqa: E402
 from dlrm_factory.errors import DLRMError  # noqa: E402
 from dlrm_factory.goldens import golden_batch, read_goldens  # noqa: E402
 from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer  # noqa: E402
+from handler.calls import answer_calls  # noqa: E402
 from handler.replay import replay  # noqa: E402
 from handler.service import DLRMService  # noqa: E402
 from handler.worker import prepare_worker, settle, share_cores  # noqa: E402
@@ -59,7 +60,7 @@ class DLRMHandler:
     def handle(self, data: list[dict[str, Any]], context: Context) -> list[bytes]:
         """One body a request, its status in ``context``: an exception would fail the whole batch."""
         headers = [context.get_all_request_header(i) for i in range(len(data))]
-        answers = self._service.handle(data, headers)
+        answers = answer_calls(self._service, data, headers, context)
         for i, answer in enumerate(answers):
             context.set_response_content_type(i, answer.content_type)
             context.set_response_status(answer.status, _PHRASES[answer.status], i)

@@ -13,6 +13,7 @@ __all__ = ["answer_writer"]
 _INT = struct.Struct("!i")
 _END = _INT.pack(-1)
 _TYPE = "content-type"
+_STREAM = ("ts_stream_next", "false")  # before the type in answers by gRPC
 
 
 def answer_writer(plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,24 +44,26 @@ def _write(ret: Sequence[Any], ids: Mapping[int, str], message: str, code: int, 
     parts = [_INT.pack(code), _INT.pack(len(text)), text]
     for index, request_id in ids.items():
         body, headers = ret[index], context.get_response_headers(index)
-        if type(body) is not bytes or len(headers) != 1 or _TYPE not in headers:
+        streams = len(headers) == 2 and next(iter(headers.items())) == _STREAM
+        if type(body) is not bytes or not (streams or len(headers) == 1) or _TYPE not in headers:
             return None
         name = request_id.encode("utf-8")
-        head = _head(*context.get_response_status(index), headers[_TYPE])
+        head = _head(*context.get_response_status(index), headers[_TYPE], streams)
         parts += (_INT.pack(len(name)), name, head, _INT.pack(len(body)), body)
     parts.append(_END)
     return b"".join(parts)
 
 
 @lru_cache(maxsize=256)
-def _head(status: int | None, phrase: str | None, content_type: str) -> bytes:
-    """Between a request's id and its body: type, status, phrase, and one header, which is the type again."""
+def _head(status: int | None, phrase: str | None, content_type: str, streams: bool) -> bytes:
+    """Between a request's id and its body: type, status, phrase, and headers, the last of which is the type again."""
     # TorchServe counts characters here, and writes UTF-8.
     phrase = phrase or ""
     parts = [_INT.pack(len(content_type)), content_type.encode("utf-8")]
     parts += [_INT.pack(200 if status is None else status), _INT.pack(len(phrase)), phrase.encode("utf-8")]
-    parts.append(_INT.pack(1))
-    for field in (_TYPE, content_type):
+    fields = (*(_STREAM if streams else ()), _TYPE, content_type)
+    parts.append(_INT.pack(len(fields) // 2))
+    for field in fields:
         raw = field.encode("utf-8")
         parts += [_INT.pack(len(raw)), raw]
     return b"".join(parts)

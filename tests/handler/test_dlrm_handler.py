@@ -50,7 +50,7 @@ class FakeContext:
         self.content_types: dict[int, str] = {}
 
     def get_all_request_header(self, idx: int) -> dict[str, str]:
-        return self.headers.get(idx, {})
+        return self.headers.get(idx, {"explain": "False"})
 
     def set_response_status(self, code: int = 200, phrase: str = "", idx: int = 0) -> None:
         self.statuses[idx] = (code, phrase)
