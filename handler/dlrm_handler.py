@@ -56,9 +56,11 @@ from dlrm_factory.config import DLRMDeclaration  # noqa: E402
 from dlrm_factory.errors import DLRMError  # noqa: E402
 from dlrm_factory.goldens import golden_batch, read_goldens  # noqa: E402
 from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer  # noqa: E402
+from handler.calls import answer_calls  # noqa: E402
 from handler.draining import Draining  # noqa: E402
 from handler.replay import replay  # noqa: E402
 from handler.request_id import REQUEST_ID, request_id_of  # noqa: E402
+from handler.responses import answer_again  # noqa: E402
 from handler.service import DLRMService  # noqa: E402
 from handler.worker import prepare_worker, settle, share_cores  # noqa: E402
 
@@ -94,8 +96,12 @@ class DLRMHandler:
         """One body a request, its status in ``context``: an exception would fail the whole batch."""
         self._draining.hold()
         headers = [context.get_all_request_header(i) for i in range(len(data))]
-        answers = self._draining.check(self._service.handle(data, headers), context.request_ids)
+        answers = answer_calls(self._service, data, headers, context)
+        again = self._draining.begin_answers(context.request_ids)
         for i, answer in enumerate(answers):
+            if i in again and "ts_stream_next" not in context.get_response_headers(i):
+                # By HTTP: an answer by gRPC reaches its own call or none.
+                answers[i] = answer = answer_again()
             context.set_response_content_type(i, answer.content_type)
             context.set_response_status(answer.status, _PHRASES[answer.status], i)
             request_id = request_id_of(headers[i])

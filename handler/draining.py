@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping
 
 from dlrm_factory.worker_file import WorkerFolder, worker_folder
-from handler.responses import Answer, answer_again
 
 __all__ = ["Draining"]
 
@@ -20,6 +19,7 @@ logger = logging.getLogger(__name__)
 # TorchServe ends a worker within milliseconds of being asked to; whoever asked for the hold may have died before.
 MAX_HOLD_S = 10.0
 _POLL_S = 0.002
+_NONE: frozenset[int] = frozenset()
 
 
 class Draining:
@@ -57,20 +57,18 @@ class Draining:
             own.drain = False
             logger.warning("This worker was drained for %.0f s and not ended; it serves on", MAX_HOLD_S)
 
-    def check(self, answers: list[Answer], ids: Mapping[int, str] | None) -> list[Answer]:
-        """Return ``answers``, but a retryable error for each request that another worker may have answered.
+    def begin_answers(self, ids: Mapping[int, str] | None) -> frozenset[int]:
+        """Say that a batch is about to be answered; return the places that another worker may have answered.
+
+        A client must get a retryable error for these, with which TorchServe closes the connection.
 
         Args:
-            answers: one a request, about to be sent.
             ids: place in the batch → TorchServe's id of the request.
         """
         if self._folder is None or not ids:
-            return answers
+            return _NONE
         answered = self._folder.begin_answers(list(ids.values()))
         if not answered:
-            return answers
+            return _NONE
         logger.info("%d requests came from a worker that may have answered them", len(answered))
-        return [
-            answer_again() if ids[place].encode() in answered else answer
-            for place, answer in enumerate(answers)
-        ]
+        return frozenset(place for place, name in ids.items() if name.encode() in answered)

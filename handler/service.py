@@ -62,6 +62,21 @@ class DLRMService:
         """The most requests that TorchServe hands over at once."""
         return self._serving.batch_requests
 
+    @property
+    def max_body_bytes(self) -> int:
+        """The largest body that is read."""
+        return self._serving.max_body_bytes
+
+    @property
+    def model_name(self) -> str:
+        """The name that the model is served by."""
+        return self._reader.model_name
+
+    @property
+    def model_version(self) -> str | None:
+        """The version that the archive names; None if it names none."""
+        return self._reader.model_version
+
     def handle(self, requests: Sequence[Mapping[str, Any]], headers: Sequence[Headers] = ()) -> list[Answer]:
         """One answer a request, in order: decode, join, score, split, encode.
 

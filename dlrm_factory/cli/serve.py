@@ -108,6 +108,8 @@ def _summary(server: RunningServer) -> dict[str, Any]:
         "inference": server.state.inference,
         "management": server.state.management,
         "metrics": server.state.metrics,
+        "grpc_inference": server.state.grpc_inference,
+        "grpc_management": server.state.grpc_management,
         "token_file": str(server.token_file) if server.token_file else None,
         "pid": server.state.pid,
         "models": server.workers,
@@ -123,6 +125,7 @@ def _describe(server: RunningServer, run_dir: Path) -> None:
     typer.echo(f"inference   {state.inference}")
     typer.echo(f"management  {state.management}")
     typer.echo(f"metrics     {state.metrics}/metrics")
+    typer.echo(f"gRPC        {state.grpc_inference}, management {state.grpc_management}")
     typer.echo(f"tokens      {server.token_file or 'off: whoever reaches the ports may use them'}")
     typer.echo(f"logs        {server.run_dir.logs}")
     other = "" if run_dir == Path(".dlrm") else f" --run-dir {run_dir}"

@@ -77,6 +77,19 @@ class ManagementClient:
         params = {"min_worker": workers, "max_worker": workers, "synchronous": "false"}
         self._call("PUT", f"/models/{quote(model, safe='')}", params=params)
 
+    def ask_worker(self, model: str, timeout: float) -> bool:
+        """Whether a worker of ``model`` answers within ``timeout`` seconds; the question is its description.
+
+        An error is an answer too: a handler of another kind may have no description.
+        """
+        try:
+            path = f"/models/{quote(model, safe='')}"
+            found = self._http.get(path, params={"customized": "true"}, timeout=timeout)
+        except httpx.TransportError:
+            return False
+        # The front end's own answer where no worker takes requests, or too many wait.
+        return not (found.status_code == 503 and "has no worker to serve" in found.text)
+
     def _describe(self, model: str) -> dict[str, Any]:
         found: list[dict[str, Any]] = self._call("GET", f"/models/{quote(model, safe='')}", model=model)
         return found[0]

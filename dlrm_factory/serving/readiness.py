@@ -21,11 +21,15 @@ from dlrm_factory.serving.processes import is_running
 from dlrm_factory.serving.rundir import ServerState
 from dlrm_factory.serving.store import ServedModel
 
-__all__ = ["Progress", "wait_for_models", "wait_for_server", "wait_for_workers"]
+__all__ = ["Progress", "wait_for_models", "wait_for_server", "wait_for_workers", "wait_until_answering"]
 
 _POLL_S = 0.2
 # Between TorchServe's word that a load failed and the last line of the worker's traceback.
 _LOG_LAG_S = 1.0
+# A ready worker answers in milliseconds; this leaves time for a full queue before it.
+_MAX_ANSWER_S = 60.0
+# TorchServe hears of a worker's end sooner than this.
+_MAX_ENDED_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,24 +94,63 @@ def wait_for_workers(
     deadline: float,
     tell: Callable[[Progress], None],
 ) -> None:
-    """Returns once ``model`` has exactly ``wanted`` workers, all ready, and those scaled away have ended.
+    """Returns once ``model`` has exactly ``wanted`` workers, all ready, it answers, and those scaled away have ended.
 
     Raises ServingError when a worker dies while it loads (``marks`` says where to read of it; None for a
     server whose logs are elsewhere), or when ``deadline`` (``time.monotonic()``) passes.
     """
     seen: dict[int, Worker] = {}
+    ended_since: dict[int, float] = {}
     while True:
         workers = client.workers(model)
-        ready = sum(worker.ready for worker in workers)
+        # TorchServe calls a worker ready whose thread has failed, and which has ended for want of it.
+        ended = [each for each in workers if marks and each.ready and each.pid > 0 and not _lives(each.pid)]
+        _check_ended(model, ended, ended_since)
+        ready = sum(worker.ready for worker in workers) - len(ended)
         doing = load_step(marks.since(marks.run_dir.model_log), model) if marks and ready < wanted else ""
         tell(Progress(model=model, ready=ready, present=len(workers), wanted=wanted, doing=doing))
         seen |= {worker.pid: worker for worker in workers if worker.pid > 0}
         gone = set(seen) - {worker.pid for worker in workers}
         if len(workers) == ready == wanted and not (marks and any(_lives(pid) for pid in gone)):
+            if wanted:
+                wait_until_answering(client, model, deadline=deadline)
             return
         _check_deaths(marks, model, ready, wanted)
         _check_time(deadline, f'model "{model}" has {ready} of {wanted} workers ready{_where(marks)}')
         time.sleep(_POLL_S)
+
+
+def wait_until_answering(
+    client: ManagementClient, model: str, *, deadline: float, within: float = _MAX_ANSWER_S
+) -> None:
+    """Returns once a worker of ``model`` has answered a question: TorchServe's READY alone proves nothing.
+
+    Raises ServingError if none does ``within`` so many seconds, or by ``deadline`` (``time.monotonic()``).
+    """
+    start = time.monotonic()
+    end = min(start + within, max(deadline, start + 1.0))
+    while (left := end - time.monotonic()) > 0:
+        if client.ask_worker(model, left):
+            return
+        time.sleep(min(_POLL_S, max(end - time.monotonic(), 0)))
+    raise ServingError(
+        f'model "{model}" does not answer: TorchServe calls its workers ready, but none has answered within '
+        f"{end - start:.0f} s. {_RESTART.format(model=model)}"
+    )
+
+
+_RESTART = "`dlrm scale 0 --model {model}`, then `dlrm scale` to as many as you want starts new workers"
+
+
+def _check_ended(model: str, ended: Sequence[Worker], since: dict[int, float]) -> None:
+    """Notes when each of ``ended`` was first seen so; ServingError once TorchServe must have missed it."""
+    now = time.monotonic()
+    for worker in ended:
+        if now - since.setdefault(worker.pid, now) > _MAX_ENDED_S:
+            raise ServingError(
+                f'model "{model}" does not answer: TorchServe calls worker {worker.id} ready, but its process '
+                f"(pid {worker.pid}) has ended. {_RESTART.format(model=model)}"
+            )
 
 
 def _check_deaths(marks: LogMarks | None, model: str, ready: int, wanted: int) -> None:

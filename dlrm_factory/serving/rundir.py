@@ -41,6 +41,7 @@ class ServerState:
         pid: of the Java process.
         started: when it started, in seconds since the epoch: a pid alone may be used again.
         inference, management, metrics: base URLs, reachable from this machine.
+        grpc_inference, grpc_management: HOST:PORT of the same by gRPC.
         token_auth: whether requests need a token.
         models: names of the models it was started with.
         model_store: folder it loads archives from.
@@ -52,6 +53,8 @@ class ServerState:
     inference: str
     management: str
     metrics: str
+    grpc_inference: str
+    grpc_management: str
     token_auth: bool
     models: tuple[str, ...]
     model_store: str

@@ -125,6 +125,8 @@ def _start(
         inference=settings.inference.url,
         management=settings.management.url,
         metrics=settings.metrics.url,
+        grpc_inference=settings.grpc_inference.target,
+        grpc_management=settings.grpc_management.target,
         token_auth=settings.token_auth,
         models=tuple(model.name for model in models),
         model_store=str(store),

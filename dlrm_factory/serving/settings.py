@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ _HTTP = re.compile(r"http://(?P<host>[^:/]+)(?::(?P<port>\d+))?/?", re.IGNORECAS
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """Where one of TorchServe's HTTP servers listens: ``host`` as configured, ``port`` chosen."""
+    """Where one of TorchServe's servers listens: ``host`` as configured, ``port`` chosen."""
 
     host: str
     port: int
@@ -42,8 +42,13 @@ class Address:
 
     @property
     def url(self) -> str:
-        """How this machine reaches it: a server that listens everywhere also listens on loopback."""
-        return f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
+        """How this machine reaches it by HTTP."""
+        return f"http://{self.target}"
+
+    @property
+    def target(self) -> str:
+        """How this machine reaches it by gRPC: a server that listens everywhere also listens on loopback."""
+        return f"{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,8 @@ class ServerSettings:
     inference: Address
     management: Address
     metrics: Address
+    grpc_inference: Address
+    grpc_management: Address
     token_auth: bool
     own_log_config: bool
 
@@ -84,10 +91,12 @@ def server_settings(
         text = base.read_text(encoding=ENCODING)
     except OSError as error:
         raise ServingError(f"settings file {base} cannot be read: {error.strerror}") from error
-    addresses = _addresses(found, ports)
+    free = iter(free_ports(len(_ADDRESSES) + len(_GRPC_DEFAULTS)))
+    addresses = _addresses(found, ports, free)
+    grpc = _grpc_addresses(found, ports, free)
     token_auth = token_auth and found.get("disable_token_authorization", "false").lower() != "true"
     changes = {key: address.listen for key, address in addresses.items()}
-    changes |= _grpc_ports(found, ports)
+    changes |= {key: str(address.port) for key, address in grpc.items()}
     changes |= {key: str(_beside(base, found[key])) for key in _PATHS if found.get(key)}
     changes |= _allowed_urls(found, model_store)
     changes["model_store"] = str(model_store)
@@ -100,13 +109,16 @@ def server_settings(
         inference=addresses["inference_address"],
         management=addresses["management_address"],
         metrics=addresses["metrics_address"],
+        grpc_inference=grpc["grpc_inference_port"],
+        grpc_management=grpc["grpc_management_port"],
         token_auth=token_auth,
         own_log_config=_own_log_config(found),
     )
 
 
-def _addresses(found: Mapping[str, str], ports: Mapping[str, int | None]) -> dict[str, Address]:
-    free = iter(free_ports(len(_ADDRESSES)))
+def _addresses(
+    found: Mapping[str, str], ports: Mapping[str, int | None], free: Iterator[int]
+) -> dict[str, Address]:
     addresses: dict[str, Address] = {}
     for key, (purpose, default, option) in _ADDRESSES.items():
         host, port = _parse(key, found.get(key, f"http://127.0.0.1:{default}"), default)
@@ -140,24 +152,22 @@ def _check_range(port: int, option: str) -> None:
         raise ServingError(f"{option} {port} is out of range [0, 65534]; 0 picks a free port")
 
 
-def _grpc_ports(found: Mapping[str, str], ports: Mapping[str, int | None]) -> dict[str, str]:
-    """gRPC cannot be switched off, so unless asked for it listens wherever the system likes (port 0)."""
-    changes = {}
+def _grpc_addresses(
+    found: Mapping[str, str], ports: Mapping[str, int | None], free: Iterator[int]
+) -> dict[str, Address]:
+    """gRPC cannot be switched off, so unless asked for it listens on a free port."""
+    addresses = {}
     for key, default in _GRPC_DEFAULTS.items():
         option = "--" + key.removesuffix("_port").replace("_inference", "").replace("_", "-") + "-port"
         configured = found.get(key, default)
         asked = ports.get(key)
         port = asked if asked is not None else 0 if configured == default else int(configured)
+        host = found.get(key.replace("_port", "_address"), "127.0.0.1")
         _check_range(port, option)
         if port:
-            check_free(
-                found.get(key.replace("_port", "_address"), "127.0.0.1"),
-                port,
-                key[:-5].replace("_", " "),
-                option,
-            )
-        changes[key] = str(port)
-    return changes
+            check_free(host, port, key[:-5].replace("_", " "), option)
+        addresses[key] = Address(host=host, port=port or next(free))
+    return addresses
 
 
 def _beside(base: Path, value: str) -> Path:

@@ -15,6 +15,9 @@ __all__ = ["answer_writer"]
 _INT = struct.Struct("!i")
 _END = _INT.pack(-1)
 _TYPE = "content-type"
+# Headers that the handler sets beside the type: of calls by gRPC, and of requests with an id.
+_STREAM = "ts_stream_next"
+_KNOWN = frozenset({_TYPE, _STREAM, REQUEST_ID})
 
 
 def answer_writer(plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,27 +50,30 @@ def _write(ret: Sequence[Any], ids: Mapping[int, str], message: str, code: int, 
         body, headers = ret[index], context.get_response_headers(index)
         if type(body) is not bytes or _TYPE not in headers:
             return None
+        # TorchServe changes "true" to "false".
+        if len(headers) > 1 and not (headers.keys() <= _KNOWN and headers.get(_STREAM) != "true"):
+            return None
         name = request_id.encode("utf-8")
-        head = _head(*context.get_response_status(index), headers[_TYPE], len(headers))
-        parts += (_INT.pack(len(name)), name, head)
-        if len(headers) != 1:
-            if len(headers) != 2 or REQUEST_ID not in headers or next(iter(headers)) != _TYPE:
-                return None
-            parts += (_field(REQUEST_ID), _field(headers[REQUEST_ID]))
+        status = context.get_response_status(index)
+        if len(headers) == 1:
+            parts += (_INT.pack(len(name)), name, _head(*status, headers[_TYPE], True))
+        else:
+            parts += (_INT.pack(len(name)), name, _head(*status, headers[_TYPE], False))
+            parts += (_INT.pack(len(headers)), *(_field(text) for pair in headers.items() for text in pair))
         parts += (_INT.pack(len(body)), body)
     parts.append(_END)
     return b"".join(parts)
 
 
 @lru_cache(maxsize=256)
-def _head(status: int | None, phrase: str | None, content_type: str, headers: int) -> bytes:
-    """Between a request's id and its body: type, status, phrase, and of ``headers`` the first, the type again."""
+def _head(status: int | None, phrase: str | None, content_type: str, alone: bool) -> bytes:
+    """Between a request's id and its headers: type, status, phrase; with ``alone`` also the one header, the type."""
     # TorchServe counts characters here, and writes UTF-8.
     phrase = phrase or ""
     parts = [_INT.pack(len(content_type)), content_type.encode("utf-8")]
     parts += [_INT.pack(200 if status is None else status), _INT.pack(len(phrase)), phrase.encode("utf-8")]
-    parts.append(_INT.pack(headers))
-    parts += [_field(_TYPE), _field(content_type)]
+    if alone:
+        parts += [_INT.pack(1), _field(_TYPE), _field(content_type)]
     return b"".join(parts)
 
 

@@ -53,10 +53,13 @@ class FakeContext:
         self.response_headers: dict[tuple[int, str], str] = {}
 
     def get_all_request_header(self, idx: int) -> dict[str, str]:
-        return self.headers.get(idx, {})
+        return self.headers.get(idx, {"explain": "False"})
 
     def set_response_status(self, code: int = 200, phrase: str = "", idx: int = 0) -> None:
         self.statuses[idx] = (code, phrase)
+
+    def get_response_headers(self, idx: int) -> dict[str, str]:
+        return {key: value for (place, key), value in self.response_headers.items() if place == idx}
 
     def set_response_header(self, idx: int, key: str, value: str) -> None:
         self.response_headers[idx, key] = value
@@ -187,7 +190,7 @@ service = TsModelLoader().load("dlrm", folder, "dlrm_handler.py", None, 4, None)
 service.context.metrics = SimpleNamespace(add_time=lambda *a: None)
 service.set_cl_socket(None)
 batch = [
-    {"requestId": b"%d" % i, "headers": [], "parameters": [
+    {"requestId": b"%d" % i, "headers": [{"name": b"explain", "value": b"False"}], "parameters": [
         {"name": "body", "contentType": "application/json", "value": bytearray(body.encode())}]}
     for i, body in enumerate(bodies)
 ]

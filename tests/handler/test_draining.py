@@ -10,9 +10,8 @@ import pytest
 
 from dlrm_factory.worker_file import WorkerFolder, worker_folder
 from handler.draining import MAX_HOLD_S, Draining
-from handler.responses import answer_json
+from handler.responses import answer_again
 
-ANSWERS = [answer_json({"predictions": [float(i)]}) for i in range(3)]
 IDS = {0: "a", 1: "b", 2: "c"}
 
 
@@ -22,25 +21,29 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_answers_go_out_as_they_are(folder: Path) -> None:
-    assert Draining(WorkerFolder(folder, 1)).check(ANSWERS, IDS) == ANSWERS
-    assert Draining(None).check(ANSWERS, IDS) == ANSWERS
-    assert Draining(WorkerFolder(folder, 2)).check(ANSWERS, None) == ANSWERS
+    assert Draining(WorkerFolder(folder, 1)).begin_answers(IDS) == frozenset()
+    assert Draining(None).begin_answers(IDS) == frozenset()
+    assert Draining(WorkerFolder(folder, 2)).begin_answers(None) == frozenset()
 
 
-def test_requests_of_a_worker_that_answered_them_get_a_retryable_error(folder: Path) -> None:
+def test_requests_of_a_worker_that_answered_them_are_known(folder: Path) -> None:
     gone, left = Draining(WorkerFolder(folder, 1)), Draining(WorkerFolder(folder, 2))
-    assert gone.check(ANSWERS, IDS) == ANSWERS
-    found = left.check(ANSWERS, {0: "x", 1: "b", 2: "y"})
-    assert found[::2] == ANSWERS[::2]
-    assert found[1].status == 503
-    assert json.loads(found[1].body)["type"] == "WorkerScaledAway"
+    assert gone.begin_answers(IDS) == frozenset()
+    # A call that is left out of the answer has no id.
+    assert left.begin_answers({0: "x", 2: "b", 3: "y", 5: "a"}) == {2, 5}
+
+
+def test_the_error_for_them_may_be_tried_again() -> None:
+    answer = answer_again()
+    assert answer.status == 503
+    assert json.loads(answer.body)["type"] == "WorkerScaledAway"
 
 
 def test_requests_of_a_worker_that_only_held_them_are_scored(folder: Path) -> None:
     going, left = WorkerFolder(folder, 1), Draining(WorkerFolder(folder, 2))
     going.own.drain = True
     Draining(going).hold(clock=iter([0.0, MAX_HOLD_S]).__next__)
-    assert left.check(ANSWERS, IDS) == ANSWERS
+    assert left.begin_answers(IDS) == frozenset()
 
 
 def test_a_drained_worker_holds_until_it_is_released(folder: Path) -> None:
@@ -83,4 +86,4 @@ def test_a_worker_that_cannot_tell_the_others_says_so(
         draining = Draining.for_model("/models/abc")
     assert "may be answered twice" in caplog.text
     draining.hold()
-    assert draining.check(ANSWERS, IDS) == ANSWERS
+    assert draining.begin_answers(IDS) == frozenset()

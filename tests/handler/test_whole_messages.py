@@ -123,12 +123,14 @@ def answered(size: int) -> Any:
 
 
 BODIES = st.binary(max_size=60) | st.builds(bytearray, st.binary(max_size=9)) | ASCII | st.just({"a": [1]})
+STREAM = st.sampled_from(["true", "false"]).map(lambda value: {"ts_stream_next": value})
 ANSWERS = st.lists(
     st.tuples(
         st.just(b'{"predictions":[0.5]}') | BODIES,
         st.none() | st.tuples(st.sampled_from([200, 400, 413, 500]), ASCII),
         st.sampled_from([None, "", "application/json", "text/plain; charset=utf-8"]),
-        st.dictionaries(st.just(REQUEST_ID) | ASCII, ASCII, max_size=2),
+        st.dictionaries(st.just(REQUEST_ID) | ASCII, ASCII, max_size=2) | STREAM,
+        STREAM | st.just({}),
     ),
     max_size=5,
 )
@@ -140,7 +142,9 @@ def test_answers_are_written_as_torchserve_writes_them(answers: list[Any], strea
     written = []
     for service in (PLAIN_SERVICE, WHOLE_SERVICE):
         context = answered(len(answers))
-        for index, (_, status, content_type, headers) in enumerate(answers):
+        for index, (_, status, content_type, headers, before) in enumerate(answers):
+            for name, value in before.items():
+                context.set_response_header(index, name, value)
             if status is not None:
                 context.set_response_status(*status, index)
             if content_type is not None:

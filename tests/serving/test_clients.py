@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import pytest
 from dlrm_factory.client.addresses import is_loopback
 from dlrm_factory.client.tokens import BearerAuth, KeyFileAuth
 from dlrm_factory.errors import ServingError
+from dlrm_factory.serving import LogMarks, RunDir, readiness
 from dlrm_factory.serving.draining import Drain
 from dlrm_factory.serving.management import ManagementClient, error_text
 from dlrm_factory.serving.predicting import find_endpoint, predict
@@ -24,7 +27,7 @@ from dlrm_factory.worker_file import WorkerFolder, worker_folder
 class Answers(BaseHTTPRequestHandler):
     """Serves one model; each look at it finds one worker more ready, up to what was asked."""
 
-    wanted, ready, stuck = 1, 1, False
+    wanted, ready, stuck, mute, pid, asked = 1, 1, False, False, 0, 0
     seen: list[tuple[str, str]] = []  # noqa: RUF012
     pids: tuple[int, ...] = ()
     at_put: Callable[[], None] | None = None
@@ -32,12 +35,16 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_GET(self):
         cls = type(self)
-        if self.path.startswith("/models/dlrm"):
+        if "customized=true" in self.path:
+            cls.asked += 1
+            message = 'Model "dlrm" has no worker to serve describe request. Please use scale workers API'
+            self.reply(503 if cls.mute else 200, {"code": 503, "message": message} if cls.mute else [{}])
+        elif self.path.startswith("/models/dlrm"):
             cls.ready = min(cls.ready + (not cls.stuck), cls.wanted)
             workers = [
                 {
                     "id": str(9000 + i),
-                    "pid": ([0] * 9 if not cls.pids else cls.pids)[i],
+                    "pid": cls.pids[i] if cls.pids else cls.pid,
                     "status": "READY" if i < cls.ready else "UNLOADING",
                 }
                 for i in range(cls.wanted)
@@ -81,6 +88,14 @@ class Answers(BaseHTTPRequestHandler):
 @pytest.fixture
 def answers():
     return type("Fresh", (Answers,), {"seen": []})
+
+
+@pytest.fixture
+def ended():
+    """The pid of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
 
 
 @pytest.fixture
@@ -229,3 +244,30 @@ def test_errors_are_one_line_with_the_path():
     assert found == "HTTP 400 RequestError at $.instances[3].user: id 7 is out of range"
     assert error_text(httpx.Response(502, text="<html>")) == "HTTP 502: <html>"
     assert "dlrm scale" in error_text(httpx.Response(503, json={"type": "x", "message": "no worker"}))
+
+
+def test_a_ready_model_is_asked(url, answers):
+    with ManagementClient(url) as client:
+        scale_model(client, "dlrm", 2, timeout=10)
+        scale_model(client, "dlrm", 0, timeout=10)
+    assert answers.asked == 1  # but not where there is nobody to answer
+
+
+def test_a_ready_model_that_does_not_answer(url, answers):
+    answers.mute = True
+    with (
+        ManagementClient(url) as client,
+        pytest.raises(ServingError, match=r"calls its workers ready, but none has answered within 1 s"),
+    ):
+        scale_model(client, "dlrm", 1, timeout=1)
+
+
+def test_a_ready_worker_whose_process_has_ended(url, answers, ended, tmp_path, monkeypatch):
+    monkeypatch.setattr(readiness, "_MAX_ENDED_S", 0.3)
+    answers.pid = ended
+    marks = LogMarks.now(RunDir.at(tmp_path))
+    said = (
+        rf"calls worker 9000 ready, but its process \(pid {ended}\) has ended\. `dlrm scale 0 --model dlrm`"
+    )
+    with ManagementClient(url) as client, pytest.raises(ServingError, match=said):
+        scale_model(client, "dlrm", 1, marks=marks, timeout=10)

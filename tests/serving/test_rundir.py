@@ -18,6 +18,8 @@ def state(**changes) -> ServerState:
         "inference": "http://127.0.0.1:1",
         "management": "http://127.0.0.1:2",
         "metrics": "http://127.0.0.1:3",
+        "grpc_inference": "127.0.0.1:4",
+        "grpc_management": "127.0.0.1:5",
         "token_auth": True,
         "models": ("dlrm",),
         "model_store": "/store",

@@ -77,9 +77,16 @@ def test_addresses_that_serve_cannot_speak_to_are_refused(base, store, address):
         settings(base(f"inference_address={address}\n"), store)
 
 
-def test_grpc_listens_anywhere_unless_asked(base, store):
-    _, found = settings(base("grpc_inference_port=7070\ngrpc_management_port=18776\n"), store)
-    assert (found["grpc_inference_port"], found["grpc_management_port"]) == ("0", "18776")
+def test_grpc_listens_on_a_free_port_unless_asked(base, store):
+    made, found = settings(base("grpc_inference_port=7070\ngrpc_management_port=18776\n"), store)
+    port = made.grpc_inference.port
+    assert port not in (0, 7070)
+    assert (found["grpc_inference_port"], found["grpc_management_port"]) == (str(port), "18776")
+    assert made.grpc_inference.target == f"127.0.0.1:{port}"
+    assert made.grpc_management.target == "127.0.0.1:18776"
+    made, _ = settings(base("grpc_inference_address=0.0.0.0\n"), store)
+    assert made.grpc_inference.host == "0.0.0.0"
+    assert made.grpc_inference.target == f"127.0.0.1:{made.grpc_inference.port}"
     _, found = settings(base(""), store, grpc_inference_port=18775)
     assert found["grpc_inference_port"] == "18775"
 
