@@ -93,6 +93,7 @@ def start_server(options: ServeOptions, tell: Callable[[Progress], None] = lambd
             ports=options.ports,
             token_auth=options.token_auth,
             workers=options.workers,
+            models=models,
         )
         try:
             return _start(run_dir, java, options, settings, models, tell)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dlrm_factory.errors import ServingError
+from dlrm_factory.serving.front_end import front_end_changes
 from dlrm_factory.serving.ports import check_free, free_ports
 from dlrm_factory.serving.properties import ENCODING, load_properties, with_properties
+from dlrm_factory.serving.store import ServedModel
 
 __all__ = ["LOG_CONFIG", "Address", "ServerSettings", "base_config", "server_settings"]
 
@@ -81,8 +83,11 @@ def server_settings(
     ports: Mapping[str, int | None],
     token_auth: bool = True,
     workers: int | None = None,
+    models: Sequence[ServedModel] = (),
 ) -> ServerSettings:
     """The settings in force; ``ports`` maps property names to ports: None keeps the base's, 0 is a free one.
+
+    The front end's limits follow ``models``.
 
     Raises ServingError for a base that cannot be read, and for ports that are taken or given twice.
     """
@@ -99,6 +104,7 @@ def server_settings(
     changes |= {key: str(address.port) for key, address in grpc.items()}
     changes |= {key: str(_beside(base, found[key])) for key in _PATHS if found.get(key)}
     changes |= _allowed_urls(found, model_store)
+    changes |= _front_end(found, models)
     changes["model_store"] = str(model_store)
     changes["disable_token_authorization"] = "false" if token_auth else "true"
     if workers is not None:
@@ -182,6 +188,13 @@ def _allowed_urls(found: Mapping[str, str], model_store: Path) -> dict[str, str]
     # A comma would part the list; "." stands for it, and for any other single character.
     folder = re.escape(str(model_store)).replace(",", ".")
     return {"allowed_urls": rf"file://{folder}/[^/]+\.(mar|tar\.gz)"}
+
+
+def _front_end(found: Mapping[str, str], models: Sequence[ServedModel]) -> dict[str, str]:
+    try:
+        return front_end_changes(found, load_properties(_SHIPPED), models)
+    except ValueError as error:
+        raise ServingError(f"max_request_size and job_queue_size must be whole numbers: {error}") from None
 
 
 def _own_log_config(found: Mapping[str, str]) -> bool:

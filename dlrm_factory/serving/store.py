@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dlrm_factory.config import format_bytes
 from dlrm_factory.errors import ArchiveError, ServingError
 
 __all__ = ["ServedModel", "check_space", "find_models", "unpacked_bytes"]
@@ -61,8 +62,11 @@ def check_space(models: Sequence[ServedModel], folder: Path) -> None:
     needed = sum(unpacked_bytes(model.path) for model in models)
     free = shutil.disk_usage(folder).free
     if needed > free:
+        shown, left = format_bytes(needed), format_bytes(free)
+        if shown == left:
+            shown, left = f"{needed:,} bytes", f"{free:,}"
         raise ServingError(
-            f"unpacking the archives takes {needed / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free; "
+            f"unpacking the archives takes {shown}, but {folder} has {left} free; "
             "make room, give --run-dir on another disk, or serve a folder, not an archive (folders are "
             "not copied)"
         )

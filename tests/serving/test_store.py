@@ -119,5 +119,15 @@ def test_no_room_to_unpack(store, add_archive, monkeypatch):
     check_space(models, store)
     usage = type("Usage", (), {"free": 4_000})
     monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ServingError, match="unpacking the archives takes"):
+    with pytest.raises(ServingError, match=r"unpacking the archives takes 5\.1 KB, but .* has 4\.0 KB free"):
+        check_space(models, store)
+
+
+def test_no_room_by_a_few_bytes_shows_numbers_that_differ(store, add_archive, monkeypatch):
+    add_archive(size=5_000_000)
+    models = find_models(store, ["dlrm.mar"])
+    needed = unpacked_bytes(models[0].path)
+    usage = type("Usage", (), {"free": needed - 1})
+    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ServingError, match=rf"takes {needed:,} bytes, but .* has {needed - 1:,} free"):
         check_space(models, store)
