@@ -62,6 +62,8 @@ class DLRMHandler:
         answers = self._service.handle(data, headers)
         for i, answer in enumerate(answers):
             context.set_response_content_type(i, answer.content_type)
+            for name, value in answer.headers.items():
+                context.set_response_header(i, name, value)
             context.set_response_status(answer.status, _PHRASES[answer.status], i)
         return [answer.body for answer in answers]
 
