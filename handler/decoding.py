@@ -10,11 +10,12 @@ from handler.arrow import MEDIA_TYPE, decode_arrow, looks_like_arrow, pyarrow
 from handler.body import find_body, read_object
 from handler.fast import FastReader, Gathered, GatheringReader
 from handler.shapes import DecodedRequest, RequestReader, decode_body
+from handler.shapes.kserve_binary import JSON_LENGTH, cut_tensors, split_body
 
 __all__ = ["RequestDecoder"]
 
 # Headers that may ask for anything but scores in JSON.
-_TELLING = {"accept", "content-type", "explain", "describe"}
+_TELLING = {"accept", "content-type", "explain", "describe", JSON_LENGTH}
 _MOST_NAMES_KEPT = 64
 
 
@@ -62,16 +63,25 @@ class RequestDecoder:
         for name in telling:
             value = str(headers[name])
             # TorchServe says explain and describe, True or False, of every request.
-            if value == "True" or MEDIA_TYPE in value.lower():
+            if value == "True" or MEDIA_TYPE in value.lower() or name.lower() == JSON_LENGTH:
                 return False
         return True
 
     def _decode(self, raw: Any, headers: Mapping[str, Any]) -> DecodedRequest:
         if not isinstance(raw, bytes):
             return decode_body(read_object(raw), self._reader)
+        length = _header(headers, JSON_LENGTH)
+        if length:
+            return self._decode_binary(raw, length)
         if looks_like_arrow(raw) or _header(headers, "content-type").startswith(MEDIA_TYPE):
             return decode_arrow(raw, self._reader)
         return self._fast.read(raw) or decode_body(read_object(raw), self._reader)
+
+    def _decode_binary(self, raw: bytes, length: str) -> DecodedRequest:
+        sent, rest = split_body(raw, length)
+        body = read_object(sent)
+        cut_tensors(body, rest)
+        return decode_body(body, self._reader)
 
 
 def _header(headers: Mapping[str, Any], name: str) -> str:

@@ -103,6 +103,8 @@ class DLRMHandler:
                 # By HTTP: an answer by gRPC reaches its own call or none.
                 answers[i] = answer = answer_again()
             context.set_response_content_type(i, answer.content_type)
+            for name, value in answer.headers.items():
+                context.set_response_header(i, name, value)
             context.set_response_status(answer.status, _PHRASES[answer.status], i)
             request_id = request_id_of(headers[i])
             if request_id is not None:

@@ -42,7 +42,7 @@ def explain(request: DecodedRequest, reader: RequestReader) -> DecodedRequest:
         )
 
     batch = without_each_feature(_with_context(request), reader.encoder.encode({}, 1))
-    return replace(request, batch=batch, context=None, content=content, path_of=path_of)
+    return replace(request, batch=batch, context=None, content=content, path_of=path_of, binary=False)
 
 
 def without_each_feature(batch: FeatureBatch, blank: FeatureBatch) -> FeatureBatch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -16,11 +16,13 @@ from dlrm_factory.errors import RequestError
 __all__ = [
     "Answer",
     "answer_again",
+    "answer_binary",
     "answer_error",
     "answer_internal_error",
     "answer_json",
     "answer_ones",
     "shortest",
+    "with_error_key",
 ]
 
 Float32 = npt.NDArray[np.float32]
@@ -34,16 +36,28 @@ _FEW = 64
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """One HTTP answer: its status, its body, and the body's type; JSON is in UTF-8."""
+    """One HTTP answer: its status, its body, the body's type, and further headers; JSON is in UTF-8."""
 
     status: int
     body: bytes
     content_type: str = "application/json"
+    headers: Mapping[str, str] = {}
 
 
 def answer_json(content: Any) -> Answer:
     """200 with ``content``, which holds plain Python values only."""
     return Answer(status=200, body=msgspec.json.encode(content))
+
+
+def answer_binary(content: Any, numbers: Sequence[float]) -> Answer:
+    """200 with ``content``, and behind it ``numbers`` as float32, little-endian: KServe v2's binary answer."""
+    head = msgspec.json.encode(content)
+    return Answer(
+        status=200,
+        body=head + np.array(numbers, dtype="<f4").tobytes(),
+        content_type="application/octet-stream",
+        headers={"Inference-Header-Content-Length": str(len(head))},
+    )
 
 
 def answer_ones(contents: Sequence[Callable[[list[float]], Any]], numbers: list[float]) -> list[Answer]:
@@ -66,6 +80,12 @@ def _frame(content: Callable[[list[float]], Any]) -> tuple[bytes, bytes]:
 def answer_error(error: RequestError) -> Answer:
     """The error's own status and body."""
     return _answer_error_body(error.code, error.body())
+
+
+def with_error_key(answer: Answer) -> Answer:
+    """The error ``answer`` with its message also under ``error``, where KServe's and Triton's clients read it."""
+    body = json.loads(answer.body)
+    return _answer_error_body(answer.status, {**body, "error": body["message"]})
 
 
 def answer_internal_error(message: str) -> Answer:

@@ -18,7 +18,15 @@ from handler.describe import describe
 from handler.explain import explain
 from handler.fast import Gathered
 from handler.non_finite import too_large
-from handler.responses import Answer, answer_error, answer_internal_error, answer_json, answer_ones
+from handler.responses import (
+    Answer,
+    answer_binary,
+    answer_error,
+    answer_internal_error,
+    answer_json,
+    answer_ones,
+    with_error_key,
+)
 from handler.scoring import LogitScorer, Part, score_parts
 from handler.shapes import DecodedRequest, RequestReader
 
@@ -99,6 +107,9 @@ class DLRMService:
                 parts.append(self._part(place, decoded))
         parts += [self._joint_part(each, requests, headers) for each in gathered]
         answers.update(score_parts(parts, self._scorer))
+        for place, answer in answers.items():
+            if answer.status >= 400 and _came_to_kserve(headers[place]):
+                answers[place] = with_error_key(answer)
         return [answers[place] for place in range(len(requests))]
 
     def _gather(self, requests: Sequence[Mapping[str, Any]], headers: Sequence[Headers]) -> list[Gathered]:
@@ -162,9 +173,17 @@ class DLRMService:
 
     def _encode(self, item: DecodedRequest, numbers: list[float], finite: Finite) -> Answer:
         if finite is None or finite.all():
-            return answer_arrow(numbers) if takes_arrow(item) else answer_json(item.content(numbers))
+            if takes_arrow(item):
+                return answer_arrow(numbers)
+            content = item.content(numbers)
+            return answer_binary(content, numbers) if item.binary else answer_json(content)
         error = too_large(item, int(np.argmin(finite)), self._scorer.declaration)
         if error is not None:
             return answer_error(error)
         logger.error("The model gave a score that is not a finite number; are its weights finite?")
         return answer_internal_error("the model gave a score that is not a finite number")
+
+
+def _came_to_kserve(headers: Headers) -> bool:
+    """Whether a request came to one of KServe's addresses: TorchServe tells of all others what follows the model."""
+    return "explain" in headers and "url_path" not in headers

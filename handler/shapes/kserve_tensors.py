@@ -1,4 +1,4 @@
-"""KServe v2 tensors → columns."""
+"""KServe v2 tensors → columns, or a batch where all hold numbers in binary."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
+import numpy as np
+
+from dlrm_factory.batch.feature_batch import FeatureBatch
 from dlrm_factory.errors import RequestError, near_matches
 from dlrm_factory.features import FeatureError, shown
 from handler.mistakes import Mistakes
 from handler.paths import element, member
+from handler.shapes.kserve_binary import Numbers
 from handler.shapes.kserve_wire import (
     DENSE_TYPES,
     ID_TYPES,
@@ -21,8 +25,9 @@ from handler.shapes.kserve_wire import (
 )
 from handler.shapes.shape import RequestReader, check_samples
 
-__all__ = ["Tensor", "read_tensors"]
+__all__ = ["Tensor", "encode_numbers", "read_tensors"]
 
+_LARGEST_ID = np.uint64(2**63 - 1)
 _PATH = "$.inputs"
 _LENGTHS = ".lengths"
 
@@ -34,30 +39,72 @@ class Tensor:
     Fields:
         name: the feature.
         path: of the tensor in the body.
-        column: one raw value a sample; a bag is a list.
-        starts: where each sample's bag begins in the flat data; None if there is one value a sample.
+        data: the values of all samples, flat.
+        counts: how many of them each sample's bag holds; None if there is one value a sample.
         nested: how many data are in each innermost list the client sent; 0 for flat data.
     """
 
     name: str
     path: str
-    column: Sequence[Any]
-    starts: Sequence[int] | None
+    data: list[Any] | Numbers
+    counts: Sequence[int] | None
     nested: int
 
     @property
     def shape_path(self) -> str:
         return member(self.path, "shape")
 
+    @property
+    def size(self) -> int:
+        """Samples."""
+        return len(self.data if self.counts is None else self.counts)
+
+    def column(self) -> Sequence[Any]:
+        """One raw value a sample; a bag is a list."""
+        data = self.data if isinstance(self.data, list) else self.data.tolist()
+        if self.counts is None:
+            return data
+        return [data[start:stop] for start, stop in pairwise(_starts(self.counts))]
+
     def path_of(self, error: FeatureError) -> str:
         """The path of a wrong value; of all data for a bag that is wrong as a whole."""
         data = member(self.path, "data")
-        if self.starts is None:
+        if self.counts is None:
             return element(data, error.sample, 0 if self.nested else None)
         if error.position is None:
             return data
-        index = self.starts[error.sample] + error.position
+        index = sum(self.counts[: error.sample]) + error.position
         return element(data, *divmod(index, self.nested)) if self.nested else element(data, index)
+
+
+def _starts(counts: Sequence[int]) -> list[int]:
+    return [0, *accumulate(counts)]
+
+
+def encode_numbers(tensors: Mapping[str, Tensor], size: int, reader: RequestReader) -> FeatureBatch | None:
+    """The batch of ``size`` samples; None where a tensor holds no array, or something is wrong."""
+    if any(isinstance(tensor.data, list) for tensor in tensors.values()):
+        return None
+    declaration = reader.encoder.declaration
+    dense = np.empty((len(declaration.dense_features), size), dtype=np.float64)
+    for i, feature in enumerate(declaration.dense_features):
+        tensor = tensors.get(feature.name)
+        dense[i] = feature.default if tensor is None else tensor.data
+    lengths = np.zeros((len(declaration.sparse_features), size), dtype=np.int32)
+    parts = [np.empty(0, dtype=np.int64)]
+    for i, name in enumerate(declaration.sparse_names):
+        tensor = tensors.get(name)
+        if tensor is None:
+            continue
+        ids = np.asarray(tensor.data)
+        if ids.dtype == np.uint64 and len(ids) and ids.max() > _LARGEST_ID:
+            return None
+        lengths[i] = 1 if tensor.counts is None else tensor.counts
+        parts.append(ids.astype(np.int64, copy=False))
+    try:
+        return reader.encoder.encode_arrays(dense, lengths, np.concatenate(parts))
+    except FeatureError:
+        return None
 
 
 def read_tensors(sent: list[Any], reader: RequestReader) -> dict[str, Tensor]:
@@ -118,10 +165,8 @@ def _tensor(raw: SentTensor, raws: Mapping[str, SentTensor], reader: RequestRead
             member(raw.path, "shape"),
         )
     else:
-        return Tensor(name=raw.name, path=raw.path, column=raw.data, starts=None, nested=raw.nested)
-    starts = [0, *accumulate(counts)]
-    column = [raw.data[start:stop] for start, stop in pairwise(starts)]
-    return Tensor(name=raw.name, path=raw.path, column=column, starts=starts, nested=raw.nested)
+        return Tensor(name=raw.name, path=raw.path, data=raw.data, counts=None, nested=raw.nested)
+    return Tensor(name=raw.name, path=raw.path, data=raw.data, counts=counts, nested=raw.nested)
 
 
 def _counts(lengths: SentTensor, raw: SentTensor) -> list[int]:
@@ -133,16 +178,17 @@ def _counts(lengths: SentTensor, raw: SentTensor) -> list[int]:
             "[samples] and [ids of all samples]",
             member(lengths.path, "shape"),
         )
-    for i, count in enumerate(lengths.data):
+    counts = lengths.data if isinstance(lengths.data, list) else lengths.data.tolist()
+    for i, count in enumerate(counts):
         if type(count) is not int or count < 0:
             raise RequestError(
                 f"{shown(count)} is not the length of a bag; send a whole number, 0 for an empty bag",
                 element(path, i),
             )
-    if sum(lengths.data) != len(raw.data):
+    if sum(counts) != len(raw.data):
         raise RequestError(
-            f"the lengths add up to {shown(sum(lengths.data))}, but {shown(raw.name)} holds {len(raw.data)} "
+            f"the lengths add up to {shown(sum(counts))}, but {shown(raw.name)} holds {len(raw.data)} "
             "ids; they must agree",
             path,
         )
-    return lengths.data
+    return counts

@@ -10,6 +10,7 @@ from typing import Any
 from dlrm_factory.errors import RequestError, near_matches
 from dlrm_factory.features import shown
 from handler.paths import member
+from handler.shapes.kserve_binary import BINARY_SIZE, Numbers, read_binary
 
 __all__ = ["DENSE_TYPES", "ID_TYPES", "INTEGER_TYPES", "SentTensor", "read_tensor", "shown_shape"]
 
@@ -19,6 +20,9 @@ ID_TYPES = (*INTEGER_TYPES, "BYTES")
 DENSE_TYPES = (*_FLOATS, *INTEGER_TYPES)
 _TYPES = (*_FLOATS, *ID_TYPES)
 _KEYS = ("name", "shape", "datatype", "data", "parameters")
+_SHARED_MEMORY = "shared_memory_"
+# content_type is MLServer's word for what a client made the tensor from.
+_PARAMETERS = (BINARY_SIZE, "content_type")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +31,7 @@ class SentTensor:
 
     Fields:
         path: of the tensor in the body.
+        data: a list of what JSON holds, or of a BYTES tensor's strings; an array of a binary tensor's numbers.
         nested: how many data were in each innermost list; 0 for flat data.
     """
 
@@ -34,7 +39,7 @@ class SentTensor:
     path: str
     shape: list[int]
     datatype: str
-    data: list[Any]
+    data: list[Any] | Numbers
     nested: int
 
 
@@ -58,15 +63,44 @@ def read_tensor(item: Any, path: str) -> SentTensor:
             f"datatype is {shown(datatype)}; send one of {', '.join(_TYPES)}",
             member(path, "datatype"),
         )
-    _refuse_binary(item.get("parameters"), path)
+    _check_parameters(item.get("parameters"), member(path, "parameters"))
     shape = _shape(item.get("shape"), member(path, "shape"))
-    data, nested = _flat(item.get("data"), shape, path)
+    sent, nested = item.get("data"), 0
+    data: list[Any] | Numbers
+    if isinstance(sent, memoryview):
+        data = read_binary(sent, datatype, shape, path)
+    elif _announces_bytes(item, sent):
+        raise RequestError(
+            f"{BINARY_SIZE} is there without the header Inference-Header-Content-Length, which says where the "
+            "JSON ends; send both, or data as JSON",
+            member(member(path, "parameters"), BINARY_SIZE),
+        )
+    else:
+        empty = sent is None and BINARY_SIZE in (item.get("parameters") or ())
+        data, nested = _flat([] if empty else sent, shape, path)
     return SentTensor(name=name, path=path, shape=shape, datatype=datatype, data=data, nested=nested)
 
 
-def _refuse_binary(parameters: Any, path: str) -> None:
-    if isinstance(parameters, dict) and "binary_data_size" in parameters:
-        raise RequestError("binary tensors are not supported; send data as JSON", member(path, "parameters"))
+def _announces_bytes(item: dict[str, Any], data: Any) -> bool:
+    """Whether bytes should be there; kserve announces 0 of an empty tensor, and sends no header if it has no other."""
+    size = (item.get("parameters") or {}).get(BINARY_SIZE)
+    return size is not None and not (size == 0 and data is None)
+
+
+def _check_parameters(parameters: Any, path: str) -> None:
+    if parameters is None:
+        return
+    if not isinstance(parameters, dict):
+        raise RequestError(f"{shown(parameters)} is not an object", path)
+    for key in parameters:
+        if key.startswith(_SHARED_MEMORY):
+            raise RequestError("shared memory is not taken; send the data in the request", member(path, key))
+        if key not in _PARAMETERS:
+            raise RequestError(
+                f"unknown parameter {shown(key)}{near_matches(key[:100], _PARAMETERS)}; known are "
+                f"{', '.join(_PARAMETERS)}",
+                member(path, key),
+            )
 
 
 def _shape(sent: Any, path: str) -> list[int]:

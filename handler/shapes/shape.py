@@ -52,6 +52,7 @@ class DecodedRequest:
         context: one sample whose bags all of ``batch`` share, where ``batch`` has empty ones.
         entries: which samples are answered, in what order, and what the answer says of each beside its score.
         arrow: the client takes its scores as an Arrow stream.
+        binary: its scores follow the answer's JSON as float32, little-endian; ``content`` says so.
     """
 
     batch: FeatureBatch
@@ -61,6 +62,7 @@ class DecodedRequest:
     context: FeatureBatch | None = None
     entries: Callable[[Sequence[float]], list[Entry]] = _in_order
     arrow: bool = False
+    binary: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,7 +101,22 @@ IN = "$.inputs[0]"
             "$.inputs[1].shape",
             "both be flat",
         ),
-        ([{**PRICE, "parameters": {"binary_data_size": 8}}], f"{IN}.parameters", "send data as JSON"),
+        (
+            [{**PRICE, "parameters": {"binary_data_size": 8}}],
+            f"{IN}.parameters.binary_data_size",
+            "without the header Inference-Header-Content-Length",
+        ),
+        ([{**PRICE, "parameters": [3]}], f"{IN}.parameters", "is not an object"),
+        (
+            [{**PRICE, "parameters": {"binary_size": 8}}],
+            f"{IN}.parameters.binary_size",
+            'did you mean "binary_data_size"?',
+        ),
+        (
+            [{**PRICE, "parameters": {"shared_memory_region": "r"}}],
+            f"{IN}.parameters.shared_memory_region",
+            "shared memory is not taken",
+        ),
     ],
 )
 def test_mistakes_in_tensors(ask: Any, inputs: Any, path: str, said: str) -> None:
@@ -113,20 +128,32 @@ def test_mistakes_in_tensors(ask: Any, inputs: Any, path: str, said: str) -> Non
 @pytest.mark.parametrize(
     ("changes", "path", "said"),
     [
-        ({"output": "logit"}, "$.output", "known are inputs, id, parameters, outputs"),
+        ({"output": "logit"}, "$.output", "known are inputs, id, parameters, outputs, model_name"),
         ({"instances": []}, "$.instances", "unknown key"),
         ({"id": 7}, "$.id", "7 is not a string"),
         ({"parameters": []}, "$.parameters", "is not an object"),
         ({"parameters": {"output": "odds"}}, "$.parameters.output", '"probability" or "logit"'),
-        ({"parameters": {"timeout": 3}}, "$.parameters.timeout", "known is output"),
-        ({"parameters": {"binary_data_output": True}}, "$.parameters.binary_data_output", "not supported"),
+        ({"model_name": 3}, "$.model_name", "3; send a string"),
+        ({"parameters": {"time_out": 3}}, "$.parameters.time_out", 'did you mean "timeout"?'),
+        ({"parameters": {"binary_data_output": 1}}, "$.parameters.binary_data_output", "not true or false"),
         ({"outputs": {}}, "$.outputs", "is not a list"),
         ({"outputs": [{"name": "logits"}]}, "$.outputs[0]", "the model has one output"),
         (
-            {"outputs": [{"name": "score", "parameters": {"binary_data": True}}]},
+            {"outputs": [{"name": "score", "parameters": {"binary_data": "yes"}}]},
             "$.outputs[0].parameters.binary_data",
-            "not supported",
+            "not true or false",
         ),
+        (
+            {"outputs": [{"name": "score", "parameters": {"classification": 3}}]},
+            "$.outputs[0].parameters.classification",
+            "is not offered",
+        ),
+        (
+            {"outputs": [{"name": "score", "parameters": {"binary": True}}]},
+            "$.outputs[0].parameters.binary",
+            'did you mean "binary_data"?',
+        ),
+        ({"outputs": [{"name": "score", "parameters": 3}]}, "$.outputs[0].parameters", "is not an object"),
     ],
 )
 def test_mistakes_beside_the_tensors(ask: Any, changes: Any, path: str, said: str) -> None:
@@ -141,3 +168,13 @@ def test_mistakes_beside_the_tensors(ask: Any, changes: Any, path: str, said: st
 def test_too_many_samples(ask: Any, inputs: Any) -> None:
     status, answer = ask({"inputs": inputs})
     assert (status, answer["type"]) == (413, "LimitError")
+
+
+def test_what_stock_clients_send_beside_the_tensors(ask: Any) -> None:
+    parameters = {
+        "sequence_id": 7, "sequence_start": True, "sequence_end": False, "priority": 1, "timeout": 1000,
+        "headers": {}, "content_type": "np", "triton_enable_empty_final_response": True, "output": "logit",
+    }  # fmt: skip
+    body = {"inputs": [{**PRICE, "parameters": {"content_type": "np"}}], "parameters": parameters}
+    assert scores(ask({"model_name": "another", "model_version": "3", **body})) == [1.0, 0.5]
+    assert scores(ask({"model_name": None, **body})) == [1.0, 0.5]
