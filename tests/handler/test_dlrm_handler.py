@@ -109,7 +109,9 @@ def test_one_body_and_status_a_request(proven: Path, caplog: pytest.LogCaptureFi
     }
     assert all(phrase.isascii() and phrase.isprintable() for _, phrase in context.statuses.values())
     assert context.content_types == dict.fromkeys(range(4), "application/json")
-    direct = DLRMService(Scorer.load(proven)).handle([{"body": body} for body in BODIES])
+    direct = DLRMService(Scorer.load(proven)).handle(
+        [{"body": body} for body in BODIES], [{"explain": "False"}] * 4
+    )
     assert bodies == [answer.body for answer in direct]
 
 
@@ -228,6 +230,8 @@ def test_torchserve_loads_the_archives_own_code(sealed: Path, tmp_path: Path) ->
     assert found["code"] == 200
     assert [status for status, _ in found["statuses"]] == [200, 400, 200, 413]
     assert all(path.startswith(str(root)) for path in found["code_from"])
-    expected = DLRMService(Scorer.load(sealed)).handle([{"body": body} for body in BODIES])
+    expected = DLRMService(Scorer.load(sealed)).handle(
+        [{"body": body} for body in BODIES], [{"explain": "False"}] * 4
+    )
     for answer in expected:
         assert answer.body.decode() in found["frame"]
