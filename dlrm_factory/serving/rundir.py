@@ -31,6 +31,7 @@ __all__ = ["RunDir", "ServerState"]
 _MARKER = ".dlrm-run-dir"
 # A Unix socket's path holds at most 107 bytes; TorchServe adds "/.ts.sock.65535", torchrun ranks a few more.
 _LONGEST_TMP = 85
+_MAX_PARENT = _LONGEST_TMP - len("/dlrm-12345678/tmp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,9 @@ class RunDir:
         tmp = self.root / "tmp"
         if len(str(tmp).encode()) <= _LONGEST_TMP:
             return tmp
-        link = Path(tempfile.mkdtemp(prefix="dlrm-")) / "tmp"
+        # TMPDIR may be as deep.
+        parent = next((each for each in (tempfile.gettempdir(), "/tmp") if len(each) <= _MAX_PARENT), None)
+        link = Path(tempfile.mkdtemp(prefix="dlrm-", dir=parent)) / "tmp"
         link.symlink_to(tmp, target_is_directory=True)
         return link
 

@@ -102,3 +102,16 @@ def test_a_second_start_at_the_same_time_is_refused(run_dir):
         pass
     with run_dir.locked():
         pass
+
+
+def test_sockets_fit_where_every_folder_is_deep(tmp_path, monkeypatch):
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    run_dir = RunDir.at(deep / "run")
+    run_dir.prepare()
+    tmp = run_dir.make_tmp()
+    assert len(str(tmp)) <= 85
+    assert tmp.resolve() == run_dir.root / "tmp"
+    tmp.unlink()
+    tmp.parent.rmdir()
