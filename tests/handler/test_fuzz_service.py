@@ -73,11 +73,7 @@ def rows(rng: random.Random) -> Sent:
 
 def ranking(rng: random.Random) -> Sent:
     found = rows_of(rng)
-<<<<<<< Updated upstream
     (context, *_) = [{"user_id": row.pop("user_id")} for row in found]
-=======
-    context = {"user_id": found[0].pop("user_id")}
->>>>>>> Stashed changes
     candidates = [{"id": rng.choice(["NaN", "a", 7, "é"]), **row} for row in found]
     body = {"context": context, "candidates": candidates, "output": rng.choice(["logit", "probability"])}
     return json.dumps(body | ({"top_k": 2} if rng.random() < 0.5 else {})).encode(), HTTP
@@ -200,10 +196,5 @@ def test_odd_bodies_are_no_fault_of_ours_and_harm_no_neighbour(service: DLRMServ
             assert found == pytest.approx(list(floats(json.loads(expected.body))), abs=1e-5)
     assert not wrong, "\n".join(wrong[:10])
     print(statuses)
-<<<<<<< Updated upstream
     assert statuses[200] > BODIES / 8
     assert statuses[400] > BODIES / 8
-=======
-    assert statuses[200] > BODIES / 5
-    assert statuses[400] > BODIES / 5
->>>>>>> Stashed changes
