@@ -135,11 +135,12 @@ def wait_until_answering(
         time.sleep(min(_POLL_S, max(end - time.monotonic(), 0)))
     raise ServingError(
         f'model "{model}" does not answer: TorchServe calls its workers ready, but none has answered within '
-        f"{end - start:.0f} s. {_RESTART.format(model=model)}"
+        f"{end - start:.0f} s. {_RESTART}"
     )
 
 
-_RESTART = "`dlrm scale 0 --model {model}`, then `dlrm scale` to as many as you want starts new workers"
+# Workers that are started anew beside a failed thread have been seen to get no requests either.
+_RESTART = "Start the server again: `dlrm stop`, then `dlrm serve`"
 
 
 def _check_ended(model: str, ended: Sequence[Worker], since: dict[int, float]) -> None:
@@ -149,7 +150,7 @@ def _check_ended(model: str, ended: Sequence[Worker], since: dict[int, float]) -
         if now - since.setdefault(worker.pid, now) > _MAX_ENDED_S:
             raise ServingError(
                 f'model "{model}" does not answer: TorchServe calls worker {worker.id} ready, but its process '
-                f"(pid {worker.pid}) has ended. {_RESTART.format(model=model)}"
+                f"(pid {worker.pid}) has ended. {_RESTART}"
             )
 
 

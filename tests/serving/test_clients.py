@@ -266,8 +266,6 @@ def test_a_ready_worker_whose_process_has_ended(url, answers, ended, tmp_path, m
     monkeypatch.setattr(readiness, "_MAX_ENDED_S", 0.3)
     answers.pid = ended
     marks = LogMarks.now(RunDir.at(tmp_path))
-    said = (
-        rf"calls worker 9000 ready, but its process \(pid {ended}\) has ended\. `dlrm scale 0 --model dlrm`"
-    )
+    said = rf"calls worker 9000 ready, but its process \(pid {ended}\) has ended\. Start the server again"
     with ManagementClient(url) as client, pytest.raises(ServingError, match=said):
         scale_model(client, "dlrm", 1, marks=marks, timeout=10)
