@@ -21,7 +21,14 @@ from dlrm_factory.serving.processes import is_running
 from dlrm_factory.serving.rundir import ServerState
 from dlrm_factory.serving.store import ServedModel
 
-__all__ = ["Progress", "wait_for_models", "wait_for_server", "wait_for_workers", "wait_until_answering"]
+__all__ = [
+    "NotAnswering",
+    "Progress",
+    "wait_for_models",
+    "wait_for_server",
+    "wait_for_workers",
+    "wait_until_answering",
+]
 
 _POLL_S = 0.2
 # Between TorchServe's word that a load failed and the last line of the worker's traceback.
@@ -30,6 +37,10 @@ _LOG_LAG_S = 1.0
 _MAX_ANSWER_S = 60.0
 # TorchServe hears of a worker's end sooner than this.
 _MAX_ENDED_S = 5.0
+
+
+class NotAnswering(ServingError):
+    """A model that TorchServe calls ready and that does not answer: only a new start of the server helps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +144,7 @@ def wait_until_answering(
         if client.ask_worker(model, left):
             return
         time.sleep(min(_POLL_S, max(end - time.monotonic(), 0)))
-    raise ServingError(
+    raise NotAnswering(
         f'model "{model}" does not answer: TorchServe calls its workers ready, but none has answered within '
         f"{end - start:.0f} s. {_RESTART}"
     )
@@ -148,7 +159,7 @@ def _check_ended(model: str, ended: Sequence[Worker], since: dict[int, float]) -
     now = time.monotonic()
     for worker in ended:
         if now - since.setdefault(worker.pid, now) > _MAX_ENDED_S:
-            raise ServingError(
+            raise NotAnswering(
                 f'model "{model}" does not answer: TorchServe calls worker {worker.id} ready, but its process '
                 f"(pid {worker.pid}) has ended. {_RESTART}"
             )

@@ -11,7 +11,7 @@ from dlrm_factory.errors import ServingError
 from dlrm_factory.serving.draining import Drain
 from dlrm_factory.serving.failures import LogMarks
 from dlrm_factory.serving.management import ManagementClient
-from dlrm_factory.serving.readiness import Progress, wait_for_workers
+from dlrm_factory.serving.readiness import NotAnswering, Progress, wait_for_workers
 
 __all__ = ["Scaled", "scale_model"]
 
@@ -64,7 +64,7 @@ def scale_model(
             client.scale(model, workers)
             wait_for_workers(client, model, workers, marks=marks, deadline=start + timeout, tell=tell)
     except ServingError as error:
-        if not client.answers():
+        if isinstance(error, NotAnswering) or not client.answers():
             raise
         advice = f"TorchServe goes on trying; `dlrm scale {before} --model {model}` goes back to {before}"
         raise ServingError(f"{error}\n{advice}") from error
