@@ -226,7 +226,7 @@ class Scorer:
 
     @torch.no_grad()
     def _largest_difference(self, compiled: SizedDense, probes: Probes) -> float:
-        """Of a probability from the eager one, over batches of 1 and of several samples."""
+        """Largest difference of a probability from the eager one, over batches of 1 and of several samples."""
         assert self._lookup is not None
         found = [0.0]
         for batch, eager in probes:

@@ -74,7 +74,7 @@ class EngineDrift:
 
 @dataclass(frozen=True, kw_only=True)
 class CompiledFigures:
-    """What a client feels of the compiled code: its scores against the eager ones of the same weights.
+    """Difference that a client feels of the compiled code: its scores against the eager ones of the same weights.
 
     Fields:
         max_difference: of a probability, over held-out samples and golden requests.

@@ -41,6 +41,7 @@ _KEEP_DEAD_S = 600.0
 _LOOK_EVERY_S = 0.25
 # Up to so many ids, looking for each in the text of the others is faster than splitting it.
 _FEW = 8
+_NONE: frozenset[bytes] = frozenset()
 
 
 class WorkerFile:
@@ -127,6 +128,8 @@ class WorkerFolder:
         now = time.monotonic()
         self.own.write_answered(lines, now)
         others = [other.read_answered() for other in self._look(now)]
+        if not others:
+            return _NONE
         mine = lines.split(b"\n")
         if len(mine) <= _FEW:
             return frozenset(each for each in mine for answered in others if each in answered)

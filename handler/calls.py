@@ -24,7 +24,7 @@ Headers = Mapping[str, Any]
 
 
 class Call(Enum):
-    """What a client called."""
+    """Kind of call that a client made."""
 
     HTTP = "HTTP, or a description by gRPC"
     PREDICTIONS = "Predictions or StreamPredictions"
@@ -33,7 +33,7 @@ class Call(Enum):
 
 
 class Service(Protocol):
-    """What scores requests whatever they came by."""
+    """Service that scores requests whatever they came by."""
 
     @property
     def model_name(self) -> str: ...
@@ -46,7 +46,7 @@ class Service(Protocol):
 
 
 class CallAnswers(Protocol):
-    """Where the answers of a batch are noted beside their bodies: TorchServe's context."""
+    """Context of TorchServe: notes of a batch's answers beside their bodies."""
 
     request_ids: MutableMapping[int, str]
 

@@ -23,7 +23,7 @@ _NONE: frozenset[int] = frozenset()
 
 
 class Draining:
-    """What a worker has to look at before it scores a batch, and before it answers one."""
+    """Checks of a worker before it scores a batch, and before it answers one."""
 
     def __init__(self, folder: WorkerFolder | None) -> None:
         """``folder``: None where the worker cannot tell the others anything."""

@@ -185,5 +185,5 @@ class DLRMService:
 
 
 def _came_to_kserve(headers: Headers) -> bool:
-    """Whether a request came to one of KServe's addresses: TorchServe tells of all others what follows the model."""
+    """Tell requests to KServe's addresses: of all others TorchServe says what follows the model in the path."""
     return "explain" in headers and "url_path" not in headers

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dlrm_factory.cli.quality_bounds import MaxAucLoss, MaxDifference, MaxDrift, MinOverlap
 from dlrm_factory.cli.waiting import telling_of_compiling
 
 if TYPE_CHECKING:
@@ -23,22 +24,10 @@ def verify(
     archive: Annotated[
         Path, typer.Argument(help="A .mar, a .tar.gz, or a folder of an archive or of sealed weights.")
     ],
-    max_auc_loss: Annotated[
-        float, typer.Option(min=0, help="The most AUC that serving may lose against the trained model.")
-    ] = 0.0005,
-    max_drift: Annotated[
-        float,
-        typer.Option(min=0, help="The most that golden probabilities may be from trained ones, on average."),
-    ] = 0.02,
-    max_difference: Annotated[
-        float, typer.Option(min=0, help="The most that a compiled probability may be from the eager one.")
-    ] = 0.02,
-    min_overlap: Annotated[
-        float,
-        typer.Option(
-            min=0, max=1, help="The least share of the eager top 10 that the compiled one must have."
-        ),
-    ] = 0.9,
+    max_auc_loss: MaxAucLoss = 0.0005,
+    max_drift: MaxDrift = 0.02,
+    max_difference: MaxDifference = 0.02,
+    min_overlap: MinOverlap = 0.9,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Prove an archive without a server: every file, its golden requests, served scores against trained ones."""

@@ -1,4 +1,4 @@
-"""What is seen of a wait for workers, and of one for the compiler."""
+"""Progress of a wait for workers, and for the compiler, as a person sees it."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def few_samples_library(library: Path) -> Path:
 
 
 def is_built(library: Path) -> bool:
-    """Whether ``library`` and the code for a few samples are whole, as `build_in_subprocess` left them."""
+    """Return True if ``library`` and the code for a few samples are whole, as `build_in_subprocess` left them."""
     few = few_samples_library(library)
     try:
         listed = msgspec.json.decode(_listing(library).read_bytes(), type=dict[str, str])

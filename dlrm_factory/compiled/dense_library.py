@@ -176,6 +176,6 @@ def _build_once(sources: _Sources) -> str | None:
 
 
 def _compile_seconds(declaration: DLRMDeclaration) -> float:
-    """How long compiling may take, so that a worker is ready, if eagerly, before TorchServe ends it."""
+    """Return the seconds that compiling may take, so that a worker is ready, if eagerly, before TorchServe ends it."""
     start = declaration.serving.startup_timeout_s
     return max(start - _REST_OF_START_S, start / 2)

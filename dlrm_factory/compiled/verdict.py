@@ -33,7 +33,7 @@ class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def verdict_path(library: Path, folder: Path) -> Path:
-    """Where the verdict on ``library`` with the sealed weights in ``folder`` is or would be.
+    """Return the file that holds the verdict on ``library`` with the sealed weights in ``folder``, or would.
 
     The library's name stands for dense weights, shapes, versions, CPU and threads; the seal adds the tables and the
     golden requests, which the code was tried out with. WeightsError if there is no seal.

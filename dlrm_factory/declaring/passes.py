@@ -1,4 +1,4 @@
-"""How often to go through how many rows, and when to stop: lines of a drafted ``training:``."""
+"""Passes by the number of rows, and when they stop: lines of a drafted ``training:``."""
 
 from __future__ import annotations
 

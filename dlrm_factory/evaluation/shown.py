@@ -26,7 +26,7 @@ def figure_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
 
 
 def sentences(evaluation: Evaluation) -> list[str]:
-    """What follows from the figures, in sentences: how near the best, against the baseline, what to do."""
+    """Say what follows from the figures: how near the best, against the baseline, what to do."""
     judgement = None if evaluation.comparison is None else evaluation.comparison.judgement
     unreadable = [f"{found}." for found in evaluation.unreadable]
     found = [_share_sentence(evaluation), judgement, _training_sentence(evaluation), *unreadable]

@@ -1,4 +1,4 @@
-"""What an archive holds, checked without unpacking it: TorchServe unpacks whatever it is given."""
+"""Listing of an archive, checked without unpacking it: TorchServe unpacks whatever it is given."""
 
 from dlrm_factory.listing.reading import ArchiveListing, check_listing, read_archive_listing
 

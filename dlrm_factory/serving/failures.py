@@ -100,7 +100,7 @@ def load_failure(model_log: str, ts_log: str, model: str) -> str | None:
 
 
 def load_step(model_log: str, model: str) -> str:
-    """What the workers of ``model`` have been at since they started, if that takes long; else empty."""
+    """Say what the workers of ``model`` have been at since they started, if that takes long; else empty."""
     lines = worker_lines(model_log, model)
     return _COMPILING if any(line.startswith(_COMPILES) for line in lines) else ""
 

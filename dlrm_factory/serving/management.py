@@ -78,7 +78,7 @@ class ManagementClient:
         self._call("PUT", f"/models/{quote(model, safe='')}", params=params)
 
     def ask_worker(self, model: str, timeout: float) -> bool:
-        """Whether a worker of ``model`` answers within ``timeout`` seconds; the question is its description.
+        """Return True if a worker of ``model`` answers within ``timeout`` seconds; the question is its description.
 
         An error is an answer too: a handler of another kind may have no description.
         """

@@ -33,7 +33,7 @@ _HTTP = re.compile(r"http://(?P<host>[^:/]+)(?::(?P<port>\d+))?/?", re.IGNORECAS
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """Where one of TorchServe's servers listens: ``host`` as configured, ``port`` chosen."""
+    """Address of one of TorchServe's servers: ``host`` as configured, ``port`` chosen."""
 
     host: str
     port: int
@@ -44,12 +44,12 @@ class Address:
 
     @property
     def url(self) -> str:
-        """How this machine reaches it by HTTP."""
+        """URL by which this machine reaches it."""
         return f"http://{self.target}"
 
     @property
     def target(self) -> str:
-        """How this machine reaches it by gRPC: a server that listens everywhere also listens on loopback."""
+        """HOST:PORT by which this machine reaches it: a server that listens everywhere also listens on loopback."""
         return f"{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
 
 

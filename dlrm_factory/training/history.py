@@ -13,7 +13,7 @@ _TAIL = 0.25  # of the samples
 
 
 class Evaluation(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """What the model reached after some steps, on the held-out rows and on the validation rows.
+    """Figures of the model after some steps, on the held-out rows and on the validation rows.
 
     Fields:
         step: optimiser steps taken.
@@ -38,7 +38,7 @@ class Evaluation(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
 
 
 def still_rising(history: Sequence[Evaluation]) -> float | None:
-    """How much the AUC rose over the last quarter of the samples; None if it is not best there by more than 0.001.
+    """Return the rise of the AUC over the last quarter of the samples; None if it is not best there by more than 0.001.
 
     The AUC is that of the validation rows, if there are any. One evaluation alone says nothing.
     """

@@ -21,7 +21,7 @@ Bool = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sides:
-    """Of n rows: ``held_out`` and ``validation``, bool [n], never both; the others train."""
+    """Sides of n rows: ``held_out`` and ``validation``, bool [n], never both; the others train."""
 
     held_out: Bool
     validation: Bool
@@ -59,7 +59,7 @@ class Split(Protocol):
     """Says which rows are on which side."""
 
     def sides(self, chunk: Chunk, first: int, wrong: WrongRows | None) -> Sides:
-        """Of ``chunk``; its first row is number ``first`` of all the data, from 0.
+        """Return the sides of ``chunk``; its first row is number ``first`` of all the data, from 0.
 
         ``wrong`` takes down rows that have no side; without it the first one is a DataError.
         """
@@ -68,7 +68,7 @@ class Split(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HashSplit:
-    """By hashes of the row's number and the seed, see `is_held_out` and `is_validation`."""
+    """Sides by hashes of the row's number and the seed, see `is_held_out` and `is_validation`."""
 
     holdout: float
     validation: float
@@ -86,7 +86,7 @@ class HashSplit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileSplit:
-    """By the file: ``sources`` are held out, whole; validation rows are by hash."""
+    """Sides by the file: ``sources`` are held out, whole; validation rows are by hash."""
 
     sources: frozenset[str]
     validation: float

@@ -36,7 +36,7 @@ def is_held_out(rows: Int64, *, holdout: float, seed: int) -> npt.NDArray[np.boo
 
 
 def is_validation(rows: Int64, *, share: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Which of the row numbers ``rows`` would be validation rows, bool [len(rows)], were all of them training rows.
+    """Tell which row numbers ``rows`` would be validation rows, bool [len(rows)], were all of them training rows.
 
     As `is_held_out`, by another hash, so that it says nothing of the side.
     """

@@ -16,7 +16,7 @@ Bool = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnreadableCells:
-    """How many cells of ``feature`` count as missing. ``example``: the first, with its place."""
+    """Number of cells of ``feature`` that count as missing. ``example``: the first, with its place."""
 
     feature: str
     cells: int
@@ -66,7 +66,7 @@ class CellLedger:
                 self._examples.setdefault(feature, found.example)
 
     def close(self) -> tuple[UnreadableCells, ...]:
-        """What was counted, the most frequent first."""
+        """Return what was counted, the most frequent first."""
         return tuple(
             UnreadableCells(feature=feature, cells=cells, example=self._examples[feature])
             for feature, cells in self._cells.most_common()

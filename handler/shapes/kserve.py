@@ -126,7 +126,7 @@ def _output_of(parameters: Any, output: Output) -> tuple[Output, bool]:
 
 
 def _binary_of(outputs: Any, binary: bool) -> bool:
-    """Whether the one output is to come in binary; ``binary`` unless ``outputs`` say. RequestError for any other."""
+    """Tell if the one output is to come in binary; ``binary`` unless ``outputs`` say. RequestError for any other."""
     if outputs is None:
         return binary
     if not isinstance(outputs, list):

@@ -82,7 +82,7 @@ def read_tensor(item: Any, path: str) -> SentTensor:
 
 
 def _announces_bytes(item: dict[str, Any], data: Any) -> bool:
-    """Whether bytes should be there; kserve announces 0 of an empty tensor, and sends no header if it has no other."""
+    """Tell if bytes should be there; kserve announces 0 of an empty tensor, and sends no header if it has no other."""
     size = (item.get("parameters") or {}).get(BINARY_SIZE)
     return size is not None and not (size == 0 and data is None)
 

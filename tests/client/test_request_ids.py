@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from dlrm_factory.client import NotReachable, Retry
-from dlrm_factory.client.request_ids import REQUEST_ID_HEADER
+from dlrm_factory.client.request_ids import REQUEST_ID_HEADER, with_request_id
+from handler.request_id import REQUEST_ID, request_id_of
 
 QUICK = Retry(attempts=4, first_delay=0.001, longest_delay=0.004)
 
@@ -82,6 +83,11 @@ def test_the_connection_of_a_foreign_answer_is_closed(slipping):
     assert found == [[price] for price in range(20)]
     # Two requests are answered rightly on each, the third finds out.
     assert slipping.connections == 10
+
+
+def test_the_worker_gives_back_what_the_client_sends():
+    assert REQUEST_ID_HEADER == REQUEST_ID
+    assert request_id_of(with_request_id({})["headers"]) is not None
 
 
 def test_without_another_attempt_it_is_an_error(ask, server):

@@ -1,4 +1,4 @@
-"""What the report says of a training that ended too soon, and of cells that could not be read."""
+"""Sentences of the report on a training that ended too soon, and on cells that could not be read."""
 
 from __future__ import annotations
 

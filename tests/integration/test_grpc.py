@@ -15,13 +15,9 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from support.batches import random_state, uncompiled
 from support.grpc_calls import Stubs, bearer, compile_protos, stubs
-from support.server import inference_client, serving
+from support.server import inference_client, serving_tiny
 
-from dlrm_factory.archive import archive_model
-from dlrm_factory.checkpoint import save_checkpoint
-from dlrm_factory.config import tiny
 from dlrm_factory.errors import ServingError
 from dlrm_factory.serving import LogMarks, RunningServer, management_client, scale_model
 
@@ -49,13 +45,9 @@ MALFORMED = [
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("grpc")
-    (folder / "store").mkdir()
-    checkpoint = folder / "checkpoint.safetensors"
-    save_checkpoint(checkpoint, uncompiled(tiny()), random_state(tiny()))
-    archive_model(checkpoint, folder / "store" / "tiny.mar", model_name="tiny", version="2.1")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TS_OPEN_INFERENCE_PROTOCOL", "oip")
-        with serving(folder / "store", "tiny=tiny.mar", run_dir=folder / "run") as running:
+        with serving_tiny(folder) as running:
             yield running
 
 

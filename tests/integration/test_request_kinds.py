@@ -9,11 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
-from support.batches import random_state, uncompiled
-from support.server import inference_client, serving
+from support.server import inference_client, serving_tiny
 
-from dlrm_factory.archive import archive_model
-from dlrm_factory.checkpoint import save_checkpoint
 from dlrm_factory.config import tiny
 from dlrm_factory.serving import RunningServer, find_endpoint
 
@@ -30,12 +27,7 @@ TENSORS = [
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("kinds")
-    (folder / "store").mkdir()
-    checkpoint = folder / "checkpoint.safetensors"
-    save_checkpoint(checkpoint, uncompiled(tiny()), random_state(tiny()))
-    archive_model(checkpoint, folder / "store" / "tiny.mar", model_name="tiny", version="2.1")
-    with serving(folder / "store", "tiny=tiny.mar", run_dir=folder / "run") as running:
+    with serving_tiny(tmp_path_factory.mktemp("kinds")) as running:
         yield running
 
 

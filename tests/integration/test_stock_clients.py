@@ -12,13 +12,9 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
-from support.batches import random_state, uncompiled
-from support.server import inference_client, serving
+from support.server import inference_client, serving_tiny
 from tritonclient.utils import InferenceServerException
 
-from dlrm_factory.archive import archive_model
-from dlrm_factory.checkpoint import save_checkpoint
-from dlrm_factory.config import tiny
 from dlrm_factory.serving import RunningServer
 
 pytestmark = pytest.mark.integration
@@ -33,12 +29,7 @@ COLUMNS = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("stock")
-    (folder / "store").mkdir()
-    checkpoint = folder / "checkpoint.safetensors"
-    save_checkpoint(checkpoint, uncompiled(tiny()), random_state(tiny()))
-    archive_model(checkpoint, folder / "store" / "tiny.mar", model_name="tiny", version="2.1")
-    with serving(folder / "store", "tiny=tiny.mar", run_dir=folder / "run") as running:
+    with serving_tiny(tmp_path_factory.mktemp("stock")) as running:
         yield running
 
 

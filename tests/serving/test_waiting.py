@@ -1,4 +1,4 @@
-"""What a person sees of a wait for workers."""
+"""Lines that a person sees during a wait for workers."""
 
 from __future__ import annotations
 

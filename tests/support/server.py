@@ -10,7 +10,11 @@ from typing import Any
 
 import httpx
 
+from dlrm_factory.archive import archive_model
+from dlrm_factory.checkpoint import save_checkpoint
+from dlrm_factory.config import tiny
 from dlrm_factory.serving import RunningServer, ServeOptions, find_endpoint, start_server, stop_server
+from support.batches import random_state, uncompiled
 
 ANY_PORTS = dict.fromkeys(
     (
@@ -35,6 +39,17 @@ def serving(store: Path, *models: str, run_dir: Path, workers: int | None = None
         yield server
     finally:
         stop_server(run_dir)
+
+
+@contextlib.contextmanager
+def serving_tiny(folder: Path) -> Iterator[RunningServer]:
+    """Preset `tiny` with random weights as "tiny", version 2.1, scored eagerly, until the block ends."""
+    (folder / "store").mkdir()
+    checkpoint = folder / "checkpoint.safetensors"
+    save_checkpoint(checkpoint, uncompiled(tiny()), random_state(tiny()))
+    archive_model(checkpoint, folder / "store" / "tiny.mar", model_name="tiny", version="2.1")
+    with serving(folder / "store", "tiny=tiny.mar", run_dir=folder / "run") as running:
+        yield running
 
 
 @contextlib.contextmanager
