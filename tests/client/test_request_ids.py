@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from dlrm_factory.client import NotReachable, Retry
+from dlrm_factory.client import AsyncDLRMClient, DLRMClient, NotReachable, Retry
 from dlrm_factory.client.request_ids import REQUEST_ID_HEADER, with_request_id
 from handler.request_id import REQUEST_ID, request_id_of
 
@@ -69,15 +70,16 @@ def slipping() -> Iterator[Slipping]:
     server.close()
 
 
-def test_no_answer_of_another_request_is_taken(slipping, ask):
-    settings = {"url": slipping.url, "transport": None, "management_url": None, "retry": QUICK}
-    for price in range(4):
-        assert ask("score", settings, instances=[{"price": price}]).tolist() == [price]
+def test_no_task_takes_an_answer_of_another_request(slipping):
+    async def scores():
+        async with AsyncDLRMClient(slipping.url, retry=QUICK) as client:
+            return [(await client.score(instances=[{"price": price}])).tolist() for price in range(20)]
+
+    assert asyncio.run(scores()) == [[price] for price in range(20)]
+    assert slipping.connections == 10
 
 
 def test_the_connection_of_a_foreign_answer_is_closed(slipping):
-    from dlrm_factory.client import DLRMClient
-
     with DLRMClient(slipping.url, retry=QUICK) as client:
         found = [client.score(instances=[{"price": price}]).tolist() for price in range(20)]
     assert found == [[price] for price in range(20)]
