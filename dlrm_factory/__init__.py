@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dlrm_factory._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from dlrm_factory.batch import FeatureBatch
-    from dlrm_factory.checkpoint import open_checkpoint, save_checkpoint
     from dlrm_factory.config import DLRMDeclaration, preset, read_declaration
     from dlrm_factory.errors import DLRMError
     from dlrm_factory.factory import BuiltDLRM, DLRMFactory
     from dlrm_factory.scorer import Scorer
-
-__version__ = "0.1.0"
+    from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
 
 _HOMES = {
     "BuiltDLRM": "factory",
@@ -22,10 +22,10 @@ _HOMES = {
     "DLRMFactory": "factory",
     "FeatureBatch": "batch",
     "Scorer": "scorer",
-    "open_checkpoint": "checkpoint",
+    "open_checkpoint": "weights.checkpoint",
     "preset": "config",
     "read_declaration": "config",
-    "save_checkpoint": "checkpoint",
+    "save_checkpoint": "weights.checkpoint",
 }
 
 __all__ = [

@@ -15,14 +15,13 @@ from torch import nn
 from torchrec.distributed import DistributedModelParallel
 from torchrec.models.dlrm import DLRM
 
-from dlrm_factory.checkpoint import Checkpoint
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import PlanError, WeightsError
-from dlrm_factory.hardware import Hardware, hardware_of
-from dlrm_factory.model import load_dense, make_model, table_weight_key, tables_of
-from dlrm_factory.plan import Mode, TablePlan, make_plan
-from dlrm_factory.quantize import quantize_tables
-from dlrm_factory.shard import make_sharder, process_group, shard_model
+from dlrm_factory.model.hardware import Hardware, hardware_of
+from dlrm_factory.model.model import load_dense, make_model, table_weight_key, tables_of
+from dlrm_factory.model.plan import Mode, TablePlan, make_plan
+from dlrm_factory.model.quantize import quantize_tables
+from dlrm_factory.model.shard import make_sharder, process_group, shard_model
 from dlrm_factory.weights import (
     FloatShard,
     RandomRows,
@@ -34,6 +33,7 @@ from dlrm_factory.weights import (
     float_shards,
     map_quantized_tables,
 )
+from dlrm_factory.weights.checkpoint import Checkpoint
 
 __all__ = ["BuiltDLRM", "DLRMFactory"]
 

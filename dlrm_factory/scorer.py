@@ -36,7 +36,7 @@ from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import DLRMError
 from dlrm_factory.factory import BuiltDLRM, DLRMFactory
 from dlrm_factory.features import Vocabularies
-from dlrm_factory.memory_limit import memory_limit
+from dlrm_factory.host.memory_limit import memory_limit
 from dlrm_factory.weights import SealedWeights
 
 __all__ = ["EAGER_TOLERANCE", "TOLERANCE", "Scorer", "probabilities"]

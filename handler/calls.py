@@ -10,8 +10,8 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from enum import Enum
 from typing import Any, Protocol
 
+from dlrm_factory.requests.answers import Answer
 from handler.model_infer import answer_model_infer, decode_model_infer
-from handler.responses import Answer
 
 __all__ = ["Call", "CallAnswers", "Service", "answer_calls", "call_of"]
 

@@ -55,13 +55,13 @@ from dlrm_factory.batch import FeatureBatch  # noqa: E402
 from dlrm_factory.config import DLRMDeclaration  # noqa: E402
 from dlrm_factory.errors import DLRMError  # noqa: E402
 from dlrm_factory.goldens import golden_batch, read_goldens  # noqa: E402
+from dlrm_factory.requests.answers import answer_again  # noqa: E402
+from dlrm_factory.requests.replay import replay  # noqa: E402
+from dlrm_factory.requests.service import DLRMService  # noqa: E402
 from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer  # noqa: E402
 from handler.calls import answer_calls  # noqa: E402
 from handler.draining import Draining  # noqa: E402
-from handler.replay import replay  # noqa: E402
 from handler.request_id import REQUEST_ID, request_id_of  # noqa: E402
-from handler.responses import answer_again  # noqa: E402
-from handler.service import DLRMService  # noqa: E402
 from handler.worker import prepare_worker, settle, share_cores  # noqa: E402
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
 """Keeps each request answered once while workers are scaled away.
 
-`dlrm_factory.worker_file` says why a request may come to a second worker, and where workers write what they answer.
+`dlrm_factory.host.worker_file` says why a request may come to a second worker, and where workers write what they
+answer.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 
-from dlrm_factory.worker_file import WorkerFolder, worker_folder
+from dlrm_factory.host.worker_file import WorkerFolder, worker_folder
 
 __all__ = ["Draining"]
 

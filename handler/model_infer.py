@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from handler.responses import Answer
+from dlrm_factory.requests.answers import Answer
 
 __all__ = ["answer_model_infer", "decode_model_infer"]
 

@@ -26,7 +26,7 @@ import xxhash
 from dlrm_factory.compiled.capability import Precision
 from dlrm_factory.compiled.dense_net import DenseNet
 from dlrm_factory.config.reading import read_declaration
-from dlrm_factory.model import load_dense, make_model
+from dlrm_factory.model.model import load_dense, make_model
 from dlrm_factory.weights.sealed import DECLARATION_FILE, read_dense
 
 __all__ = ["build_in_subprocess", "compiler", "few_samples_library", "is_built"]

@@ -7,7 +7,7 @@ import xxhash
 
 from dlrm_factory.compiled.capability import Precision, cpu_capability
 from dlrm_factory.config.declaration import DLRMDeclaration
-from dlrm_factory.host_cache import cache_folder
+from dlrm_factory.host.cache import cache_folder
 
 __all__ = ["cache_folder", "library_name"]
 

@@ -18,7 +18,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import (
 
 from dlrm_factory.batch import FeatureBatch
 from dlrm_factory.config.declaration import DLRMDeclaration
-from dlrm_factory.dtypes import SPARSE_TYPES
+from dlrm_factory.model.dtypes import SPARSE_TYPES
 from dlrm_factory.weights import TableFile
 
 __all__ = ["DirectLookup"]

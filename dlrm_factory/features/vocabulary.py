@@ -2,7 +2,7 @@
 
 ::
 
-    head       see `dlrm_factory.checked_file`; magic "DLRMVOC1"
+    head       see `dlrm_factory.host.checked_file`; magic "DLRMVOC1"
     keys       uint64 [N], sorted: H(id) xor the table's salt, see `dlrm_factory.features.ids`
     entries    uint32 [N], the entry of each key; a table's entries follow each other, in the order of its rows
     buckets    uint32 [2**bits + 1], where the keys begin whose first ``bits`` bits are 0, 1, 2, …
@@ -25,11 +25,11 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from dlrm_factory.checked_file import FileKind, align, map_file
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.features.ids import hash_keys, mix_int64, unmix_int64
 from dlrm_factory.features.text_column import TextColumn
+from dlrm_factory.host.checked_file import FileKind, align, map_file
 
 __all__ = ["KIND", "Layout", "StoredVocabulary", "Vocabularies", "VocabularyHeader", "bucket_of", "salts"]
 

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from dlrm_factory.checked_file import align
 from dlrm_factory.features.ids import hash_keys, mix_int64
 from dlrm_factory.features.text_column import text_bytes
 from dlrm_factory.features.vocabulary import (
@@ -21,6 +20,7 @@ from dlrm_factory.features.vocabulary import (
     bucket_of,
     salts,
 )
+from dlrm_factory.host.checked_file import align
 
 __all__ = ["build_vocabularies"]
 

@@ -10,8 +10,8 @@ from torch import nn
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
 from dlrm_factory.config.declaration import DLRMDeclaration, TableDtype
-from dlrm_factory.dtypes import column_bytes, encode_rows, row_bytes, scale_bias_bytes
-from dlrm_factory.quantize import QuantizedEmbeddingBag, QuantizedShardedEmbeddingBagCollection
+from dlrm_factory.model.dtypes import column_bytes, encode_rows, row_bytes, scale_bias_bytes
+from dlrm_factory.model.quantize import QuantizedEmbeddingBag, QuantizedShardedEmbeddingBagCollection
 from dlrm_factory.weights.rows import BLOCK_ROWS, RowSource
 from dlrm_factory.weights.table_file import TableFile
 

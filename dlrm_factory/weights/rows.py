@@ -11,7 +11,7 @@ import xxhash
 
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import WeightsError
-from dlrm_factory.model import table_weight_key
+from dlrm_factory.model.model import table_weight_key
 
 __all__ = ["BLOCK_ROWS", "RandomRows", "RowSource", "StateDictRows"]
 

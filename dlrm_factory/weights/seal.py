@@ -19,9 +19,9 @@ from typing import Final, Literal
 import msgspec
 import xxhash
 
-import dlrm_factory
-from dlrm_factory.checked_file import read_head
+from dlrm_factory._version import __version__
 from dlrm_factory.errors import WeightsError
+from dlrm_factory.host.checked_file import read_head
 
 __all__ = [
     "MANIFEST",
@@ -205,7 +205,7 @@ def write_seal(
 
 def installed_versions(also: Sequence[str] = ()) -> dict[str, str]:
     """Of this code, Python, the packages that scores depend on, and those in ``also``; what is missing is left out."""
-    versions = {"torchserve-dlrm": dlrm_factory.__version__, "python": platform.python_version()}
+    versions = {"torchserve-dlrm": __version__, "python": platform.python_version()}
     for package in (*_PACKAGES, *also):
         try:
             versions[package] = importlib.metadata.version(package)

@@ -21,7 +21,7 @@ from dlrm_factory.config.reading import dump_declaration, read_declaration
 from dlrm_factory.config.sizes import format_bytes
 from dlrm_factory.errors import ConfigError, WeightsError
 from dlrm_factory.features import FeatureEncoder, Vocabularies
-from dlrm_factory.held_out import HELD_OUT_FILE, HeldOut, write_held_out
+from dlrm_factory.weights.held_out import HELD_OUT_FILE, HeldOut, write_held_out
 from dlrm_factory.weights.rows import RowSource
 from dlrm_factory.weights.seal import (
     OPTIONAL_FILES,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import xxhash
 
-from dlrm_factory.host_cache import cache_folder
+from dlrm_factory.host.cache import cache_folder
 
 __all__ = ["check_once"]
 

@@ -2,7 +2,7 @@
 
 ::
 
-    0        head (see `dlrm_factory.checked_file`), magic "DLRMTBL1", header
+    0        head (see `dlrm_factory.host.checked_file`), magic "DLRMTBL1", header
              {"tables": [{name, dtype, num_embeddings, …, offset, xxh3}, …], "size": …}
     offset   rows of a table, one after the other, `dtypes.row_bytes` each; offsets are multiples of 64
 
@@ -24,11 +24,11 @@ import numpy as np
 import torch
 import xxhash
 
-from dlrm_factory.checked_file import FileKind, align, map_file
 from dlrm_factory.config.declaration import DLRMDeclaration, Table, TableDtype
 from dlrm_factory.config.sizes import format_bytes
-from dlrm_factory.dtypes import encode_rows, row_bytes
 from dlrm_factory.errors import WeightsError
+from dlrm_factory.host.checked_file import FileKind, align, map_file
+from dlrm_factory.model.dtypes import encode_rows, row_bytes
 from dlrm_factory.weights.rows import BLOCK_ROWS, RowSource
 
 __all__ = ["Progress", "StoredTable", "TableFile", "create_table_file", "write_table_file"]

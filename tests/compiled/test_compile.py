@@ -20,7 +20,6 @@ from support.batches import random_batch, random_state
 from support.sharding import DTYPES, declared, mixed_shardings
 
 from dlrm_factory import scorer as scorer_module
-from dlrm_factory.checkpoint import open_checkpoint, save_checkpoint
 from dlrm_factory.compiled import best_precision, dense_library, library_path
 from dlrm_factory.compiled.build import build_in_subprocess, compiler, few_samples_library, is_built
 from dlrm_factory.compiled.cache import cache_folder
@@ -29,6 +28,7 @@ from dlrm_factory.errors import WeightsError
 from dlrm_factory.goldens import add_goldens
 from dlrm_factory.scorer import Scorer, probabilities
 from dlrm_factory.weights import seal_weights
+from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
 
 
 def seal(declaration, folder, *, precision="fp32", seed=5):

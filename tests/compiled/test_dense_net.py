@@ -12,7 +12,7 @@ from torchrec.models.dlrm import InteractionArch
 
 from dlrm_factory.compiled.dense_net import MAX_FLOAT_WEIGHTS, DenseNet, FlatInteraction, JointInteraction
 from dlrm_factory.config import criteo
-from dlrm_factory.model import load_dense, make_model
+from dlrm_factory.model.model import load_dense, make_model
 
 
 @pytest.mark.parametrize("kind", [FlatInteraction, JointInteraction])

@@ -7,10 +7,10 @@ from support.batches import random_batch, random_state
 from support.sharding import DTYPES, declared, mixed_shardings
 
 from dlrm_factory.batch import FeatureBatch
-from dlrm_factory.checkpoint import open_checkpoint, save_checkpoint
 from dlrm_factory.compiled import DirectLookup
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.weights import SealedWeights, seal_weights
+from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
 
 
 def load(declaration, folder):

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from dlrm_factory.requests.answers import Answer
 from handler.calls import Call, answer_calls, call_of
 from handler.model_infer import answer_model_infer, decode_model_infer
-from handler.responses import Answer
 
 SEQUENCE = {"ts_request_sequence_id": "s", "ts_request_sequence_end": "true"}
 HTTP = {"Host": "a", "explain": "False"}

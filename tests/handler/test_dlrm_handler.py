@@ -18,15 +18,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.batches import random_state
 
-from dlrm_factory.checkpoint import open_checkpoint, save_checkpoint
 from dlrm_factory.config import ServingOptions, tiny
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.goldens import add_goldens
+from dlrm_factory.host.worker_file import WorkerFolder, worker_folder
+from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.weights import seal_folder, seal_weights
-from dlrm_factory.worker_file import WorkerFolder, worker_folder
+from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
 from handler.dlrm_handler import DLRMHandler
-from handler.service import DLRMService
 from handler.worker import TORCHREC_CALLS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -198,11 +198,11 @@ batch = [
 ]
 frame = service.predict(batch)
 context = service.context
-import dlrm_factory.scorer, handler.service
+import dlrm_factory.scorer, dlrm_factory.requests.service
 print(json.dumps({
     "code": int.from_bytes(frame[:4], "big"),
     "statuses": [context.get_response_status(i) for i in range(len(bodies))],
-    "code_from": [dlrm_factory.scorer.__file__, handler.service.__file__],
+    "code_from": [dlrm_factory.scorer.__file__, dlrm_factory.requests.service.__file__],
     "frame": frame.decode("latin-1"),
 }))
 """

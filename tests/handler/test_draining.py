@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dlrm_factory.worker_file import WorkerFolder, worker_folder
+from dlrm_factory.host.worker_file import WorkerFolder, worker_folder
+from dlrm_factory.requests.answers import answer_again
 from handler.draining import MAX_HOLD_S, Draining
-from handler.responses import answer_again
 
 IDS = {0: "a", 1: "b", 2: "c"}
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from dlrm_factory.cli.main import app
 from dlrm_factory.config import (
     DenseFeature,
     DLRMDeclaration,
@@ -17,6 +16,7 @@ from dlrm_factory.config import (
     Table,
     TrainingOptions,
 )
+from dlrm_factory.tools.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

@@ -15,6 +15,6 @@ def test_exports_are_pinned():
 
 
 def test_the_command_line_starts_without_torch():
-    code = "import dlrm_factory, dlrm_factory.cli.main, sys; assert 'torch' not in sys.modules"
+    code = "import dlrm_factory, dlrm_factory.tools.cli.main, sys; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -3,55 +3,10 @@
 from __future__ import annotations
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
-
-# From the ground up. A module imports from its own level and those below; rooms in APART keep to themselves.
-LEVELS: tuple[tuple[str, ...], ...] = (
-    ("dlrm_factory.errors",),
-    (
-        "dlrm_factory.checked_file",
-        "dlrm_factory.host_cache",
-        "dlrm_factory.memory_limit",
-        "dlrm_factory.tensor_rows",
-        "dlrm_factory.worker_file",
-    ),
-    (
-        "dlrm_factory.config",
-        "dlrm_factory.stack",
-        "dlrm_factory.java",
-        "dlrm_factory.metrics",
-        "dlrm_factory.delong",
-    ),
-    ("dlrm_factory.dtypes", "dlrm_factory.features", "dlrm_factory.batch", "dlrm_factory.hardware"),
-    ("dlrm_factory.model", "dlrm_factory.held_out"),
-    ("dlrm_factory.quantize", "dlrm_factory.plan", "dlrm_factory.plan_advice"),
-    ("dlrm_factory.shard", "dlrm_factory.checkpoint"),
-    ("dlrm_factory.weights",),
-    ("dlrm_factory.factory", "dlrm_factory.compiled", "dlrm_factory.listing"),
-    ("dlrm_factory.scorer",),
-    ("dlrm_factory.goldens",),
-    ("dlrm_factory.client", "dlrm_factory.verification"),
-    (
-        "handler",
-        "dlrm_factory.training",
-        "dlrm_factory.archive",
-        "dlrm_factory.serving",
-        "dlrm_factory.importing",
-    ),
-    ("dlrm_factory.benchmarks", "dlrm_factory.declaring", "dlrm_factory.evaluation"),
-    ("dlrm_factory.cli",),
-)
-APART = {
-    "handler",
-    "dlrm_factory.training",
-    "dlrm_factory.archive",
-    "dlrm_factory.serving",
-    "dlrm_factory.importing",
-}
 
 
 def sources() -> list[Path]:
@@ -76,32 +31,77 @@ def imported(path: Path) -> list[str]:
     return names
 
 
-def place(module: str) -> tuple[int, str] | None:
-    """(level, room) of a module of ours."""
-    for level, rooms in enumerate(LEVELS):
-        for room in rooms:
-            if module == room or module.startswith(room + "."):
-                return level, room
-    return None
+MODULES = {module_of(path): path for path in sources()}
+# Public names for what lies deeper; `dlrm_factory` itself looks its names up when they are asked for.
+DOORS = {"dlrm_factory", "dlrm_factory.cli", "dlrm_factory.client"}
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_run_one_way(path):
-    module = module_of(path)
-    if module == "dlrm_factory":
-        return
-    own = place(module)
-    assert own is not None, f"{module} has no place in the house; give it one in LEVELS"
-    for name in imported(path):
-        other = place(name)
-        if other is None:
-            assert not name.startswith(("dlrm_factory.", "handler.")), (
-                f"{module} imports {name}, which has no place"
-            )
-            continue
-        assert other[0] <= own[0], f"{module} imports {name}, which stands above it"
-        if own[1] in APART and other[1] in APART:
-            assert other[1] == own[1], f"{module} imports its neighbour {name}"
+def room_of(module: str) -> str:
+    """Folder of a module, such as ``handler`` or ``dlrm_factory.tools.data``; a module beside folders is its own."""
+    parts = module.split(".")
+    if parts[0] == "handler":
+        return "handler"
+    return ".".join(parts[: 3 if parts[:2] == ["dlrm_factory", "tools"] else 2])
+
+
+def module_in(name: str) -> str | None:
+    """The module of ours that ``name``, of a module or of something in one, stands for."""
+    if name in MODULES:
+        return name
+    parent = name.rpartition(".")[0]
+    return parent if parent in MODULES else None
+
+
+def imports_of(module: str) -> set[str]:
+    """Modules of ours that ``module`` imports."""
+    return {found for name in imported(MODULES[module]) if (found := module_in(name))} - {module}
+
+
+def cycle_in(graph: dict[str, set[str]]) -> list[str]:
+    """Rooms that import one another in a circle; none if there is no circle."""
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def rooms() -> dict[str, set[str]]:
+    graph: dict[str, set[str]] = {}
+    for module in MODULES.keys() - DOORS:
+        room = room_of(module)
+        graph.setdefault(room, set()).update(room_of(name) for name in imports_of(module) - DOORS)
+        graph[room].discard(room)
+    return graph
+
+
+def test_rooms_import_one_way():
+    graph = rooms()
+    assert {
+        "handler",
+        "dlrm_factory.config",
+        "dlrm_factory.requests",
+        "dlrm_factory.tools.cli",
+    } <= graph.keys()
+    assert cycle_in(graph) == []
+
+
+def test_a_circle_is_seen():
+    graph = rooms()
+    assert cycle_in({**graph, "dlrm_factory.config": {"dlrm_factory.scorer"}}) != []
+
+
+def test_nothing_below_the_tools_imports_them():
+    for module in MODULES.keys() - DOORS:
+        if not module.startswith("dlrm_factory.tools"):
+            below = [name for name in imports_of(module) if name.startswith("dlrm_factory.tools")]
+            assert below == [], f"{module} imports a tool"
+
+
+def test_nothing_imports_the_handler():
+    for module in MODULES:
+        if not module.startswith("handler"):
+            assert [name for name in imports_of(module) if name.startswith("handler")] == [], module
 
 
 def test_only_the_entry_imports_torchserve():
@@ -113,24 +113,8 @@ def test_only_the_entry_imports_torchserve():
     assert importing <= {"handler.dlrm_handler"}
 
 
-def test_the_check_sees_a_wrong_import():
-    assert (
-        place("dlrm_factory.cli.main")[0]
-        > place("dlrm_factory.training.loop")[0]
-        > place("dlrm_factory.config")[0]
-    )
-    assert place("handler.service")[0] > place("dlrm_factory.scorer")[0]
-
-
-def test_every_level_has_modules():
-    modules = {module_of(path) for path in sources()}
-    for rooms in LEVELS:
-        for room in rooms:
-            assert any(module == room or module.startswith(room + ".") for module in modules), room
-
-
 # Reads the index of torch.distributed.checkpoint folders, which is a pickle, with an allow-list of classes.
-RESTRICTED = ROOT / "dlrm_factory" / "importing" / "dcp_metadata.py"
+RESTRICTED = ROOT / "dlrm_factory" / "tools" / "importing" / "dcp_metadata.py"
 
 
 def names_of_modules(path: Path) -> set[str]:

@@ -11,10 +11,10 @@ import pytest
 from support.server import serving
 from typer.testing import CliRunner
 
-from dlrm_factory.benchmarks.random_archive import archive_random_model, criteo_of_size
-from dlrm_factory.cli.bench import bench
 from dlrm_factory.config import parse_bytes
-from dlrm_factory.serving import RunningServer
+from dlrm_factory.tools.bench.random_archive import archive_random_model, criteo_of_size
+from dlrm_factory.tools.cli.bench import bench
+from dlrm_factory.tools.server import RunningServer
 
 pytestmark = pytest.mark.integration
 

@@ -14,9 +14,9 @@ import pytest
 from support.batches import random_state, uncompiled
 from support.server import inference_client, serving
 
-from dlrm_factory.archive import archive_model
-from dlrm_factory.checkpoint import save_checkpoint
 from dlrm_factory.config import tiny
+from dlrm_factory.tools.archive import archive_model
+from dlrm_factory.weights.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.integration
 

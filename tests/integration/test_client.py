@@ -18,8 +18,6 @@ import pytest
 from support.batches import random_state
 from support.server import serving
 
-from dlrm_factory.archive import archive_model
-from dlrm_factory.checkpoint import save_checkpoint
 from dlrm_factory.client import (
     AsyncDLRMClient,
     ClientError,
@@ -34,7 +32,9 @@ from dlrm_factory.client import (
 from dlrm_factory.config import ServingOptions, tiny
 from dlrm_factory.features import FeatureEncoder
 from dlrm_factory.scorer import Scorer, probabilities
-from dlrm_factory.serving import RunningServer, management_client, scale_model
+from dlrm_factory.tools.archive import archive_model
+from dlrm_factory.tools.server import RunningServer, management_client, scale_model
+from dlrm_factory.weights.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.integration
 

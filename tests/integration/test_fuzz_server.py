@@ -20,13 +20,13 @@ from support.batches import random_state
 from support.broken_bodies import JSON, Attempt, GoodRequest, attempts, good_request
 from support.server import serving
 
-from dlrm_factory.archive import archive_model
-from dlrm_factory.checkpoint import save_checkpoint
 from dlrm_factory.config import ServingOptions, tiny
 from dlrm_factory.features import FeatureEncoder
+from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer, probabilities
-from dlrm_factory.serving import RunningServer, find_endpoint, management_client
-from handler.service import DLRMService
+from dlrm_factory.tools.archive import archive_model
+from dlrm_factory.tools.server import RunningServer, find_endpoint, management_client
+from dlrm_factory.weights.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.integration
 

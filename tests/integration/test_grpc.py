@@ -19,7 +19,7 @@ from support.grpc_calls import Stubs, bearer, compile_protos, stubs
 from support.server import inference_client, serving_tiny
 
 from dlrm_factory.errors import ServingError
-from dlrm_factory.serving import LogMarks, RunningServer, management_client, scale_model
+from dlrm_factory.tools.server import LogMarks, RunningServer, management_client, scale_model
 
 pytestmark = pytest.mark.integration
 

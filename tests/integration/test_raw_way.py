@@ -22,14 +22,14 @@ import pytest
 import torch
 from support.batches import uncompiled
 
-from dlrm_factory.checkpoint import save_checkpoint
 from dlrm_factory.config import tiny
-from dlrm_factory.java import find_java
-from dlrm_factory.model import make_model
+from dlrm_factory.model.model import make_model
+from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
-from dlrm_factory.serving.ports import free_ports
+from dlrm_factory.tools.java import find_java
+from dlrm_factory.tools.server.ports import free_ports
 from dlrm_factory.weights import seal_folder
-from handler.service import DLRMService
+from dlrm_factory.weights.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.integration
 

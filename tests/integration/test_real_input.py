@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 from support.batches import random_state, uncompiled, unsharded_logits
 from support.server import ask, inference_client, serving
 
-from dlrm_factory.archive import archive_model
 from dlrm_factory.batch import FeatureBatch
-from dlrm_factory.checkpoint import save_checkpoint
 from dlrm_factory.config import DLRMDeclaration, criteo, dump_declaration
-from dlrm_factory.dtypes import encode_rows
 from dlrm_factory.features import FeatureEncoder
-from dlrm_factory.model import table_weight_key
+from dlrm_factory.model.dtypes import encode_rows
+from dlrm_factory.model.model import table_weight_key
+from dlrm_factory.tools.archive import archive_model
 from dlrm_factory.weights import create_table_file, seal_folder
+from dlrm_factory.weights.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.integration
 

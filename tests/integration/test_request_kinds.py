@@ -12,7 +12,7 @@ import pytest
 from support.server import inference_client, serving_tiny
 
 from dlrm_factory.config import tiny
-from dlrm_factory.serving import RunningServer, find_endpoint
+from dlrm_factory.tools.server import RunningServer, find_endpoint
 
 pytestmark = pytest.mark.integration
 

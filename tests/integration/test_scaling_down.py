@@ -18,10 +18,9 @@ import pytest
 from support.batches import random_state
 from support.server import serving
 
-from dlrm_factory.archive import archive_model
-from dlrm_factory.checkpoint import save_checkpoint
 from dlrm_factory.config import ServingOptions, tiny
-from dlrm_factory.serving import (
+from dlrm_factory.tools.archive import archive_model
+from dlrm_factory.tools.server import (
     Drain,
     RunningServer,
     find_endpoint,
@@ -29,6 +28,7 @@ from dlrm_factory.serving import (
     probe_of,
     scale_model,
 )
+from dlrm_factory.weights.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.integration
 
@@ -45,7 +45,7 @@ RETRYABLE = {
 ECHO = """
 import os, pathlib, random, time
 from handler.draining import Draining
-from handler.responses import Answer, answer_again
+from dlrm_factory.requests.answers import Answer, answer_again
 
 class Echo:
     def initialize(self, context):

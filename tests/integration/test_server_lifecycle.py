@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from dlrm_factory.errors import ServingError
-from dlrm_factory.serving import (
+from dlrm_factory.tools.server import (
     LogMarks,
     ManagementClient,
     RunningServer,
@@ -28,9 +28,9 @@ from dlrm_factory.serving import (
     start_server,
     stop_server,
 )
-from dlrm_factory.serving.processes import server_processes
-from dlrm_factory.serving.rundir import RunDir
-from dlrm_factory.serving.settings import base_config
+from dlrm_factory.tools.server.processes import server_processes
+from dlrm_factory.tools.server.rundir import RunDir
+from dlrm_factory.tools.server.settings import base_config
 
 pytestmark = pytest.mark.integration
 

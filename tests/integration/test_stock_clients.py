@@ -15,7 +15,7 @@ import tritonclient.http as triton
 from support.server import inference_client, serving_tiny
 from tritonclient.utils import InferenceServerException
 
-from dlrm_factory.serving import RunningServer
+from dlrm_factory.tools.server import RunningServer
 
 pytestmark = pytest.mark.integration
 

@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 from support.batches import random_state, uncompiled
 from support.server import serving
 
-from dlrm_factory.archive import archive_model
-from dlrm_factory.checkpoint import save_checkpoint
 from dlrm_factory.config import tiny
 from dlrm_factory.errors import ServingError
+from dlrm_factory.tools.archive import archive_model
 from dlrm_factory.weights import seal_folder
+from dlrm_factory.weights.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.integration
 

@@ -8,8 +8,8 @@ import torch
 
 from dlrm_factory.batch import FeatureBatch, to_dense, to_keyed_jagged_tensor
 from dlrm_factory.config import DLRMDeclaration
-from dlrm_factory.dtypes import decode_rows, encode_rows
-from dlrm_factory.model import EMBEDDINGS_PREFIX, make_model, table_weight_key
+from dlrm_factory.model.dtypes import decode_rows, encode_rows
+from dlrm_factory.model.model import EMBEDDINGS_PREFIX, make_model, table_weight_key
 
 
 def uncompiled(declaration: DLRMDeclaration) -> DLRMDeclaration:

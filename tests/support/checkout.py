@@ -11,14 +11,14 @@ from pathlib import Path
 
 import psutil
 
-from dlrm_factory.serving.ports import free_ports
+from dlrm_factory.tools.server.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = (
     "scripts",
     "config.properties",
     "model_store/README.md",
-    "dlrm_factory/serving",
+    "dlrm_factory/tools/server",
     "handler",
     "README.md",
 )
@@ -86,6 +86,6 @@ def processes_of(folder: Path) -> list[str]:
 
 
 def _java_home() -> Path:
-    from dlrm_factory.java import find_java, java_home
+    from dlrm_factory.tools.java import find_java, java_home
 
     return java_home(find_java())

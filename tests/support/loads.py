@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from dlrm_factory.benchmarks.http.bodies import Body, http_requests
-from dlrm_factory.benchmarks.http.driving import Load
+from dlrm_factory.tools.bench.http.bodies import Body, http_requests
+from dlrm_factory.tools.bench.http.driving import Load
 
 
 class Served(Protocol):

@@ -8,7 +8,7 @@ import torch
 
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.errors import DataError
-from dlrm_factory.training import Progress, TrainingReport, train
+from dlrm_factory.tools.training import Progress, TrainingReport, train
 
 
 class Interrupted(Exception):
@@ -45,7 +45,7 @@ def fail_on_rank_1(folder: Path) -> None:
     """One rank makes a mistake while the other waits for it."""
     import torch.distributed as dist
 
-    from dlrm_factory.shard import process_group
+    from dlrm_factory.model.shard import process_group
 
     process_group("cpu")
     if dist.get_rank() == 1:

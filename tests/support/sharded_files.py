@@ -20,8 +20,8 @@ from torchrec.distributed.types import ShardingEnv
 
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.factory import DLRMFactory
-from dlrm_factory.model import load_dense, make_model
-from dlrm_factory.shard import make_sharder, process_group
+from dlrm_factory.model.model import load_dense, make_model
+from dlrm_factory.model.shard import make_sharder, process_group
 from dlrm_factory.weights import StateDictRows, fill_float_tables
 from support.batches import random_state
 from support.sharding import declared, mixed_shardings

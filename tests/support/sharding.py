@@ -107,7 +107,7 @@ def largest_difference(mode: str, declaration: DLRMDeclaration, *, rank: int = 0
 def main() -> None:
     import torch.distributed as dist
 
-    from dlrm_factory.shard import process_group
+    from dlrm_factory.model.shard import process_group
 
     rank = process_group("cpu").rank()
     found = [

@@ -5,11 +5,11 @@ import pytest
 from support.batches import random_batch, random_state, unsharded_logits
 from support.sharding import DTYPES, declared
 
-from dlrm_factory.checkpoint import open_checkpoint, save_checkpoint
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.weights import SealedWeights, seal_folder, seal_weights
+from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
 
 
 def seal(declaration, folder):

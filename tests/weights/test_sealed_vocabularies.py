@@ -9,14 +9,14 @@ import pytest
 from support.batches import random_state, unsharded_logits
 from support.raw_features import raw_declaration, raw_vocabularies
 
-from dlrm_factory.archive import stage
-from dlrm_factory.checkpoint import open_checkpoint, save_checkpoint
 from dlrm_factory.config import tiny
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.features import FeatureEncoder
 from dlrm_factory.scorer import Scorer
+from dlrm_factory.tools.archive import stage
 from dlrm_factory.weights import SealedWeights, seal_weights
+from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
 
 DECLARATION = raw_declaration()
 COLUMNS = {

@@ -8,9 +8,9 @@ from support.batches import random_state
 from support.sharding import declared
 
 from dlrm_factory.config import tiny
-from dlrm_factory.dtypes import decode_rows, encode_rows, row_bytes
 from dlrm_factory.errors import WeightsError
-from dlrm_factory.model import table_weight_key
+from dlrm_factory.model.dtypes import decode_rows, encode_rows, row_bytes
+from dlrm_factory.model.model import table_weight_key
 from dlrm_factory.weights import StateDictRows, TableFile, create_table_file, write_table_file
 
 

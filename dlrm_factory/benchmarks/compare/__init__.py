@@ -1,1 +1,0 @@
-"""The server against others, in one go: ``python -m dlrm_factory.benchmarks.compare``."""

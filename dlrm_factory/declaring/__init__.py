@@ -1,5 +1,0 @@
-"""Data → a first declaration: what each column is, and why."""
-
-from dlrm_factory.declaring.draft import Draft, draft_declaration
-
-__all__ = ["Draft", "draft_declaration"]

@@ -1,8 +1,0 @@
-"""How good a trained model is, on rows that it has not seen."""
-
-from dlrm_factory.evaluation.evaluate import evaluate
-from dlrm_factory.evaluation.report import as_json, check_report_folder, write_report
-from dlrm_factory.evaluation.results import Evaluation
-from dlrm_factory.evaluation.samples import Source
-
-__all__ = ["Evaluation", "Source", "as_json", "check_report_folder", "evaluate", "write_report"]

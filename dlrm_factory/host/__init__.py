@@ -1,0 +1,1 @@
+"""Memory, caches and mapped files that the processes of one host share."""

@@ -1,6 +1,0 @@
-"""Weights of other makers → a checkpoint: state dicts, checkpoint folders, dlrm_s_pytorch files, safetensors."""
-
-from dlrm_factory.importing.opening import SourceFormat
-from dlrm_factory.importing.run import ImportReport, first_declaration, import_weights
-
-__all__ = ["ImportReport", "SourceFormat", "first_declaration", "import_weights"]

@@ -1,0 +1,1 @@
+"""Model of a declaration: its modules, their sharding plan and their quantised tables."""

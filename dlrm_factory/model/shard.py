@@ -1,0 +1,70 @@
+"""Model on meta + plan → DistributedModelParallel."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.global_settings import set_propogate_device
+from torchrec.distributed.types import ShardingEnv
+
+from dlrm_factory.model.plan import Mode, TablePlan
+from dlrm_factory.model.quantize import SUPPORTED_SHARDING_TYPES, QuantizedEmbeddingBagCollectionSharder
+
+__all__ = ["FloatEmbeddingBagCollectionSharder", "make_sharder", "process_group", "shard_model"]
+
+_TIMEOUT = timedelta(minutes=5)
+
+
+class FloatEmbeddingBagCollectionSharder(EmbeddingBagCollectionSharder):
+    """TorchRec's sharder, which on CPU does not name row_wise although it computes it rightly."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        return SUPPORTED_SHARDING_TYPES
+
+
+def make_sharder(mode: Mode) -> EmbeddingBagCollectionSharder:
+    """The sharder of a trainable (float) or a serving (quantized) model."""
+    return (
+        FloatEmbeddingBagCollectionSharder() if mode == "float" else QuantizedEmbeddingBagCollectionSharder()
+    )
+
+
+def process_group(device: str) -> dist.ProcessGroup:
+    """The world's process group: torchrun's ranks, or this process alone. Made if there is none.
+
+    gloo for ``cpu``, NCCL for ``cuda``. A lone process needs no port: its store lives in memory.
+    """
+    if not dist.is_initialized():
+        backend = "nccl" if device == "cuda" else "gloo"
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            dist.init_process_group(backend, timeout=_TIMEOUT)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=_TIMEOUT)
+    group = dist.group.WORLD
+    assert group is not None
+    return group
+
+
+def shard_model(model: nn.Module, plan: TablePlan, *, device: torch.device) -> DistributedModelParallel:
+    """Shard ``model`` by ``plan`` over the process group. Tables come out uninitialised: load them afterwards.
+
+    A float model's dense parts are wrapped in DistributedDataParallel when there are several ranks to train.
+    """
+    group = process_group(device.type)
+    # Without it TorchRec's lookups on CPU ask for the current CUDA device.
+    set_propogate_device(True)
+    return DistributedModelParallel(
+        model,
+        env=ShardingEnv.from_process_group(group),
+        device=device,
+        plan=plan.sharding_plan,
+        sharders=[make_sharder(plan.mode)],
+        init_data_parallel=plan.mode == "float" and group.size() > 1,
+        init_parameters=False,
+    )

@@ -1,0 +1,1 @@
+"""Requests in, answers out: read, format, features, score, answer."""

@@ -1,0 +1,89 @@
+"""What each feature adds to a score: the score with it less the score without it.
+
+A feature that is left out takes what a client's silence would give it: its default, or an empty bag. All the samples
+that this needs are scored in one batch, beside those of other requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from dlrm_factory.batch import FeatureBatch, SharedContext, concatenate, select_bags, tile_context
+from dlrm_factory.errors import LimitError
+from dlrm_factory.features import FeatureError
+from dlrm_factory.requests.answers import shortest
+from dlrm_factory.requests.formats import DecodedRequest, RequestReader
+
+__all__ = ["explain", "without_each_feature"]
+
+
+def explain(request: DecodedRequest, reader: RequestReader) -> DecodedRequest:
+    """The same request, answered with contributions. LimitError if it needs more than max_samples samples."""
+    size, names = len(request.batch), reader.encoder.names
+    needed = size * (len(names) + 1)
+    if needed > reader.max_samples:
+        raise LimitError(
+            f"explaining {size} samples of {len(names)} features scores {needed} samples, over max_samples "
+            f"{reader.max_samples}; send at most {reader.max_samples // (len(names) + 1)} samples a request, "
+            "or raise serving.max_samples in the declaration",
+        )
+
+    def content(scores: Sequence[float]) -> dict[str, Any]:
+        return {"explanations": _explanations(request, scores, names)}
+
+    def path_of(error: FeatureError) -> str:
+        sample = error.sample % size
+        return request.path_of(
+            FeatureError(error.message, feature=error.feature, sample=sample, position=error.position)
+        )
+
+    batch = without_each_feature(_with_context(request), reader.encoder.encode({}, 1))
+    return replace(request, batch=batch, context=None, content=content, path_of=path_of, binary=False)
+
+
+def without_each_feature(batch: FeatureBatch, blank: FeatureBatch) -> FeatureBatch:
+    """The B samples of ``batch`` as they are, then without the first feature, then without the second, ...
+
+    In all (number of features + 1) * B samples; dense features come first. ``blank``: one sample with no feature.
+    """
+    size, dense_features = batch.dense.shape
+    sparse_features = len(batch.lengths)
+    copies = dense_features + sparse_features + 1
+    dense = np.tile(batch.dense, (copies, 1))
+    for i in range(dense_features):
+        dense[_block(1 + i, size), i] = blank.dense[0, i]
+    source = np.tile(np.arange(size), (sparse_features, copies))
+    for i in range(sparse_features):
+        source[i, _block(1 + dense_features + i, size)] = size
+    return select_bags(concatenate([batch, blank]), source, dense=dense)
+
+
+def _block(copy: int, size: int) -> slice:
+    return slice(copy * size, (copy + 1) * size)
+
+
+def _with_context(request: DecodedRequest) -> FeatureBatch:
+    if request.context is None:
+        return request.batch
+    shared = SharedContext(bags=request.context, spans=[(0, len(request.batch))])
+    return tile_context(request.batch, shared)
+
+
+def _explanations(
+    request: DecodedRequest, scores: Sequence[float], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    table = np.array(scores, dtype=np.float32).reshape(len(names) + 1, -1)
+    gains = table[0] - table[1:]
+    whole = list(scores[: table.shape[1]])
+    return [
+        {
+            **entry,
+            "score": whole[sample],
+            "contributions": dict(zip(names, shortest(gains[:, sample]), strict=True)),
+        }
+        for sample, entry in request.entries(whole)
+    ]

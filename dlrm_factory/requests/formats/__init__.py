@@ -1,0 +1,63 @@
+"""The request shapes, and which of them a body is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dlrm_factory.errors import RequestError, near_matches
+from dlrm_factory.features import shown
+from dlrm_factory.requests.formats.columns.reference import INPUTS
+from dlrm_factory.requests.formats.kserve.request import KSERVE
+from dlrm_factory.requests.formats.paths import member
+from dlrm_factory.requests.formats.ranking.reference import RANKING
+from dlrm_factory.requests.formats.rows.reference import INSTANCES
+from dlrm_factory.requests.formats.shape import DecodedRequest, Output, RequestReader, Shape
+from dlrm_factory.requests.formats.torchserve.reference import UPSTREAM
+
+__all__ = ["SHAPES", "DecodedRequest", "RequestReader", "Shape", "decode_body"]
+
+SHAPES = (INPUTS, INSTANCES, UPSTREAM, RANKING)
+
+_OUTPUT = "output"
+# An object of columns is our own shape; a list of tensors is KServe's.
+_TENSORS = "inputs"
+_SHAPE_OF_KEY = {key: shape for shape in SHAPES for key in shape.keys}
+
+
+def decode_body(body: Mapping[str, Any], reader: RequestReader) -> DecodedRequest:
+    """The request in ``body``. RequestError, or LimitError, with the path of the first mistake."""
+    if isinstance(body.get(_TENSORS), list):
+        return KSERVE.decode(body, "probability", reader)
+    return _shape_of(body).decode(body, _output_of(body), reader)
+
+
+def _shape_of(body: Mapping[str, Any]) -> Shape:
+    found: list[Shape] = []
+    for key in body:
+        shape = _SHAPE_OF_KEY.get(key)
+        if shape is None and key != _OUTPUT:
+            known = [*_SHAPE_OF_KEY, _OUTPUT]
+            raise RequestError(
+                f"unknown key {shown(key)}{near_matches(key[:100], known)}; known are {', '.join(known)}",
+                member("$", key),
+            )
+        if shape is not None and shape not in found:
+            found.append(shape)
+    if not found:
+        raise RequestError(
+            "the body holds no samples; send instances, inputs, candidates, or float_features with id lists"
+        )
+    if len(found) > 1:
+        names = " and ".join(shape.keys[0] for shape in found)
+        raise RequestError(f"the body mixes {names}; send one of them")
+    return found[0]
+
+
+def _output_of(body: Mapping[str, Any]) -> Output:
+    output = body.get(_OUTPUT, "probability")
+    if output == "probability":
+        return "probability"
+    if output == "logit":
+        return "logit"
+    raise RequestError(f'output is {shown(output)}; send "probability" or "logit"', member("$", _OUTPUT))

@@ -1,0 +1,133 @@
+"""The columns of an Arrow stream → a request. What is wrong is said as of the same columns sent as ``inputs``."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from dlrm_factory.batch.feature_batch import FeatureBatch
+from dlrm_factory.errors import RequestError
+from dlrm_factory.features import FeatureError, shown
+from dlrm_factory.requests.formats import decode_body
+from dlrm_factory.requests.formats.arrow.columns import as_list, bags, numbers
+from dlrm_factory.requests.formats.arrow.kinds import usual_kind, wrong_kind
+from dlrm_factory.requests.formats.arrow.stream import pyarrow, read_table
+from dlrm_factory.requests.formats.mistakes import Mistakes
+from dlrm_factory.requests.formats.paths import element, member
+from dlrm_factory.requests.formats.predictions import predictions
+from dlrm_factory.requests.formats.shape import DecodedRequest, Output, RequestReader, check_samples
+
+__all__ = ["decode_arrow"]
+
+_PATH = "$.inputs"
+_OUTPUT = b"output"
+_INDEX = re.compile(r"__index_level_\d+__")
+
+
+def decode_arrow(raw: bytes, reader: RequestReader) -> DecodedRequest:
+    """The request in an Arrow stream. RequestError, or LimitError, as for JSON.
+
+    A column a feature: numbers, integers, strings (also dictionary-encoded), or lists of ids; a null as in JSON.
+    The schema's metadata may say ``output``.
+    """
+    try:
+        return _decode(read_table(raw), reader)
+    except UnicodeDecodeError:  # of a name, which pyarrow decodes only when it is asked for
+        raise RequestError(
+            "a name in the Arrow stream is not UTF-8; write it with pyarrow or the like"
+        ) from None
+
+
+def _decode(table: Any, reader: RequestReader) -> DecodedRequest:
+    check_samples(table.num_rows, reader, _PATH)
+    table = _without_index(table, reader)
+    _check_columns(table)
+    columns = {name: _array(name, table.column(name)) for name in table.column_names}
+    output = (table.schema.metadata or {}).get(_OUTPUT, b"probability").decode("utf-8", "replace")
+    if columns and columns.keys() <= reader.encoder.known and output in ("probability", "logit"):
+        try:
+            batch = _encode(columns, table.num_rows, reader)
+            kind: Output = "logit" if output == "logit" else "probability"
+            return DecodedRequest(batch=batch, output=kind, content=predictions, path_of=_path_of)
+        except (FeatureError, pyarrow().ArrowException):  # explained below
+            pass
+    try:
+        inputs = {name: column.to_pylist() for name, column in columns.items()}
+    except (ValueError, pyarrow().ArrowException) as error:  # a struct that has a field twice
+        raise RequestError(f"a column cannot be read: {str(error)[:200]}; see its type", _PATH) from None
+    return decode_body({"inputs": inputs, "output": output}, reader)
+
+
+def _without_index(table: Any, reader: RequestReader) -> Any:
+    """The table without the index that pandas adds to it."""
+    names = table.column_names
+    index = [name for name in names if _INDEX.fullmatch(name) and name not in reader.encoder.known]
+    # By place, for there may be two columns of one name, which is told later.
+    return table.select([i for i, name in enumerate(names) if name not in index]) if index else table
+
+
+def _array(name: str, column: Any) -> Any:
+    """The values of a table's column in one array, of a type that has no views."""
+    kind = usual_kind(column.type)
+    try:
+        if kind == column.type:
+            return _one_chunk(column)
+        return pyarrow().nulls(len(column)) if kind == pyarrow().null() else _one_chunk(column).cast(kind)
+    except pyarrow().ArrowException as error:
+        raise RequestError(
+            f"column {shown(name)} of type {str(column.type)[:100]} cannot be read: {str(error)[:200]}",
+            member(_PATH, name),
+        ) from None
+
+
+def _check_columns(table: Any) -> None:
+    mistakes = Mistakes()
+    seen: set[str] = set()
+    for field in table.schema:
+        if field.name in seen:
+            mistakes.add(
+                RequestError(
+                    f"there are two columns {shown(field.name)}; send one", member(_PATH, field.name)
+                )
+            )
+        seen.add(field.name)
+        wrong = wrong_kind(field.type)
+        if wrong:
+            mistakes.add(RequestError(f"column {shown(field.name)} {wrong}", member(_PATH, field.name)))
+    mistakes.check()
+
+
+def _one_chunk(column: Any) -> Any:
+    """The column's values in one array; only a stream of several record batches is copied for it."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _encode(columns: dict[str, Any], size: int, reader: RequestReader) -> FeatureBatch:
+    declaration = reader.encoder.declaration
+    dense = np.empty((len(declaration.dense_features), size), dtype=np.float64)
+    for i, feature in enumerate(declaration.dense_features):
+        column = columns.get(feature.name)
+        found = np.float64(feature.default) if column is None else numbers(column, feature.default)
+        if found is None:
+            return _encode_lists(columns, size, reader)
+        dense[i] = found
+    lengths = np.zeros((len(declaration.sparse_features), size), dtype=np.int32)
+    parts = [np.empty(0, dtype=np.int64)]
+    for i, name in enumerate(declaration.sparse_names):
+        bag = bags(columns[name]) if name in columns else (np.int32(0), parts[0])
+        if bag is None:
+            return _encode_lists(columns, size, reader)
+        lengths[i] = bag[0]
+        parts.append(bag[1])
+    return reader.encoder.encode_arrays(dense, lengths, np.concatenate(parts))
+
+
+def _encode_lists(columns: dict[str, Any], size: int, reader: RequestReader) -> FeatureBatch:
+    """The same where some column is not all numbers."""
+    return reader.encoder.encode({name: as_list(column) for name, column in columns.items()}, size)
+
+
+def _path_of(error: FeatureError) -> str:
+    return element(member(_PATH, error.feature), error.sample)

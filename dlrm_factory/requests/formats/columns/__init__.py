@@ -1,0 +1,1 @@
+"""Columns by name: the reference reader and the fast one."""

@@ -1,0 +1,183 @@
+"""KServe's Open Inference Protocol, version 2: one tensor a feature.
+
+::
+
+    {"id": "7",
+     "inputs": [{"name": "price", "shape": [2], "datatype": "FP32", "data": [9.5, 3.0]},
+                {"name": "item_tags", "shape": [3], "datatype": "INT64", "data": [3, 9, 4]},
+                {"name": "item_tags.lengths", "shape": [2], "datatype": "INT32", "data": [2, 1]}]}
+
+A tensor of shape [n] or [n, k] holds a bag of one or k ids a sample. Bags of unequal length are flat, with
+their lengths in a tensor of the feature's name and ``.lengths``. Data may also be binary, see `kserve_binary`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dlrm_factory.errors import RequestError, near_matches
+from dlrm_factory.features import FeatureError, shown
+from dlrm_factory.requests.formats.kserve.binary import BINARY_SIZE
+from dlrm_factory.requests.formats.kserve.tensors import Tensor, encode_numbers, read_tensors
+from dlrm_factory.requests.formats.paths import element, member
+from dlrm_factory.requests.formats.shape import (
+    DecodedRequest,
+    Output,
+    RequestReader,
+    Shape,
+    check_samples,
+    encode_columns,
+)
+
+__all__ = ["KSERVE"]
+
+_INPUTS, _ID, _PARAMETERS, _OUTPUTS = "inputs", "id", "parameters", "outputs"
+# The model is the one that the address names.
+_NAMES = ("model_name", "model_version")
+_KEYS = (_INPUTS, _ID, _PARAMETERS, _OUTPUTS, *_NAMES)
+_OUTPUT, _BINARY_OUTPUT, _BINARY, _CLASSES = "output", "binary_data_output", "binary_data", "classification"
+# What stock clients send, and has no bearing here: each request is one of its own, and none goes first.
+_WITHOUT_EFFECT = (
+    "content_type",
+    "headers",
+    "priority",
+    "sequence_end",
+    "sequence_id",
+    "sequence_start",
+    "timeout",
+    "triton_enable_empty_final_response",
+)
+_SCORE = "score"
+_SCORE_BYTES = 4
+
+
+def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> DecodedRequest:
+    _check_keys(body)
+    answer_id = _answer_id(body.get(_ID))
+    output, binary = _output_of(body.get(_PARAMETERS), output)
+    binary = _binary_of(body.get(_OUTPUTS), binary)
+    tensors = read_tensors(body[_INPUTS], reader)
+    size = _size(tensors)
+    check_samples(size, reader, "$.inputs")
+
+    def path_of(error: FeatureError) -> str:
+        tensor = tensors.get(error.feature)
+        return "$.inputs" if tensor is None else tensor.path_of(error)
+
+    def content(scores: Sequence[float]) -> dict[str, Any]:
+        version = {} if reader.model_version is None else {"model_version": reader.model_version}
+        data = {_PARAMETERS: {BINARY_SIZE: _SCORE_BYTES * len(scores)}} if binary else {"data": scores}
+        scored = {"name": _SCORE, "shape": [len(scores)], "datatype": "FP32", **data}
+        return {"model_name": reader.model_name, **version, **answer_id, "outputs": [scored]}
+
+    batch = encode_numbers(tensors, size, reader)
+    if batch is None:
+        columns = {name: tensor.column() for name, tensor in tensors.items()}
+        batch = encode_columns(reader, columns, size, path_of)
+    return DecodedRequest(batch=batch, output=output, content=content, path_of=path_of, binary=binary)
+
+
+def _check_keys(body: Mapping[str, Any]) -> None:
+    for key in body:
+        if key not in _KEYS:
+            raise RequestError(
+                f"unknown key {shown(key)}{near_matches(key[:100], _KEYS)}; beside a list of tensors, known are "
+                f"{', '.join(_KEYS)}",
+                member("$", key),
+            )
+    for key in _NAMES:
+        if not isinstance(body.get(key), str | None):
+            raise RequestError(
+                f"{key} is {shown(body[key])}; send a string, or leave it out", member("$", key)
+            )
+
+
+def _answer_id(sent: Any) -> dict[str, str]:
+    if sent is None:
+        return {}
+    if not isinstance(sent, str) or any("\ud800" <= character <= "\udfff" for character in sent):
+        raise RequestError(f"{shown(sent)} is not a string of Unicode; send one, or leave it out", "$.id")
+    return {_ID: sent}
+
+
+def _output_of(parameters: Any, output: Output) -> tuple[Output, bool]:
+    """The score that ``parameters`` ask for, else ``output``; whether it is to come in binary."""
+    binary = False
+    if parameters is None:
+        return output, binary
+    if not isinstance(parameters, dict):
+        raise RequestError(f"{shown(parameters)} is not an object", "$.parameters")
+    for key, value in parameters.items():
+        path = member("$.parameters", key)
+        if key == _OUTPUT and value in ("probability", "logit"):
+            output = value
+        elif key == _OUTPUT:
+            raise RequestError(f'output is {shown(value)}; send "probability" or "logit"', path)
+        elif key == _BINARY_OUTPUT:
+            binary = _flag(value, path)
+        elif key not in _WITHOUT_EFFECT:
+            known = (_OUTPUT, _BINARY_OUTPUT, *_WITHOUT_EFFECT)
+            raise RequestError(
+                f"unknown parameter {shown(key)}{near_matches(key[:100], known)}; known are {', '.join(known)}",
+                path,
+            )
+    return output, binary
+
+
+def _binary_of(outputs: Any, binary: bool) -> bool:
+    """Tell if the one output is to come in binary; ``binary`` unless ``outputs`` say. RequestError for any other."""
+    if outputs is None:
+        return binary
+    if not isinstance(outputs, list):
+        raise RequestError(f"{shown(outputs)} is not a list; leave it out to get the scores", "$.outputs")
+    for i, wanted in enumerate(outputs):
+        path = element("$.outputs", i)
+        if not isinstance(wanted, dict) or wanted.get("name") != _SCORE:
+            raise RequestError(f'the model has one output; ask for {{"name": "{_SCORE}"}}', path)
+        binary = _binary_of_output(wanted.get(_PARAMETERS), member(path, _PARAMETERS), binary)
+    return binary
+
+
+def _binary_of_output(parameters: Any, path: str, binary: bool) -> bool:
+    if parameters is None:
+        return binary
+    if not isinstance(parameters, dict):
+        raise RequestError(f"{shown(parameters)} is not an object", path)
+    for key, value in parameters.items():
+        if key == _BINARY:
+            binary = _flag(value, member(path, key))
+        elif key == _CLASSES or key.startswith("shared_memory_"):
+            raise RequestError(
+                f"{key} is not offered; leave it out, and read the scores from the answer", member(path, key)
+            )
+        else:
+            raise RequestError(
+                f"unknown parameter {shown(key)}{near_matches(key[:100], [_BINARY])}; known is {_BINARY}",
+                member(path, key),
+            )
+    return binary
+
+
+def _flag(value: Any, path: str) -> bool:
+    if value is None:
+        return False
+    if not isinstance(value, bool):
+        raise RequestError(f"{shown(value)} is not true or false", path)
+    return value
+
+
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    """Samples; RequestError unless all tensors agree."""
+    first = next(iter(tensors.values()))
+    for tensor in tensors.values():
+        if tensor.size != first.size:
+            raise RequestError(
+                f"tensor {shown(tensor.name)} has {tensor.size} samples, but tensor "
+                f"{shown(first.name)} has {first.size}; send one value a sample in each",
+                tensor.shape_path,
+            )
+    return first.size
+
+
+KSERVE = Shape(name="KServe v2", keys=(_INPUTS,), decode=_decode)

@@ -1,0 +1,1 @@
+"""Ranking requests: one context and its candidates."""

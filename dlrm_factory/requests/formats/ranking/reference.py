@@ -1,0 +1,180 @@
+"""One context, many candidates, the best first.
+
+::
+
+    {"context": {"user_id": "u17", "price": 9.5},
+     "candidates": [{"id": "sku-1", "item_id": 12}, {"id": "sku-2", "item_tags": [3, 9]}],
+     "top_k": 10}
+
+The candidates may also be columns: ``{"id": ["sku-1", "sku-2"], "item_id": [12, null]}``. The context is decoded,
+looked up and pooled once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from dlrm_factory.batch import FeatureBatch
+from dlrm_factory.errors import RequestError
+from dlrm_factory.features import FeatureError, shown
+from dlrm_factory.requests.formats.columns.reference import check_columns, column_path
+from dlrm_factory.requests.formats.mistakes import Mistakes
+from dlrm_factory.requests.formats.paths import element, member
+from dlrm_factory.requests.formats.rows.reference import check_rows, columns_of, row_path, value_path
+from dlrm_factory.requests.formats.shape import (
+    DecodedRequest,
+    Entry,
+    Output,
+    PathOf,
+    RequestReader,
+    Shape,
+    check_known,
+    encode_or_explain,
+)
+
+__all__ = ["RANKING"]
+
+_CONTEXT, _CANDIDATES, _TOP_K, _ID = "context", "candidates", "top_k", "id"
+_CONTEXT_PATH, _CANDIDATES_PATH = "$.context", "$.candidates"
+_MOST = 2**63
+
+Columns = Mapping[str, Sequence[Any]]
+
+
+def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> DecodedRequest:
+    context, sent = body.get(_CONTEXT), body.get(_CANDIDATES)
+    context = {} if context is None else context
+    _check_context(context, reader)
+    columns, size = _candidate_columns(sent, reader)
+    _check_apart(context, sent, columns)
+    labels = _labels(sent, columns, reader)
+    top_k = _top_k(body.get(_TOP_K))
+
+    def path_of(error: FeatureError) -> str:
+        if error.feature in context:
+            return value_path(context, error, _CONTEXT_PATH)
+        return _candidate_path(sent, error)
+
+    shared, batch = _encode(reader, context, columns, size, path_of)
+
+    def entries(scores: Sequence[float]) -> list[Entry]:
+        best = np.argsort(-np.array(scores), kind="stable")[:top_k].tolist()
+        return [(i, {**labels[i], "index": i} if labels else {"index": i}) for i in best]
+
+    def content(scores: Sequence[float]) -> dict[str, Any]:
+        return {"ranking": [{**entry, "score": scores[i]} for i, entry in entries(scores)]}
+
+    return DecodedRequest(
+        batch=batch, output=output, content=content, path_of=path_of, context=shared, entries=entries
+    )
+
+
+def _check_context(context: Any, reader: RequestReader) -> None:
+    if not isinstance(context, dict):
+        raise RequestError(
+            f"{shown(context)} is not an object; send the features that all candidates share, by name",
+            _CONTEXT_PATH,
+        )
+    check_known(context, reader, _CONTEXT_PATH)
+
+
+def _candidate_columns(sent: Any, reader: RequestReader) -> tuple[dict[str, Sequence[Any]], int]:
+    """The candidates' values by name, their ids too, and how many candidates there are."""
+    if isinstance(sent, dict):
+        return sent, check_columns(sent, reader, _CANDIDATES_PATH, also={_ID})
+    if not isinstance(sent, list):
+        found = "are missing" if sent is None else f"are {shown(sent)}"
+        raise RequestError(
+            f"the candidates {found}; send a list of objects, or an object of lists", _CANDIDATES_PATH
+        )
+    check_rows(sent, reader, _CANDIDATES_PATH, also={_ID})
+    return columns_of(sent), len(sent)
+
+
+def _check_apart(context: Mapping[str, Any], sent: Any, columns: Columns) -> None:
+    """RequestError for a feature that stands in the context and with candidates."""
+    mistakes = Mistakes()
+    for name in context:
+        if name not in columns:
+            continue
+        path = _CANDIDATES_PATH
+        if isinstance(sent, list):
+            path = element(path, next(i for i, row in enumerate(sent) if name in row))
+        mistakes.add(
+            RequestError(
+                f"{shown(name)} is in the context and with the candidates; send it in one of them",
+                member(path, name),
+            )
+        )
+    mistakes.check()
+
+
+def _labels(sent: Any, columns: Columns, reader: RequestReader) -> list[dict[str, Any]]:
+    """``{"id": …}`` a candidate, ``{}`` where it has none; an empty list if no candidate has one."""
+    ids = columns.get(_ID)
+    if ids is None:
+        return []
+    if _ID not in reader.encoder.known:  # else the feature's own checks hold
+        mistakes = Mistakes()
+        mistakes.add_all(_wrong_ids(sent, ids))
+        mistakes.check()
+    return [{} if _is_wrong_id(label) or label is None else {_ID: label} for label in ids]
+
+
+def _wrong_ids(sent: Any, ids: Iterable[Any]) -> Iterator[RequestError]:
+    for i, label in enumerate(ids):
+        if _is_wrong_id(label):
+            yield RequestError(
+                f"{shown(label)} is not a candidate's id; send a string or an int64, or leave it out",
+                _candidate_path(sent, FeatureError("", feature=_ID, sample=i)),
+            )
+
+
+def _is_wrong_id(label: Any) -> bool:
+    if isinstance(label, str):
+        # Ascii is the common case; half a surrogate pair cannot be written back.
+        return not label.isascii() and any("\ud800" <= character <= "\udfff" for character in label)
+    if type(label) is int:
+        return not -_MOST <= label < _MOST
+    return label is not None
+
+
+def _top_k(top_k: Any) -> int | None:
+    if top_k is None:
+        return None
+    if type(top_k) is not int or top_k < 1:
+        raise RequestError(
+            f"top_k is {shown(top_k)}; send a whole number of at least 1, or leave it out for all candidates",
+            member("$", _TOP_K),
+        )
+    return top_k
+
+
+def _encode(
+    reader: RequestReader, context: Mapping[str, Any], columns: Columns, size: int, path_of: PathOf
+) -> tuple[FeatureBatch | None, FeatureBatch]:
+    """The context as one sample, None if it holds no ids, and the candidates with its dense features."""
+    encoder = reader.encoder
+    one = {name: [value] for name, value in context.items()}
+    shared, batch = encode_or_explain(
+        lambda: (encoder.encode(one, 1), encoder.encode(columns, size)),
+        lambda: chain(encoder.mistakes(one, 1), encoder.mistakes(columns, size)),
+        path_of,
+    )
+    is_shared = [name in context for name in encoder.declaration.dense_names]
+    if any(is_shared):
+        batch = msgspec.structs.replace(batch, dense=np.where(is_shared, shared.dense, batch.dense))
+    return (shared if len(shared.values) else None), batch
+
+
+def _candidate_path(sent: Any, error: FeatureError) -> str:
+    place = column_path if isinstance(sent, dict) else row_path
+    return place(sent, error, _CANDIDATES_PATH)
+
+
+RANKING = Shape(name="ranking", keys=(_CONTEXT, _CANDIDATES, _TOP_K), decode=_decode)

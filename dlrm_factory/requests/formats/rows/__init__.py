@@ -1,0 +1,1 @@
+"""Rows by name: the reference reader and the fast one."""

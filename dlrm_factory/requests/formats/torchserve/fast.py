@@ -1,0 +1,57 @@
+"""The shape of TorchServe's DLRM example, read into one row of values."""
+
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+from typing import Any
+
+import msgspec
+
+from dlrm_factory.requests.formats.fast.doubt import Doubt
+from dlrm_factory.requests.formats.rows.values import ABSENT, Values
+from dlrm_factory.requests.formats.shape import Output
+from dlrm_factory.requests.formats.torchserve.reference import FLOATS, LENGTHS, VALUES
+
+__all__ = ["UpstreamRows"]
+
+_BODY = msgspec.defstruct(
+    "Body",
+    [
+        ("floats", list[float | None]),
+        ("lengths", list[int]),
+        ("values", list[int | str]),
+        ("output", msgspec.UnsetType | Output, ABSENT),
+    ],
+    rename={"floats": FLOATS, "lengths": LENGTHS, "values": VALUES},
+    forbid_unknown_fields=True,
+    gc=False,
+)
+
+
+class UpstreamRows:
+    """Reads bodies of this shape for a model of so many features."""
+
+    def __init__(self, dense_features: int, sparse_features: int) -> None:
+        self._dense_features = dense_features
+        self._ones = [1] * sparse_features
+        self._decode = msgspec.json.Decoder(_BODY).decode
+
+    def read(self, raw: bytes | bytearray) -> tuple[Values, Any]:
+        """The sample's values, and the output it asks for or `ABSENT`. Doubt, or msgspec's errors, if it is wrong."""
+        body: Any = self._decode(raw)
+        floats, lengths, values = body.floats, body.lengths, body.values
+        if len(floats) != self._dense_features or len(lengths) != len(self._ones):
+            raise Doubt
+        if (lengths and min(lengths) < 0) or sum(lengths) != len(values):
+            raise Doubt
+        if lengths != self._ones:
+            values = _bags(lengths, values)
+        return (*floats, *values), body.output
+
+
+def _bags(lengths: list[int], values: list[int | str]) -> list[Any]:
+    if max(lengths) <= 1:  # an id, or null for an empty bag, is quicker to encode than a list
+        ids = iter(values)
+        return [next(ids) if length else None for length in lengths]
+    ends = list(accumulate(lengths, initial=0))
+    return [values[start:stop] for start, stop in pairwise(ends)]

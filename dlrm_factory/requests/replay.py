@@ -1,0 +1,78 @@
+"""Golden requests through the whole of the service: decode, batch, score, encode."""
+
+from __future__ import annotations
+
+import msgspec
+
+from dlrm_factory.errors import WeightsError
+from dlrm_factory.goldens import Goldens
+from dlrm_factory.requests.answers import Answer
+from dlrm_factory.requests.service import DLRMService
+from dlrm_factory.scorer import Scorer
+
+__all__ = ["replay", "replay_with"]
+
+_SHOWN = 200
+
+
+def replay(service: DLRMService, goldens: Goldens, tolerance: float) -> float:
+    """Ask every golden request alone, then all in batches as TorchServe makes them.
+
+    Args:
+        tolerance: the most that a probability may differ from what is expected.
+
+    Returns:
+        The largest difference of a probability.
+
+    WeightsError names the first golden request that is not reproduced.
+    """
+    requests = [{"body": bytearray(golden.request)} for golden in goldens.requests]
+    alone = [service.handle([request])[0] for request in requests]
+    largest = _compare(goldens, alone, tolerance, "alone")
+    # As many as TorchServe batches, so that memory and kernels meet the largest batch before clients do.
+    size = max(service.batch_requests, len(requests))
+    together = service.handle([requests[i % len(requests)] for i in range(size)])
+    for start in range(0, size, len(requests)):
+        answers = together[start : start + len(requests)]
+        largest = max(largest, _compare(goldens, answers, tolerance, f"in a batch of {size}"))
+    return largest
+
+
+def replay_with(scorer: Scorer, goldens: Goldens, tolerance: float) -> float:
+    """`replay` with a service over ``scorer``."""
+    return replay(DLRMService(scorer, vocabularies=scorer.vocabularies), goldens, tolerance)
+
+
+def _compare(goldens: Goldens, answers: list[Answer], tolerance: float, how: str) -> float:
+    largest = 0.0
+    for number, (golden, answer) in enumerate(zip(goldens.requests, answers, strict=False), start=1):
+        found = _prediction(answer)
+        difference = abs(found - golden.expected) if found is not None else float("inf")
+        if not difference <= tolerance:
+            got = (
+                f"gives {found}"
+                if found is not None
+                else f"is answered {answer.status} {_short(answer.body)}"
+            )
+            raise WeightsError(
+                f"golden request {number} of {len(goldens)} ({how}) {got}, but {golden.expected} is expected "
+                f"(within {tolerance:g}); the weights, the code or the installed packages do not score as those "
+                f"that the archive was made with: {_short(bytes(golden.request))}"
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+def _prediction(answer: Answer) -> float | None:
+    if answer.status != 200:
+        return None
+    try:
+        (prediction,) = msgspec.json.decode(answer.body)["predictions"]
+        return float(prediction)
+    except (msgspec.MsgspecError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _short(body: bytes) -> str:
+    text = body.decode("utf-8", "replace")
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

@@ -1,0 +1,1 @@
+"""Tools of a person: no archive carries them."""

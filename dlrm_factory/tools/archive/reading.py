@@ -1,0 +1,106 @@
+"""An archive's declaration, and its files unpacked to be read by this installation's code."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from dlrm_factory.config import DLRMDeclaration, format_bytes, parse_declaration
+from dlrm_factory.errors import ArchiveError, ConfigError
+from dlrm_factory.tools.listing import ArchiveListing, check_listing, read_archive_listing
+from dlrm_factory.tools.listing.reading import check_manifest, list_folder, read_text
+from dlrm_factory.tools.listing.tar_listing import TAR_SUFFIX, tar_members
+from dlrm_factory.tools.listing.zip_listing import DAMAGED, check_directory
+from dlrm_factory.weights.seal import MANIFEST, read_seal
+from dlrm_factory.weights.sealed import DECLARATION_FILE, TABLE_FILE
+
+__all__ = ["check_archive", "read_archive_declaration", "unpacked_weights"]
+
+_BLOCK = 8 << 20
+
+
+def read_archive_declaration(path: Path) -> DLRMDeclaration:
+    """The declaration inside the archive at ``path``. ArchiveError if there is none or it is wrong."""
+    listing = read_archive_listing(path)
+    if DECLARATION_FILE not in listing.files:
+        raise ArchiveError(f"{path}: has no {DECLARATION_FILE}; it was not made by `dlrm archive`")
+    try:
+        return parse_declaration(read_text(path, DECLARATION_FILE), source=f"{path}: {DECLARATION_FILE}")
+    except ConfigError as error:
+        raise ArchiveError(str(error)) from None
+
+
+def check_archive(path: Path, folder: Path) -> None:
+    """Hold all of the archive at ``path`` but its files' contents against its seal and torch-model-archiver's ways.
+
+    ArchiveError or WeightsError for a file that was added, or a list of files or a manifest that is damaged. The
+    contents are checked when the sealed weights in ``folder``, see `unpacked_weights`, are opened.
+    """
+    read_seal(folder).check_names(folder)
+    if path.is_file() and not path.name.endswith(TAR_SUFFIX):
+        check_directory(path)
+    if not path.is_dir() or (path / MANIFEST).exists():
+        listing = read_archive_listing(path)
+        check_listing(listing)
+        check_manifest(read_text(path, MANIFEST), f"{path}: {MANIFEST}", listing.files)
+
+
+@contextlib.contextmanager
+def unpacked_weights(path: Path) -> Iterator[Path]:
+    """A folder with all files of the archive at ``path``: the archive itself if it is one, else a copy.
+
+    ArchiveError if it is damaged, carries no sealed weights, or this disk has no room for them.
+    """
+    if path.is_dir() and (path / TABLE_FILE).is_file():
+        list_folder(path)
+        yield path
+        return
+    listing = read_archive_listing(path)
+    if not listing.is_dlrm or path.is_dir():
+        raise ArchiveError(f"{path}: carries no sealed weights; it was not made by dlrm")
+    with tempfile.TemporaryDirectory() as folder:
+        _check_room(path, listing.total_bytes, folder)
+        if path.name.endswith(TAR_SUFFIX):
+            _extract_tar(path, Path(folder))
+        else:
+            _extract_zip(listing, Path(folder))
+        yield Path(folder)
+
+
+def _check_room(path: Path, size: int, folder: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise ArchiveError(
+            f"{path}: its files take {format_bytes(size)} unpacked, and {folder} has {format_bytes(free)}; "
+            "set TMPDIR to a larger disk"
+        )
+
+
+def _extract_zip(listing: ArchiveListing, folder: Path) -> None:
+    """Write all files. No more is read than the archive's listing says, whatever the data unpacks to."""
+    path = listing.path
+    with zipfile.ZipFile(path) as archive:
+        for name, size in listing.files.items():
+            try:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(name) as source, (folder / name).open("xb") as file:
+                    shutil.copyfileobj(source, file, _BLOCK)
+                    found = file.tell()
+            except DAMAGED as error:
+                raise ArchiveError(f'{path}: its "{name}" is damaged: {error}') from None
+            if found != size:
+                raise ArchiveError(f'{path}: its "{name}" is damaged: it is shorter than the listing says')
+
+
+def _extract_tar(path: Path, folder: Path) -> None:
+    for name, member, archive in tar_members(path):
+        source = archive.extractfile(member)
+        if source is None:
+            raise ArchiveError(f'{path}: holds "{name}", which is not a plain file; do not use it')
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with (folder / name).open("xb") as file:
+            shutil.copyfileobj(source, file, _BLOCK)

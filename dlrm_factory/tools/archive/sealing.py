@@ -1,0 +1,144 @@
+"""A checkpoint → the archive that TorchServe loads: a `.mar`, or the same content as a folder."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from dlrm_factory.errors import ArchiveError
+from dlrm_factory.tools.archive.manifest import MANIFEST, check_names, manifest_json
+from dlrm_factory.tools.archive.staging import (
+    Progress,
+    check_replaceable,
+    disk_errors,
+    fill_stage,
+    open_weights,
+    partial_beside,
+    replace_folder,
+)
+from dlrm_factory.weights import reseal
+from dlrm_factory.weights.seal import read_seal
+
+if TYPE_CHECKING:
+    from dlrm_factory.tools.archive.verification import Replay, Verification
+
+__all__ = ["ArchiveFormat", "archive_model"]
+
+ArchiveFormat = Literal["default", "directory"]
+
+_BLOCK = 8 << 20
+# Weights hardly compress, and deflating them takes minutes a gigabyte.
+_STORED = (".bin", ".safetensors")
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def archive_model(
+    weights: Path,
+    output: Path,
+    *,
+    model_name: str = "dlrm",
+    version: str = "1.0",
+    archive_format: ArchiveFormat = "default",
+    force: bool = False,
+    max_auc_loss: float | None = None,
+    max_drift: float | None = None,
+    max_difference: float | None = None,
+    min_overlap: float | None = None,
+    replay: Replay | None = None,
+    progress: Progress | None = None,
+) -> Verification | None:
+    """Make the archive ``output``. It appears whole or not at all; an older one stays until then.
+
+    Equal inputs give equal bytes, but for the time of creation in the manifest (see `manifest_json`).
+
+    Args:
+        weights: a checkpoint, or a folder of sealed weights.
+        output: a file that ends in ``.mar``; for ``directory`` a folder.
+        max_auc_loss: the most AUC that serving may lose against the trained model; None does not compare.
+        max_drift: the most that golden probabilities may be from the trained model's, on average; None for 0.02.
+        max_difference: the most that a compiled probability may be from the eager one; None for 0.02.
+        min_overlap: the least share of the eager top 10 that the compiled one must have; None for 0.9.
+        replay: asks the golden requests as a server would, when the model is compared; None does not ask them.
+        progress: called with (bytes written, bytes in all), first of the tables, then of the archive.
+
+    Returns:
+        What was found when the sealed weights were compared with the trained ones; None if they were not.
+
+    Raises:
+        WeightsError: ``weights`` cannot be used, what is sealed does not give the golden scores, or it scores worse
+            than the bounds allow.
+        ArchiveError: a bad name, ``output`` is in the way, or the disk is full.
+    """
+    check_names(model_name, version)
+    if archive_format == "directory":
+        check_replaceable(output, force=force)
+    else:
+        _check_file(output, force=force)
+    source = open_weights(weights)
+    with partial_beside(output) as partial, disk_errors(output):
+        fill_stage(source, partial, progress=progress)
+        found = None
+        if max_auc_loss is not None:
+            given = {"max_drift": max_drift, "max_difference": max_difference, "min_overlap": min_overlap}
+            bounds = {name: bound for name, bound in given.items() if bound is not None}
+            found = _compare(partial, replay, {"max_auc_loss": max_auc_loss, **bounds})
+        (partial / MANIFEST).parent.mkdir()
+        (partial / MANIFEST).write_text(manifest_json(model_name, version), encoding="utf-8")
+        if archive_format == "directory":
+            replace_folder(partial, output)
+        else:
+            _zip(partial, output, progress)
+    return found
+
+
+def _compare(folder: Path, replay: Replay | None, bounds: Mapping[str, float]) -> Verification:
+    """Verify what is to be packed, and keep the figures in its seal. ``bounds``: of `Verification.check`."""
+    # It brings TorchRec and the compiler, which an archive made without it does not need.
+    from dlrm_factory.tools.archive.verification import verify_weights
+
+    found = verify_weights(folder, replay=replay)
+    found.check(**bounds)
+    reseal(folder, read_seal(folder), evaluation=found.evaluation())
+    return found
+
+
+def _check_file(output: Path, *, force: bool) -> None:
+    if output.suffix != ".mar":
+        # TorchServe takes every other file for a gzipped tar.
+        raise ArchiveError(f"{output}: the name of an archive must end in .mar")
+    if output.is_dir():
+        raise ArchiveError(f"{output}: is a folder; name a file, or choose --format directory")
+    if output.exists() and not force:
+        raise ArchiveError(f"{output}: exists; give --force to replace it")
+
+
+def _zip(folder: Path, output: Path, progress: Progress | None) -> None:
+    """Zip ``folder`` beside it, remove each file once it is in, and move the zip to ``output``."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    total, done = sum(path.stat().st_size for path in files), 0
+    partial = folder.with_name(folder.name + ".zip")
+    try:
+        with zipfile.ZipFile(partial, "w") as archive:
+            for path in files:
+                entry = _entry(path, folder)
+                with path.open("rb") as source, archive.open(entry, "w") as target:
+                    while block := source.read(_BLOCK):
+                        target.write(block)
+                        done += len(block)
+                        if progress:
+                            progress(done, total)
+                path.unlink()
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _entry(path: Path, folder: Path) -> zipfile.ZipInfo:
+    """Names sorted, one date, one mode: equal inputs give equal bytes."""
+    entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), _EPOCH)
+    entry.compress_type = zipfile.ZIP_STORED if path.suffix in _STORED else zipfile.ZIP_DEFLATED
+    entry.external_attr = 0o100644 << 16
+    entry.file_size = path.stat().st_size  # zipfile chooses zip64 by it
+    return entry

@@ -1,0 +1,160 @@
+"""TorchServe's batch of requests → their answers, in one process, without the wire."""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dlrm_factory.batch import FeatureBatch, SharedContext
+from dlrm_factory.config import DLRMDeclaration
+from dlrm_factory.requests.service import DLRMService
+from dlrm_factory.scorer import Scorer
+from dlrm_factory.tools.bench.http.bodies import BodyFormat, random_bodies
+from dlrm_factory.tools.bench.score import RandomWeights
+from dlrm_factory.weights import seal_weights
+
+__all__ = ["WORK", "HandleTiming", "Work", "measure_handling"]
+
+_HEADERS = {"Host": "127.0.0.1:8080", "Content-Type": "application/json", "Content-Length": "1000"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """``requests`` of ``samples`` each, in one batch."""
+
+    requests: int
+    samples: int
+    body_format: BodyFormat
+
+
+WORK = (
+    *(
+        Work(requests=n, samples=1, body_format=of)
+        for n in (1, 64)
+        for of in ("columns", "rows", "torchserve")
+    ),
+    *(Work(requests=1, samples=512, body_format=of) for of in ("columns", "rows")),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HandleTiming:
+    """Microseconds of the process's CPU time a request: medians.
+
+    Fields:
+        work: what was asked.
+        size: bytes of a body, on average.
+        total: bytes in, bytes out.
+        decode: before the scorer is called.
+        score: the scorer.
+        encode: after it.
+        json: json.loads of a body and json.dumps of its answer, and nothing else.
+        slowest: the 99th percentile of ``total``.
+    """
+
+    work: Work
+    size: float
+    total: float
+    decode: float
+    score: float
+    encode: float
+    json: float
+    slowest: float
+
+
+class _Watched:
+    """A scorer that notes when it was called and when it was done."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.declaration = scorer.declaration
+        self._scorer = scorer
+        self.called = self.done = 0.0
+
+    def logits(self, batch: FeatureBatch, shared: SharedContext | None = None) -> npt.NDArray[np.float32]:
+        self.called = time.process_time()
+        logits = self._scorer.logits(batch, shared)
+        self.done = time.process_time()
+        return logits
+
+
+def measure_handling(
+    declaration: DLRMDeclaration,
+    *,
+    seconds: float = 2.0,
+    threads: int = 1,
+    compiled: bool = True,
+    work: Sequence[Work] = WORK,
+    observe: Callable[[str], None] = lambda _: None,
+) -> list[HandleTiming]:
+    """Time each kind of work for about ``seconds``, with random weights.
+
+    DataError for a body format that the declaration's features do not have.
+    """
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        observe("sealing random weights")
+        seal_weights(RandomWeights(declaration), folder)
+        scorer = Scorer.load(folder)
+        if compiled:
+            observe("compiling")
+            scorer.compile(folder)
+        watched = _Watched(scorer)
+        service = DLRMService(watched, vocabularies=scorer.vocabularies)
+        timings = []
+        for each in work:
+            observe(f"{each.requests} x {each.samples}, {each.body_format}")
+            timings.append(_measure(service, watched, each, seconds))
+        return timings
+
+
+def _measure(service: DLRMService, watched: _Watched, work: Work, seconds: float) -> HandleTiming:
+    bodies = [
+        body.content
+        for body in random_bodies(watched.declaration, str(work.samples), body_format=work.body_format)
+    ]
+    batches = _batches([{"body": bytearray(body)} for body in bodies], work.requests)
+    headers = [_HEADERS] * work.requests
+    taken: dict[str, list[float]] = {part: [] for part in ("total", "decode", "score", "encode", "json")}
+    service.handle(batches[0], headers)
+    # As a worker does when it has loaded.
+    gc.collect()
+    gc.freeze()
+    end = time.perf_counter() + seconds
+    turn = 0
+    while time.perf_counter() < end or turn < 3:
+        batch = batches[turn % len(batches)]
+        start = time.process_time()
+        answers = service.handle(batch, headers)
+        stop = time.process_time()
+        for answer, request in zip(answers, batch, strict=True):
+            json.dumps(json.loads(answer.body), separators=(",", ":"))
+            json.loads(request["body"])
+        spans = {
+            "total": stop - start,
+            "decode": watched.called - start,
+            "score": watched.done - watched.called,
+            "encode": stop - watched.done,
+            "json": time.process_time() - stop,
+        }
+        for part, span in spans.items():
+            taken[part].append(1e6 * span / work.requests)
+        turn += 1
+    slowest = sorted(taken["total"])[int(0.99 * len(taken["total"]))]
+    medians = {part: statistics.median(times) for part, times in taken.items()}
+    return HandleTiming(work=work, size=statistics.fmean(map(len, bodies)), slowest=slowest, **medians)
+
+
+def _batches(requests: Sequence[Mapping[str, Any]], size: int) -> list[list[Mapping[str, Any]]]:
+    return [list(requests[i : i + size]) for i in range(0, len(requests) - size + 1, size)]

@@ -1,0 +1,52 @@
+"""The `dlrm` command: registers the commands; a DLRMError becomes one message and exit status 1."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from dlrm_factory.errors import DLRMError
+from dlrm_factory.tools.cli.archive import archive
+from dlrm_factory.tools.cli.bench import bench
+from dlrm_factory.tools.cli.evaluate import evaluate
+from dlrm_factory.tools.cli.importing import import_model
+from dlrm_factory.tools.cli.init import init
+from dlrm_factory.tools.cli.plan import plan
+from dlrm_factory.tools.cli.predict import predict
+from dlrm_factory.tools.cli.preset import preset
+from dlrm_factory.tools.cli.quiet import quiet_libraries
+from dlrm_factory.tools.cli.scale import scale
+from dlrm_factory.tools.cli.serve import serve
+from dlrm_factory.tools.cli.stage import stage
+from dlrm_factory.tools.cli.stop import stop
+from dlrm_factory.tools.cli.train import train
+from dlrm_factory.tools.cli.verify import verify
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="dlrm",
+    help="Train, plan, archive and serve TorchRec deep learning recommendation models behind TorchServe.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+# In the order of use.
+for _command in (preset, init, plan, train, evaluate, archive, verify, stage, serve, predict, scale, stop):
+    app.command()(_command)
+app.command(name="import")(import_model)
+app.add_typer(bench, name="bench")
+
+
+def main() -> None:
+    """Run the command line. Exits 0, or non-zero with one clear message."""
+    quiet_libraries()
+    try:
+        app()
+    except DLRMError as error:
+        print(f"dlrm: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("dlrm: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,184 @@
+"""``dlrm serve``: TorchServe with the models of a model store."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from dlrm_factory.errors import ServingError
+from dlrm_factory.tools.cli.waiting import WorkerWait
+from dlrm_factory.tools.server import (
+    RunningServer,
+    ServeOptions,
+    running_server,
+    start_server,
+    stop_server,
+)
+
+__all__ = ["serve"]
+
+_PORT = "0 picks a free one."
+
+
+def serve(
+    model_store: Annotated[Path, typer.Option(help="Folder of the archives.")] = Path("model_store"),
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=ARCHIVE",
+            help="What to load: an archive or folder of the store. Repeat it, or part several by "
+            "commas; `all` loads everything there. Default: dlrm=dlrm.mar.",
+        ),
+    ] = None,
+    port: Annotated[int | None, typer.Option(help=f"Predictions. {_PORT} Default: 8080.")] = None,
+    management_port: Annotated[int | None, typer.Option(help=f"Management. {_PORT} Default: 8081.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help=f"Metrics. {_PORT} Default: 8082.")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="gRPC predictions. Default: any free port.")] = None,
+    grpc_management_port: Annotated[
+        int | None, typer.Option(help="gRPC management. Default: any free port.")
+    ] = None,
+    no_token_auth: Annotated[
+        bool, typer.Option("--no-token-auth", help="Answer requests without a token.")
+    ] = False,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay until Ctrl-C, then stop the server.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Workers of each model. Default: as the archive says.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds until the models must be ready.")] = 600.0,
+    run_dir: Annotated[Path, typer.Option(help="Folder for tokens, logs and state.")] = Path(".dlrm"),
+    ts_config: Annotated[
+        Path | None,
+        typer.Option(help="Settings to start from. Default: ./config.properties, else the ones that ship."),
+    ] = None,
+    log_level: Annotated[
+        Literal["warn", "info", "debug"], typer.Option(help="Of TorchServe's own messages.")
+    ] = "warn",
+    access_log: Annotated[
+        bool, typer.Option("--access-log", help="Write one line a request to logs/access_log.log.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print addresses and pid as JSON.")] = False,
+) -> None:
+    """Serve models with TorchServe; returns when they answer."""
+    options = ServeOptions(
+        model_store=model_store,
+        models=tuple(spec for each in models or ["dlrm=dlrm.mar"] for spec in each.split(",") if spec),
+        run_dir=run_dir,
+        ports={
+            "inference_address": port,
+            "management_address": management_port,
+            "metrics_address": metrics_port,
+            "grpc_inference_port": grpc_port,
+            "grpc_management_port": grpc_management_port,
+        },
+        ts_config=ts_config,
+        token_auth=not no_token_auth,
+        workers=workers,
+        timeout=timeout,
+        log_level=log_level,
+        access_log=access_log,
+    )
+    with _interruptible():
+        server = _start(options)
+        if as_json:
+            typer.echo(json.dumps(_summary(server), indent=2))
+        else:
+            _describe(server, run_dir)
+        if foreground:
+            _stay(server)
+
+
+def _start(options: ServeOptions) -> RunningServer:
+    console = Console(stderr=True)
+    with console.status("starting TorchServe") as status:
+        return start_server(options, WorkerWait(console, status))
+
+
+def _summary(server: RunningServer) -> dict[str, Any]:
+    return {
+        "inference": server.state.inference,
+        "management": server.state.management,
+        "metrics": server.state.metrics,
+        "grpc_inference": server.state.grpc_inference,
+        "grpc_management": server.state.grpc_management,
+        "token_file": str(server.token_file) if server.token_file else None,
+        "pid": server.state.pid,
+        "models": server.workers,
+        "run_dir": str(server.run_dir.root),
+        "logs": str(server.run_dir.logs),
+    }
+
+
+def _describe(server: RunningServer, run_dir: Path) -> None:
+    state = server.state
+    for name, count in server.workers.items():
+        typer.echo(f"{name}: {count} worker{'' if count == 1 else 's'} ready")
+    typer.echo(f"inference   {state.inference}")
+    typer.echo(f"management  {state.management}")
+    typer.echo(f"metrics     {state.metrics}/metrics")
+    typer.echo(f"gRPC        {state.grpc_inference}, management {state.grpc_management}")
+    typer.echo(f"tokens      {server.token_file or 'off: whoever reaches the ports may use them'}")
+    typer.echo(f"logs        {server.run_dir.logs}")
+    other = "" if run_dir == Path(".dlrm") else f" --run-dir {run_dir}"
+    typer.echo(
+        f"\nTry it:  dlrm predict request.json --model {state.models[0]}{other}\nor:      {_curl(server)}"
+    )
+    typer.echo(f"Stop it: dlrm stop{other}")
+
+
+def _curl(server: RunningServer) -> str:
+    url = f"{server.state.inference}/predictions/{server.state.models[0]}"
+    head = "-H 'Content-Type: application/json'"
+    if server.token_file:
+        read = f'import json; print(json.load(open("{server.token_file}"))["inference"]["key"])'
+        head += f" \\\n           -H \"Authorization: Bearer $(python3 -c '{read}')\""
+    return f"curl {url} {head} \\\n           -d @request.json"
+
+
+def _stay(server: RunningServer) -> None:
+    """Shows what TorchServe prints until Ctrl-C, SIGTERM, or the end of the server."""
+    root = server.run_dir.root
+    try:
+        with server.run_dir.console_log.open(encoding="utf-8", errors="replace") as log:
+            log.seek(0, 2)
+            while running_server(root) is not None:
+                typer.echo(log.read(), nl=False, err=True)
+                time.sleep(0.3)
+    except KeyboardInterrupt:
+        typer.echo("stopping", err=True)
+        stop_server(root)
+        return
+    if server.run_dir.read_state() is not None:
+        stop_server(root)
+        raise ServingError(f"TorchServe ended by itself; see {server.run_dir.logs}")
+    typer.echo("stopped by `dlrm stop`", err=True)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM and SIGHUP do what Ctrl-C does, so that no way of ending us leaves a server in between.
+
+    A SIGHUP that is ignored stays so: that is what ``nohup`` asks for.
+    """
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""Tables of clicks: files, columns, split and encoded samples."""

@@ -1,0 +1,86 @@
+"""What an evaluation found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dlrm_factory.tools.data.unreadable_cells import UnreadableCells
+from dlrm_factory.tools.evaluation.curves import Curves
+from dlrm_factory.tools.evaluation.figures import Figures
+from dlrm_factory.tools.metrics.delong import AucDifference
+from dlrm_factory.tools.metrics.history import Evaluation as HistoryPoint
+
+__all__ = ["Best", "Comparison", "Evaluation", "ModelResult", "SliceResult", "SliceTable"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelResult:
+    """One model over all samples. ``name``: as people read it. ``detail``: how it was scored, or trained."""
+
+    name: str
+    detail: str
+    figures: Figures
+    curves: Curves
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """What the ground truth of generated clicks reaches, which no model can be expected to beat.
+
+    ``share``: how far the evaluated model's AUC is on the way from 0.5 to the best one; 1 is all of it.
+    """
+
+    auc: float | None
+    log_loss: float
+    share: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """The model against the baseline. ``difference`` is None where an AUC is not defined."""
+
+    baseline: str
+    difference: AucDifference | None
+    judgement: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceResult:
+    """One slice: ``figures`` of each model, in the order of `Evaluation.models`."""
+
+    name: str
+    figures: tuple[Figures, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceTable:
+    """``overlap``: samples may be in several slices, as the column holds several ids a sample."""
+
+    column: str
+    overlap: bool
+    slices: tuple[SliceResult, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Fields:
+        model: the file or folder evaluated.
+        samples_from: which samples these are, as people read it.
+        models: the model; then the baseline, if one was asked for.
+        best: None for real clicks.
+        comparison: None without a baseline.
+        slices: None without a column.
+        history: the training's evaluations, in order; empty if the model carries none.
+        unreadable: cells of the samples that counted as missing.
+    """
+
+    model: str
+    samples_from: str
+    models: tuple[ModelResult, ...]
+    best: Best | None
+    comparison: Comparison | None
+    slices: SliceTable | None
+    history: tuple[HistoryPoint, ...]
+    unreadable: tuple[UnreadableCells, ...] = ()

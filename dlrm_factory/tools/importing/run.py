@@ -1,0 +1,168 @@
+"""`import_weights`: open → match → convert → save."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors import SafetensorError
+
+from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.errors import WeightsError
+from dlrm_factory.tools.importing.converting import float_tensor
+from dlrm_factory.tools.importing.deriving import derive_declaration
+from dlrm_factory.tools.importing.dlrm_s_pytorch import FIRST_TOP_LAYER, interaction_columns
+from dlrm_factory.tools.importing.matching import Matched, match, name_weights
+from dlrm_factory.tools.importing.opening import SourceFormat, open_source
+from dlrm_factory.tools.importing.scratch import Scratch
+from dlrm_factory.tools.importing.vocabulary_files import read_vocabularies
+from dlrm_factory.tools.importing.weights import SourceWeight
+from dlrm_factory.weights.checkpoint import save_checkpoint
+
+__all__ = ["ImportReport", "first_declaration", "import_weights"]
+
+Progress = Callable[[int, int], None]
+
+
+class ImportReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What was imported.
+
+    Fields:
+        source: the kind of file or folder.
+        naming: whose names the weights have: ``torchrec``, ``dlrm_s_pytorch`` or ``snapshot``.
+        weights, tables: how many.
+        parameters: numbers in all of them.
+        ignored: names in the source that are not the model's, such as optimiser state.
+        notes: what a user should know.
+    """
+
+    source: str
+    naming: str
+    weights: int
+    tables: int
+    parameters: int
+    ignored: list[str]
+    notes: list[str]
+
+
+def import_weights(
+    paths: Sequence[Path],
+    declaration: DLRMDeclaration,
+    output: Path,
+    *,
+    source_format: SourceFormat = "auto",
+    vocabularies: Mapping[str, Path] | None = None,
+    progress: Progress = lambda done, total: None,
+) -> ImportReport:
+    """Write the checkpoint ``output`` with the declared model's weights out of ``paths``, all or nothing.
+
+    Args:
+        paths: a file, the files of all ranks, or a folder.
+        vocabularies: by table, a text file with one id a line, in the order of the rows.
+        progress: called with bytes done and in all.
+
+    Raises:
+        WeightsError: something cannot be loaded safely, is damaged, or does not fit; all that does not is listed.
+    """
+    _check_output(paths, output)
+    _check_statistics(declaration)
+    read = read_vocabularies(vocabularies or {}, declaration)
+    with Scratch(output.parent) as scratch:
+        source = open_source(paths, source_format, scratch)
+        matched = match(source, declaration, source_format)
+        sizes = [prod(weight.shape) for weight in matched.weights.values()]
+        state = _state(matched, declaration, scratch, progress, 4 * sum(sizes))
+        try:
+            metadata = {"imported": f"{matched.naming}, {source.kind}"}
+            save_checkpoint(output, declaration, state, metadata, vocabularies=read)
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"{output}: cannot be written: {error}") from None
+    return ImportReport(
+        source=source.kind,
+        naming=matched.naming,
+        weights=len(sizes),
+        tables=len(declaration.tables),
+        parameters=sum(sizes),
+        ignored=matched.ignored,
+        notes=[*source.notes, *_notes(matched)],
+    )
+
+
+def first_declaration(
+    paths: Sequence[Path], beside: Path, *, source_format: SourceFormat = "auto"
+) -> DLRMDeclaration:
+    """A declaration to start from, out of the names and shapes in ``paths``. ``beside``: a folder to work in.
+
+    WeightsError if they cannot be loaded safely, or are of no model that can be declared.
+    """
+    with Scratch(beside) as scratch:
+        source = open_source(paths, source_format, scratch)
+        return derive_declaration(name_weights(source, source_format), source.place)
+
+
+def _state(
+    matched: Matched, declaration: DLRMDeclaration, scratch: Scratch, progress: Progress, total: int
+) -> dict[str, torch.Tensor]:
+    done = 0
+
+    def advance(size: int) -> None:
+        nonlocal done
+        done += size
+        progress(done, total)
+
+    state: dict[str, torch.Tensor] = {}
+    for name, weight in matched.weights.items():
+        columns = None
+        if matched.naming == "dlrm_s_pytorch" and name == FIRST_TOP_LAYER:
+            columns = interaction_columns(len(declaration.tables), declaration.embedding_dim)
+        tensor = float_tensor(weight, scratch, columns=columns, progress=advance)
+        # Two weights may be one in the source; safetensors keeps each apart.
+        if any(_overlap(tensor, other) for other in state.values()):
+            tensor = scratch.empty(weight.shape).copy_(tensor)
+        state[name] = tensor
+    return state
+
+
+def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two contiguous tensors share memory."""
+    first, second = sorted((t.data_ptr(), t.data_ptr() + 4 * t.numel()) for t in (one, other))
+    return second[0] < first[1]
+
+
+def _notes(matched: Matched) -> list[str]:
+    notes = []
+    others = [w for w in matched.weights.values() if w.dtype != torch.float32]
+    if others:
+        dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in others})
+        notes.append(f"{len(others)} weights were {', '.join(dtypes)} and are float32 now: {_some(others)}")
+    if matched.naming == "dlrm_s_pytorch":
+        notes.append(
+            "dlrm_s_pytorch takes log(x + 1) of dense features before the model (transform: log1p), and a model "
+            "trained with --loss-threshold clamps its probabilities, which this one does not"
+        )
+    return notes
+
+
+def _some(weights: Sequence[SourceWeight]) -> str:
+    names = [weight.name for weight in weights]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _check_output(paths: Sequence[Path], output: Path) -> None:
+    if output.is_dir():
+        raise WeightsError(f"{output}: is a folder; name a file")
+    for path in paths:
+        if path.exists() and output.exists() and path.samefile(output):
+            raise WeightsError(f"{output}: is the file to import; name another output")
+
+
+def _check_statistics(declaration: DLRMDeclaration) -> None:
+    names = [f.name for f in declaration.dense_features if f.is_standardized and f.mean is None]
+    if names:
+        raise WeightsError(
+            f"{', '.join(names)}: is standardised, and the weights do not say by which mean and std; "
+            "declare those that the model was trained with"
+        )

@@ -1,0 +1,39 @@
+"""Runs TorchServe and talks to it: start, stop, scale, predict. ``ts`` is not imported."""
+
+from dlrm_factory.tools.server.draining import Drain
+from dlrm_factory.tools.server.failures import LogMarks
+from dlrm_factory.tools.server.management import ManagementClient, error_text
+from dlrm_factory.tools.server.predicting import Endpoint, find_endpoint, predict, probe_of
+from dlrm_factory.tools.server.readiness import Progress
+from dlrm_factory.tools.server.rundir import RunDir, ServerState
+from dlrm_factory.tools.server.scaling import Scaled, scale_model
+from dlrm_factory.tools.server.server import (
+    RunningServer,
+    ServeOptions,
+    management_client,
+    running_server,
+    start_server,
+    stop_server,
+)
+
+__all__ = [
+    "Drain",
+    "Endpoint",
+    "LogMarks",
+    "ManagementClient",
+    "Progress",
+    "RunDir",
+    "RunningServer",
+    "Scaled",
+    "ServeOptions",
+    "ServerState",
+    "error_text",
+    "find_endpoint",
+    "management_client",
+    "predict",
+    "probe_of",
+    "running_server",
+    "scale_model",
+    "start_server",
+    "stop_server",
+]

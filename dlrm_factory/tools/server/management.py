@@ -1,0 +1,148 @@
+"""The management API of a running server: which models, how many workers, in what state."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from dlrm_factory.errors import ServingError, near_matches
+from dlrm_factory.tools.client.addresses import is_loopback
+
+# Java's errors when workers come and go while TorchServe looks at them. Every call here may be repeated.
+_RACES = ("ConcurrentModificationException", "NullPointerException")
+_RACE_PAUSES_S = (0.05, 0.1, 0.2, 0.4)
+
+__all__ = ["ManagementClient", "Worker", "error_text", "http_client"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """One worker; ``id`` stays when TorchServe restarts it, ``pid`` changes, and is 0 before it starts."""
+
+    id: str
+    pid: int
+    ready: bool
+
+
+class ManagementClient:
+    """Calls the management API at ``url``. Raises ServingError for every answer that is not a success."""
+
+    def __init__(self, url: str, auth: httpx.Auth | None = None, timeout: float = 30.0) -> None:
+        self.url = url.rstrip("/")
+        self._http = http_client(self.url, auth, timeout)
+
+    def __enter__(self) -> ManagementClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def answers(self) -> bool:
+        """Whether anything answers at the address."""
+        try:
+            self._http.get("/models", params={"limit": 1})
+        except (httpx.TransportError, ServingError):
+            return False
+        return True
+
+    def models(self) -> list[str]:
+        """The names of the registered models."""
+        return [str(each["modelName"]) for each in self._call("GET", "/models")["models"]]
+
+    def workers(self, model: str) -> list[Worker]:
+        """The workers of the default version of ``model``."""
+        return [
+            Worker(id=str(each["id"]), pid=int(each["pid"]), ready=each["status"] == "READY")
+            for each in self._describe(model)["workers"]
+        ]
+
+    def wanted_workers(self, model: str) -> int:
+        """How many workers TorchServe keeps running for ``model``."""
+        return int(self._describe(model)["minWorkers"])
+
+    def archive(self, model: str) -> str:
+        """What ``model`` was registered from: a name in the model store, a path or a URL."""
+        return str(self._describe(model)["modelUrl"])
+
+    def scale(self, model: str, workers: int) -> None:
+        """Asks for ``workers`` workers and returns at once: TorchServe starts or ends them meanwhile."""
+        # A synchronous call would block an event loop that predictions need.
+        params = {"min_worker": workers, "max_worker": workers, "synchronous": "false"}
+        self._call("PUT", f"/models/{quote(model, safe='')}", params=params)
+
+    def ask_worker(self, model: str, timeout: float) -> bool:
+        """Return True if a worker of ``model`` answers within ``timeout`` seconds; the question is its description.
+
+        An error is an answer too: a handler of another kind may have no description.
+        """
+        try:
+            path = f"/models/{quote(model, safe='')}"
+            found = self._http.get(path, params={"customized": "true"}, timeout=timeout)
+        except httpx.TransportError:
+            return False
+        # The front end's own answer where no worker takes requests, or too many wait.
+        return not (found.status_code == 503 and "has no worker to serve" in found.text)
+
+    def _describe(self, model: str) -> dict[str, Any]:
+        found: list[dict[str, Any]] = self._call("GET", f"/models/{quote(model, safe='')}", model=model)
+        return found[0]
+
+    def _call(self, method: str, path: str, params: dict[str, Any] | None = None, model: str = "") -> Any:
+        try:
+            response = self._http.request(method, path, params=params)
+            for pause in _RACE_PAUSES_S:
+                if not _lost_a_race(response):
+                    break
+                time.sleep(pause)
+                response = self._http.request(method, path, params=params)
+        except httpx.TimeoutException as error:
+            raise ServingError(f"the server at {self.url} is too busy to answer; try again") from error
+        except httpx.TransportError as error:
+            raise ServingError(
+                f"no server answers at {self.url} ({error or type(error).__name__})"
+            ) from error
+        if response.status_code == 404 and model:
+            known = self.models()
+            listed = f"it serves {', '.join(known)}" if known else "it serves none"
+            raise ServingError(f'the server has no model "{model}"{near_matches(model, known)} ({listed})')
+        if not response.is_success:
+            raise ServingError(error_text(response))
+        return response.json()
+
+
+def _lost_a_race(response: httpx.Response) -> bool:
+    """True for the errors of TorchServe's lists of workers and requests, which threads change at the same time."""
+    return response.status_code == 500 and any(name in response.text for name in _RACES)
+
+
+def http_client(url: str, auth: httpx.Auth | None, timeout: float) -> httpx.Client:
+    """A client for ``url``; a proxy of the environment is not asked for what is on this machine."""
+    return httpx.Client(base_url=url, auth=auth, timeout=timeout, trust_env=not is_loopback(url))
+
+
+def error_text(response: httpx.Response) -> str:
+    """One line for an answer of TorchServe's (or the handler's) that is not a success."""
+    try:
+        found = response.json()
+        kind, message = found.get("type", ""), str(found.get("message", "")).strip()
+        where = f" at {found['path']}" if found.get("path") else ""
+    except (ValueError, AttributeError):
+        kind, message, where = "", response.text.strip()[:500], ""
+    hint = _hint(response.status_code, kind)
+    return f"HTTP {response.status_code}{' ' + kind if kind else ''}{where}: {message or 'no message'}{hint}"
+
+
+def _hint(status: int, kind: str) -> str:
+    if kind == "InvalidKeyException":
+        return " (give the server's --run-dir, or its token with --token or DLRM_TOKEN)"
+    if status == 503:
+        # TorchServe says "no worker" for a full queue too.
+        return " (no worker is ready, or the queue is full: see `dlrm scale`)"
+    return ""

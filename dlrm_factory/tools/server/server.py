@@ -1,0 +1,197 @@
+"""Start, find and stop the TorchServe of one run directory."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from dlrm_factory.errors import ServingError
+from dlrm_factory.tools.client.tokens import KeyFileAuth
+from dlrm_factory.tools.java import find_java
+from dlrm_factory.tools.server.failures import LogMarks
+from dlrm_factory.tools.server.launch import launch, launch_environment
+from dlrm_factory.tools.server.management import ManagementClient, http_client
+from dlrm_factory.tools.server.processes import is_running, server_processes, stop_processes
+from dlrm_factory.tools.server.readiness import Progress, wait_for_models, wait_for_server
+from dlrm_factory.tools.server.rundir import RunDir, ServerState
+from dlrm_factory.tools.server.settings import ServerSettings, base_config, server_settings
+from dlrm_factory.tools.server.store import ServedModel, check_space, find_models
+
+__all__ = [
+    "RunningServer",
+    "ServeOptions",
+    "management_client",
+    "running_server",
+    "start_server",
+    "stop_server",
+]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """What to serve and how.
+
+    Args:
+        model_store: folder of the archives.
+        models: ``NAME=ARCHIVE`` each.
+        run_dir: folder for the server's state, tokens and logs.
+        ports: property name (``inference_address``, …) → port; None keeps the base's, 0 picks a free one.
+        ts_config: base settings; None for ``./config.properties``, else the shipped ones.
+        token_auth: False switches tokens off.
+        workers: workers of each model; None leaves it to the archive.
+        timeout: seconds until the models must be ready.
+        log_level: of TorchServe's own messages: warn, info or debug.
+        access_log: one line a request.
+    """
+
+    model_store: Path
+    models: tuple[str, ...] = ("dlrm=dlrm.mar",)
+    run_dir: Path = Path(".dlrm")
+    ports: Mapping[str, int | None] = field(default_factory=dict)
+    ts_config: Path | None = None
+    token_auth: bool = True
+    workers: int | None = None
+    timeout: float = 600.0
+    log_level: str = "warn"
+    access_log: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningServer:
+    """A started server, and the ready workers of each of its models."""
+
+    run_dir: RunDir
+    state: ServerState
+    workers: dict[str, int]
+
+    @property
+    def token_file(self) -> Path | None:
+        return self.run_dir.key_file if self.state.token_auth else None
+
+
+def start_server(options: ServeOptions, tell: Callable[[Progress], None] = lambda _: None) -> RunningServer:
+    """Starts TorchServe, returns once every worker is ready. Raises ServingError, leaving nothing behind."""
+    java = find_java()
+    models = find_models(options.model_store, options.models)
+    run_dir = RunDir.at(options.run_dir)
+    run_dir.prepare()
+    with run_dir.locked():
+        _check_not_running(run_dir)
+        run_dir.clear()
+        run_dir.prepare()
+        check_space(models, run_dir.root)
+        settings = server_settings(
+            base_config(options.ts_config),
+            model_store=options.model_store.resolve(),
+            ports=options.ports,
+            token_auth=options.token_auth,
+            workers=options.workers,
+            models=models,
+        )
+        try:
+            return _start(run_dir, java, options, settings, models, tell)
+        except BaseException:
+            # Ctrl-C too: half a server is of no use, and would hold the ports.
+            stop_processes(run_dir)
+            run_dir.clear()
+            raise
+
+
+def _start(
+    run_dir: RunDir,
+    java: Path,
+    options: ServeOptions,
+    settings: ServerSettings,
+    models: list[ServedModel],
+    tell: Callable[[Progress], None],
+) -> RunningServer:
+    deadline = time.monotonic() + options.timeout
+    marks = LogMarks.now(run_dir)
+    tmp = run_dir.make_tmp()
+    environment = launch_environment(
+        run_dir, java=java, tmp=tmp, log_level=options.log_level, access_log=options.access_log
+    )
+    store = options.model_store.resolve()
+    process = launch(run_dir, settings=settings, models=models, model_store=store, environment=environment)
+    state = ServerState(
+        pid=process.pid,
+        started=process.create_time(),
+        inference=settings.inference.url,
+        management=settings.management.url,
+        metrics=settings.metrics.url,
+        grpc_inference=settings.grpc_inference.target,
+        grpc_management=settings.grpc_management.target,
+        token_auth=settings.token_auth,
+        models=tuple(model.name for model in models),
+        model_store=str(store),
+        tmp=str(tmp),
+    )
+    run_dir.write_state(state)
+    logger.info("TorchServe runs as pid %d with settings of %s", process.pid, settings.base)
+    with management_client(run_dir, state) as client:
+        wait_for_server(state, client, marks, deadline)
+        workers = wait_for_models(
+            client, models, marks=marks, workers=options.workers, deadline=deadline, tell=tell
+        )
+    _check_ping(run_dir, state)
+    return RunningServer(run_dir=run_dir, state=state, workers=workers)
+
+
+def stop_server(path: Path) -> int:
+    """Ends the server of the run directory at ``path`` with its workers; returns how many processes."""
+    run_dir = RunDir.at(path)
+    state = run_dir.read_state()
+    # First, so that whoever watches the server knows that its end is meant.
+    run_dir.state_file.unlink(missing_ok=True)
+    ended = stop_processes(run_dir)
+    left = server_processes(run_dir)
+    if left:
+        raise ServingError(f"these processes do not end: {', '.join(str(process.pid) for process in left)}")
+    run_dir.clear(state)
+    return ended
+
+
+def running_server(path: Path) -> ServerState | None:
+    """The server of the run directory at ``path``; None when none runs, also when it died without a word."""
+    state = RunDir.at(path).read_state()
+    return state if state is not None and is_running(state) else None
+
+
+def management_client(run_dir: RunDir, state: ServerState) -> ManagementClient:
+    """A client of the management API of ``state``, with its tokens."""
+    auth = KeyFileAuth(run_dir.key_file, "management", state.management) if state.token_auth else None
+    return ManagementClient(state.management, auth)
+
+
+def _check_not_running(run_dir: RunDir) -> None:
+    state = running_server(run_dir.root)
+    if state is not None:
+        raise ServingError(
+            f"a server already runs in {run_dir.root} (pid {state.pid}, {state.inference}); stop it with "
+            "`dlrm stop`, or give this one another --run-dir"
+        )
+    # Workers of a server that was killed: they would hold memory, and their sockets the names of ours.
+    if stop_processes(run_dir):
+        logger.warning("ended the workers that a killed server left in %s", run_dir.root)
+
+
+def _check_ping(run_dir: RunDir, state: ServerState) -> None:
+    auth = KeyFileAuth(run_dir.key_file, "inference", state.management) if state.token_auth else None
+    with http_client(state.inference, auth, timeout=30.0) as client:
+        try:
+            response = client.get("/ping")
+        except httpx.TransportError as error:
+            raise ServingError(
+                f"the workers are ready, but {state.inference}/ping does not answer: {error}"
+            ) from error
+    if not response.is_success:
+        raise ServingError(
+            f"the workers are ready, but {state.inference}/ping answers HTTP {response.status_code}"
+        )

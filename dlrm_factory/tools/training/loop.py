@@ -1,0 +1,237 @@
+"""The training loop, over rows of a `ClickDataset`."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch.distributed as dist
+
+from dlrm_factory.errors import ConfigError
+from dlrm_factory.tools.data.dataset import ClickDataset, Int64
+from dlrm_factory.tools.data.progress import Observer, Progress
+from dlrm_factory.tools.metrics.history import Evaluation
+from dlrm_factory.tools.metrics.metrics import auc, log_loss
+from dlrm_factory.tools.training.clock import Clock
+from dlrm_factory.tools.training.early_stopping import EarlyStopping
+from dlrm_factory.tools.training.evaluation import logits_of
+from dlrm_factory.tools.training.losses import Losses
+from dlrm_factory.tools.training.objective import Objective
+from dlrm_factory.tools.training.rank_slices import rank_slices
+from dlrm_factory.tools.training.run_state import RunState, Search
+from dlrm_factory.tools.training.schedule import Schedule
+from dlrm_factory.tools.training.steps import make_steps
+
+__all__ = ["Observer", "Progress", "TrainingData", "TrainingRun"]
+
+_REPORT_STEPS = 20  # reading the loss waits for the device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingData:
+    """Encoded clicks, and the numbers of the rows to train on, to go by, and to evaluate on, int64.
+
+    Fields:
+        validation: what early stopping goes by; may be empty without it.
+    """
+
+    clicks: ClickDataset
+    training: Int64
+    validation: Int64
+    held_out: Int64
+
+
+class TrainingRun:
+    """A run on this rank; every rank makes the same calls.
+
+    Fields:
+        state: where it is; set it before `train` to go on from there.
+        save: called with the run every ``save_every`` steps, or after each epoch if that is None, and at the end.
+        early_stopping: None if it is not declared.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        data: TrainingData,
+        *,
+        observe: Observer = lambda progress: None,
+        save_every: int | None = None,
+    ) -> None:
+        self.objective, self.data = objective, data
+        self.state = RunState()
+        options = self._options = objective.options
+        patience = options.early_stopping
+        self.early_stopping = None if patience is None else EarlyStopping(objective, patience)
+        self.save: Callable[[TrainingRun], None] = lambda run: None
+        self._observe, self._save_every = observe, save_every
+        self._steps = make_steps(objective)
+        self._losses = Losses()
+        self._logits: npt.NDArray[np.float32] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """No step is left to be taken."""
+        state = self.state
+        over = state.search is not None and self.samples >= state.search.goal
+        return state.stopped or over or state.epoch >= self._options.epochs
+
+    @property
+    def samples(self) -> int:
+        """Training rows used up in all epochs, by all ranks."""
+        return self.state.epoch * self._row_count + self.state.row
+
+    @property
+    def _row_count(self) -> int:
+        """Rows that an epoch goes through."""
+        data = self.data
+        return len(data.training) + (0 if self.state.search is None else len(data.validation))
+
+    def state_of_refit(self) -> RunState:
+        """The state that a run on the validation rows too begins with, to train anew for as long as this one was best.
+
+        This one is over. The rates take the same course until then.
+        """
+        best, rows, more = self.state.best(), len(self.data.training), len(self.data.validation)
+        assert best is not None
+        search = Search(
+            goal=round(best.samples * (rows + more) / rows),
+            samples=self.samples,
+            steps=self.state.step,
+            stopped=self.state.stopped and self.state.epoch < self._options.epochs,
+            history=self.state.history,
+        )
+        return RunState(seconds=self.state.seconds, search=search)
+
+    def train(self) -> npt.NDArray[np.float32]:
+        """All steps that are left, with the evaluations between them.
+
+        Leaves the weights to be kept in the model. Returns their logits of the held-out rows, float32. ConfigError if
+        the loss is no number any more.
+        """
+        with warnings.catch_warnings():
+            # Its gradients are right: tests hold them against TorchRec's plain model's.
+            warnings.filterwarnings("ignore", message="fbgemm::dense_embedding_codegen_lookup_function")
+            while not self.finished:
+                self._train_epoch()
+        if self.early_stopping is not None and self.early_stopping.logits is not None:
+            self.early_stopping.weights.restore()
+            return self.early_stopping.logits
+        if self._logits is None:  # the run was over when it was taken up again
+            self._logits = self._held_out_logits()
+        return self._logits
+
+    def _train_epoch(self) -> None:
+        """What is left of the epoch: the rows of its order from ``state.row`` on."""
+        state, options = self.state, self._options
+        if state.row == 0:
+            state.epoch_loss = type(state.epoch_loss)()
+        rows = self.data.training
+        if state.search is not None:
+            rows = np.sort(np.concatenate([rows, self.data.validation]))
+        order = self.data.clicks.epoch_order(rows, seed=options.seed, epoch=state.epoch)[state.row :]
+        schedule = Schedule(
+            options=options,
+            samples=options.epochs * len(rows),
+            step_samples=options.batch_size * dist.get_world_size(),
+        )
+        pieces = list(rank_slices(order, options.batch_size))
+        self._steps.begin(self.data.clicks, (mine for mine, _ in pieces))
+        clock = Clock(self.samples)
+        for i, (mine, everyone) in enumerate(pieces, start=1):
+            self.objective.optimizers.set_rates(schedule.factor(step=state.step + 1, seen=self.samples))
+            self._losses.add(self._steps.next(), len(mine))
+            state.step += 1
+            state.row += everyone
+            if ends := i == len(pieces):
+                state.epoch, state.row = state.epoch + 1, 0
+            evaluates, saves = self._evaluates(ends), self._saves(ends)
+            if ends or evaluates or saves or state.step % _REPORT_STEPS == 0:
+                self._report(clock)
+            if ends or evaluates or saves:
+                state.seconds += clock.seconds()
+                if evaluates:
+                    self._evaluate()
+                if saves or state.stopped:
+                    self.save(self)
+                clock.restart()
+            if self.finished:
+                return
+        if not pieces:  # fewer rows are left than there are ranks
+            state.epoch, state.row = state.epoch + 1, 0
+
+    def _evaluates(self, epoch_ends: bool) -> bool:
+        every = self._options.evaluate_every
+        if self.state.search is not None:  # there is nothing left to find out
+            return self.finished
+        return self.finished or (epoch_ends if every is None else self.state.step % every == 0)
+
+    def _saves(self, epoch_ends: bool) -> bool:
+        every = self._save_every
+        return self.finished or (epoch_ends if every is None else self.state.step % every == 0)
+
+    def _report(self, clock: Clock) -> None:
+        loss = _checked(self._losses.pour_into(self.state.epoch_loss, self.state.recent_loss))
+        search = self.state.search
+        self._observe(
+            Progress(
+                stage="training" if search is None else "refit",
+                done=self.samples,
+                total=self._options.epochs * self._row_count if search is None else search.goal,
+                loss=loss,
+                step=self.state.all_steps,
+                learning_rates=self.objective.optimizers.rates,
+                samples_per_second=clock.speed(self.samples),
+            )
+        )
+
+    def _evaluate(self) -> None:
+        state, data = self.state, self.data
+        labels, validation = data.clicks.labels[data.held_out], data.clicks.labels[data.validation]
+        self._logits = self._held_out_logits()
+        validates = len(validation) > 0 and state.search is None
+        validated = self._logits_of(data.validation) if validates else None
+        evaluation = Evaluation(
+            step=state.step,
+            samples=self.samples,
+            training_loss=state.recent_loss.over_ranks().mean,
+            held_out_auc=_auc(labels, self._logits),
+            held_out_log_loss=log_loss(labels, self._logits),
+            validation_auc=None if validated is None else _auc(validation, validated),
+            validation_log_loss=None if validated is None else log_loss(validation, validated),
+            learning_rate=self.objective.optimizers.rates[0],
+            seconds=state.seconds,
+        )
+        state.recent_loss = type(state.recent_loss)()
+        state.history.append(evaluation)
+        if self.early_stopping is not None and state.search is None:
+            self.early_stopping.judge(state, evaluation, self._logits)
+        total = len(labels)
+        self._observe(Progress(stage="evaluation", done=total, total=total, evaluation=evaluation))
+
+    def _held_out_logits(self) -> npt.NDArray[np.float32]:
+        return self._logits_of(self.data.held_out)
+
+    def _logits_of(self, rows: Int64) -> npt.NDArray[np.float32]:
+        self._steps.pause()
+        return logits_of(self.objective, self.data.clicks, rows, observe=self._observe)
+
+
+def _auc(labels: npt.NDArray[np.float32], logits: npt.NDArray[np.float32]) -> float | None:
+    area = auc(labels, logits)
+    return None if math.isnan(area) else area
+
+
+def _checked(loss: float) -> float:
+    if not math.isfinite(loss):
+        raise ConfigError(
+            [
+                f"$.training.learning_rate: the training loss became {loss}; lower learning_rate or "
+                "sparse_learning_rate, or use transform: log1p for dense features with large values"
+            ]
+        )
+    return loss

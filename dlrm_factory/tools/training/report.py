@@ -1,0 +1,123 @@
+"""What a training run reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlrm_factory.tools.data.bad_rows import BadRows
+from dlrm_factory.tools.data.unreadable_cells import UnreadableCells
+from dlrm_factory.tools.metrics.history import Evaluation, history_json, still_rising
+from dlrm_factory.tools.metrics.metrics import auc, log_loss
+from dlrm_factory.tools.training.loop import TrainingRun
+
+__all__ = ["TrainingReport", "make_report"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingReport:
+    """What a training run reached.
+
+    Fields:
+        rows, training_rows, validation_rows, held_out_rows: samples.
+        epochs: passes over the training rows, as declared.
+        refit_epochs: passes in which the weights that are kept were trained anew, validation rows included; None if
+            they were not.
+        steps: optimiser steps taken, those before training anew included.
+        kept_step: the step whose weights are kept; with early stopping that of the best validation AUC, else the last.
+        stopped_early: early stopping ended the run before its last step.
+        seconds: of the steps alone, without reading, evaluation and saving.
+        samples_per_second: in the steps, all ranks together.
+        training_loss: mean over the last epoch, in nats, all ranks together; each batch before its own step.
+        held_out_log_loss: in nats, of the weights that are kept.
+        held_out_auc: area under the ROC curve; None if the held-out labels are all alike.
+        best_log_loss, best_auc: what the ground truth itself reaches on the held-out rows, which no model can
+            be expected to beat; None for real clicks.
+        history: the evaluations, in order; where the weights were trained anew, those before that.
+        bad_rows: what was left out of the data; None if no row may be.
+        unreadable: cells of features that counted as missing.
+        still_rising: how much the AUC still rose at the end, so that more epochs would likely help; None if it did not.
+            See `dlrm_factory.tools.metrics.history.still_rising`.
+    """
+
+    rows: int
+    training_rows: int
+    validation_rows: int
+    held_out_rows: int
+    epochs: int
+    refit_epochs: float | None
+    steps: int
+    kept_step: int
+    stopped_early: bool
+    seconds: float
+    samples_per_second: float
+    training_loss: float
+    held_out_log_loss: float
+    held_out_auc: float | None
+    best_log_loss: float | None
+    best_auc: float | None
+    history: tuple[Evaluation, ...]
+    bad_rows: BadRows | None = None
+    unreadable: tuple[UnreadableCells, ...] = ()
+    still_rising: float | None = None
+
+    def metadata(self) -> dict[str, str]:
+        """What the checkpoint keeps: everything that is the same in a repeated run, as text; the history as JSON."""
+        figures = {name: getattr(self, name) for name in self.__slots__}
+        del figures["seconds"], figures["samples_per_second"], figures["history"]
+        del figures["unreadable"], figures["still_rising"]
+        figures["bad_rows"] = None if self.bad_rows is None else self.bad_rows.rows
+        kept = {key: repr(value) for key, value in figures.items() if value is not None}
+        return kept | {"history": history_json(self.history)}
+
+
+def make_report(
+    run: TrainingRun,
+    logits: np.ndarray,
+    true_logits: np.ndarray | None,
+    bad_rows: BadRows | None = None,
+    unreadable: tuple[UnreadableCells, ...] = (),
+) -> TrainingReport:
+    """Of a run that is over. Collective over the ranks.
+
+    Args:
+        logits: of the held-out rows, float32, by the weights that are kept.
+        true_logits: of all rows, by the ground truth, if there is one.
+        bad_rows: what was left out of the data.
+        unreadable: cells that counted as missing.
+    """
+    state, data, search = run.state, run.data, run.state.search
+    history = state.history if search is None else search.history
+    labels = data.clicks.labels[data.held_out]
+    truth = None if true_logits is None else true_logits[data.held_out]
+    return TrainingReport(
+        rows=len(data.clicks),
+        training_rows=len(data.training),
+        validation_rows=len(data.validation),
+        held_out_rows=len(data.held_out),
+        epochs=run.objective.options.epochs,
+        refit_epochs=None if search is None else search.goal / (len(data.training) + len(data.validation)),
+        steps=state.all_steps,
+        kept_step=state.all_steps if state.best_step is None else state.best_step,
+        stopped_early=(state.stopped and state.epoch < run.objective.options.epochs)
+        if search is None
+        else search.stopped,
+        seconds=state.seconds,
+        samples_per_second=(run.samples + (0 if search is None else search.samples))
+        / max(state.seconds, 1e-9),
+        training_loss=state.epoch_loss.over_ranks().mean,
+        held_out_log_loss=log_loss(labels, logits),
+        held_out_auc=_auc(labels, logits),
+        best_log_loss=None if truth is None else log_loss(labels, truth),
+        best_auc=None if truth is None else _auc(labels, truth),
+        history=tuple(history),
+        bad_rows=bad_rows,
+        unreadable=unreadable,
+        still_rising=still_rising(history),
+    )
+
+
+def _auc(labels: np.ndarray, logits: np.ndarray) -> float | None:
+    area = auc(labels, logits)
+    return None if np.isnan(area) else area

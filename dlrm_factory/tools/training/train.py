@@ -1,0 +1,190 @@
+"""`train`: samples → split → model → (snapshot →) steps and evaluations → report → checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch.distributed as dist
+
+from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.errors import DataError, WeightsError
+from dlrm_factory.features import Vocabularies
+from dlrm_factory.tools.data.clicks import Clicks, generate_clicks, read_clicks
+from dlrm_factory.tools.data.file_format import FileFormat
+from dlrm_factory.tools.data.golden_rows import golden_rows_json
+from dlrm_factory.tools.data.progress import Observer, Progress
+from dlrm_factory.tools.training.early_stopping import check_labels_differ
+from dlrm_factory.tools.training.loop import TrainingData, TrainingRun
+from dlrm_factory.tools.training.objective import make_objective
+from dlrm_factory.tools.training.report import TrainingReport, make_report
+from dlrm_factory.tools.training.run_state import RunState
+from dlrm_factory.tools.training.snapshots import Snapshots
+from dlrm_factory.weights.checkpoint import GOLDEN_ROWS, save_checkpoint
+from dlrm_factory.weights.held_out import MOST_SAMPLES, HeldOut
+
+__all__ = ["train"]
+
+
+def train(
+    declaration: DLRMDeclaration,
+    *,
+    output: Path,
+    data: Sequence[Path] = (),
+    held_out: Sequence[Path] = (),
+    rows: int | None = None,
+    scratch: Path | None = None,
+    file_format: FileFormat = "auto",
+    write_data: Path | None = None,
+    checkpoint_dir: Path | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool = False,
+    observe: Observer = lambda progress: None,
+) -> TrainingReport:
+    """Train the declared model and save the checkpoint ``output``.
+
+    Under torchrun every rank calls this; rank 0 saves.
+
+    Args:
+        declaration: the model; its ``training`` says how to train.
+        output: the safetensors file to write, all or nothing.
+        data: CSV and Parquet files, or folders of them; without any, clicks are generated from the ground truth.
+        held_out: such files with the rows to hold out; all of ``data`` trains then.
+        rows: of generated clicks; of files, the most rows to read. None: a fitting number, all rows.
+        scratch: a folder on disk for rows that are not to be in memory; None: only what memory cannot hold.
+        file_format: of ``data`` and ``held_out``; see `dlrm_factory.tools.data.file_layouts`.
+        write_data: where to keep generated clicks, CSV or Parquet.
+        checkpoint_dir: a folder for snapshots, from which a run can go on; the newest two are kept.
+        checkpoint_every: steps between snapshots; None: after each epoch.
+        resume: go on from the newest whole snapshot in ``checkpoint_dir``, at any number of ranks.
+        observe: told of progress.
+
+    Raises:
+        DataError: the data cannot be read, does not match the declaration or is too little.
+        ConfigError: training diverged.
+        PlanError: the tables do not fit into memory.
+        WeightsError: ``output`` or ``checkpoint_dir`` cannot be written, or there is nothing to go on from.
+    """
+    _check_writable(output)
+    snapshots = _snapshots(checkpoint_dir, resume)
+    clicks = _clicks(declaration, data, held_out, rows, scratch, file_format, write_data, observe)
+    golden_rows = golden_rows_json(clicks.features.declaration, [*held_out, *data], file_format)
+    samples = _samples(clicks, declaration)
+
+    def start(state: RunState) -> TrainingRun:
+        objective = make_objective(clicks.features.declaration)
+        run = TrainingRun(objective, samples, observe=observe, save_every=checkpoint_every)
+        run.state = state
+        if snapshots is not None:
+            run.save = snapshots.save
+        return run
+
+    run = start(RunState())
+    if snapshots is not None and resume:
+        snapshots.load(run)
+    logits = run.train()
+    if run.objective.options.refit and run.state.search is None:
+        state = run.state_of_refit()
+        del run  # its weights, their best copy and the optimisers' states
+        run = start(state)
+        logits = run.train()
+    report = make_report(run, logits, clicks.true_logits, clicks.bad_rows, clicks.unreadable)
+    _save(run, output, report, clicks.features.vocabularies, _kept(samples, logits), golden_rows)
+    return report
+
+
+def _clicks(
+    declaration: DLRMDeclaration,
+    data: Sequence[Path],
+    held_out: Sequence[Path],
+    rows: int | None,
+    scratch: Path | None,
+    file_format: FileFormat,
+    write_data: Path | None,
+    observe: Observer,
+) -> Clicks:
+    observe(Progress(stage="data", done=0, total=rows))
+    if not data:
+        if held_out:
+            raise DataError("--held-out is for data files; give --data too")
+        return generate_clicks(declaration, rows=rows, write_to=write_data, observe=observe)
+    if write_data is not None:
+        raise DataError("generated clicks can be written to a file, but with data files nothing is generated")
+    return read_clicks(
+        declaration,
+        data,
+        held_out=held_out,
+        rows=rows,
+        scratch=scratch,
+        file_format=file_format,
+        observe=observe,
+    )
+
+
+def _check_writable(output: Path) -> None:
+    """WeightsError now, rather than an hour later."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WeightsError(f"{output}: cannot be written: {error}") from None
+    if output.is_dir() or not os.access(output.parent, os.W_OK):
+        raise WeightsError(f"{output}: cannot be written; name a file in a folder that you may write to")
+
+
+def _snapshots(folder: Path | None, resume: bool) -> Snapshots | None:
+    if folder is None:
+        if resume:
+            raise WeightsError("there is nothing to go on from; name the folder of snapshots, checkpoint_dir")
+        return None
+    snapshots = Snapshots(folder)
+    snapshots.prepare(resume=resume)
+    return snapshots
+
+
+def _samples(clicks: Clicks, declaration: DLRMDeclaration) -> TrainingData:
+    """DataError unless there is something to train on and something held out."""
+    options, ranks = declaration.training, int(os.environ.get("WORLD_SIZE", "1"))
+    training, held_out = clicks.training, clicks.held_out
+    if len(training) < ranks or not len(held_out):
+        raise DataError(
+            f"{len(clicks.dataset)} rows are too few: {len(training)} to train on and {len(held_out)} held out "
+            f"(holdout {options.holdout}{f', {ranks} ranks' if ranks > 1 else ''}); add rows"
+        )
+    if options.early_stopping is not None:
+        check_labels_differ(clicks.dataset.labels[clicks.validation])
+    return TrainingData(
+        clicks=clicks.dataset, training=training, validation=clicks.validation, held_out=held_out
+    )
+
+
+def _kept(samples: TrainingData, logits: np.ndarray) -> HeldOut:
+    """Held-out samples for the checkpoint, with the model's logits of them."""
+    rows = samples.held_out[:MOST_SAMPLES]
+    return HeldOut(
+        batch=samples.clicks.features(rows),
+        labels=samples.clicks.labels[rows].astype(np.uint8),
+        logits=logits[: len(rows)],
+    )
+
+
+def _save(
+    run: TrainingRun,
+    output: Path,
+    report: TrainingReport,
+    vocabularies: Vocabularies | None,
+    held_out: HeldOut,
+    golden_rows: str,
+) -> None:
+    built = run.objective.built
+    state = built.state_dict()
+    if dist.get_rank() == 0:
+        save_checkpoint(
+            output,
+            built.declaration,
+            state,
+            {**report.metadata(), GOLDEN_ROWS: golden_rows},
+            vocabularies=vocabularies,
+            held_out=held_out,
+        )

@@ -1,7 +1,0 @@
-"""Apache Arrow streams: record batches of columns in, one column of scores out. Needs pyarrow."""
-
-from handler.arrow.answer import answer_arrow, takes_arrow
-from handler.arrow.request import decode_arrow
-from handler.arrow.stream import MEDIA_TYPE, looks_like_arrow, pyarrow
-
-__all__ = ["MEDIA_TYPE", "answer_arrow", "decode_arrow", "looks_like_arrow", "pyarrow", "takes_arrow"]

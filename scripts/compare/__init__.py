@@ -1,0 +1,1 @@
+"""The server against others, in one go: ``python -m compare``."""

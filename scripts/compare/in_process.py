@@ -1,0 +1,72 @@
+"""``json.loads`` and the eager int8 model in one process, without HTTP: what a server is held against.
+
+``python -m compare.in_process SEALED BODIES SECONDS`` prints samples/s. One torch thread.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dlrm_factory.batch import FeatureBatch
+from dlrm_factory.config import DLRMDeclaration
+from dlrm_factory.errors import WeightsError
+from dlrm_factory.factory import DLRMFactory
+from dlrm_factory.scorer import Scorer
+from dlrm_factory.tools.bench.http.bodies import Body
+from dlrm_factory.weights import SealedWeights
+
+__all__ = ["in_process_sample_rate"]
+
+
+def in_process_sample_rate(sealed: Path, bodies: Sequence[Body], seconds: float, scratch: Path) -> float:
+    """Samples a second of columnar ``bodies``, in a process of its own. ``scratch``: a folder to write to."""
+    file = scratch / "bodies.jsonl"
+    file.write_bytes(b"\n".join(body.content for body in bodies))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", __name__, str(sealed), str(file), str(seconds)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    if done.returncode:
+        raise WeightsError(f"the model does not run in one process: {done.stderr.strip()[-500:]}")
+    return float(done.stdout.split()[-1])
+
+
+def _measure(sealed: Path, bodies: Sequence[bytes], seconds: float) -> float:
+    torch.set_num_threads(1)
+    weights = SealedWeights(sealed)
+    scorer = Scorer(DLRMFactory(weights.declaration).build(weights=weights))
+    for body in bodies[:4]:
+        scorer.reference_logits(_batch(scorer.declaration, body))
+    samples, turn, started = 0, 0, time.perf_counter()
+    while time.perf_counter() < started + seconds:
+        samples += len(scorer.reference_logits(_batch(scorer.declaration, bodies[turn % len(bodies)])))
+        turn += 1
+    return samples / (time.perf_counter() - started)
+
+
+def _batch(declaration: DLRMDeclaration, body: bytes) -> FeatureBatch:
+    """No checks, one id a bag (row 0 for null): the least that turns the lists into what the model takes."""
+    inputs = json.loads(body)["inputs"]
+    dense = np.array([inputs[name] for name in declaration.dense_names], dtype=np.float32).T
+    ids = [[each or 0 for each in inputs[name]] for name in declaration.sparse_names]
+    values = np.array(ids, dtype=np.int64)
+    return FeatureBatch(
+        dense=np.nan_to_num(np.ascontiguousarray(dense)),
+        lengths=np.ones(values.shape, dtype=np.int32),
+        values=values.reshape(-1),
+    )
+
+
+if __name__ == "__main__":
+    rate = _measure(Path(sys.argv[1]), Path(sys.argv[2]).read_bytes().splitlines(), float(sys.argv[3]))
+    sys.stdout.write(f"{rate}\n")

@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from dlrm_factory import scorer as scorer_module
+from dlrm_factory import verification
+from dlrm_factory.config import tiny
+from dlrm_factory.errors import WeightsError
+from dlrm_factory.goldens import add_goldens
+from dlrm_factory.requests.replay import replay_with
+from dlrm_factory.scorer import Scorer
+from dlrm_factory.tools.archive import archive_model, stage
+from dlrm_factory.tools.archive.verification import verify_weights
+from dlrm_factory.tools.cli.main import app
+from dlrm_factory.tools.training import train
+from dlrm_factory.weights import SealedWeights, seal_folder, seal_weights
+from dlrm_factory.weights.checkpoint import open_checkpoint
+from dlrm_factory.weights.held_out import read_held_out
+from dlrm_factory.weights.seal import read_seal, write_seal
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """`tiny` with int8 and int4 tables, trained for a moment."""
+    dtypes = ("int8", "fp16", "int4")
+    tables = [
+        msgspec.structs.replace(table, dtype=dtype)
+        for table, dtype in zip(tiny().tables, dtypes, strict=True)
+    ]
+    path = tmp_path_factory.mktemp("verify") / "c.safetensors"
+    train(msgspec.structs.replace(tiny(), tables=tables), output=path, rows=4000)
+    return path
+
+
+@pytest.fixture
+def sealed(trained, tmp_path):
+    seal_weights(open_checkpoint(trained), tmp_path / "sealed")
+    return tmp_path / "sealed"
+
+
+def test_held_out_samples_travel_with_the_checkpoint(trained):
+    held_out = open_checkpoint(trained).held_out
+    assert held_out is not None
+    assert 300 < len(held_out.batch) < 500
+    assert set(held_out.labels.tolist()) == {0, 1}
+
+
+def test_what_serving_loses_is_reported(sealed):
+    found = verify_weights(sealed)
+    assert found.tables == 3
+    assert found.samples > 300
+    (eager,) = found.engines  # `tiny` is not compiled
+    assert 0 < eager.max_difference < 0.1
+    assert eager.mean_difference < eager.max_difference
+    assert abs(eager.auc_loss - (found.float_auc - eager.auc)) < 1e-12
+    assert abs(eager.auc_loss) < 0.01
+
+
+def test_a_bound_on_the_loss(sealed):
+    found = verify_weights(sealed)
+    found.check(0.5)
+    (drift,) = found.engines
+    certain = replace(found, engines=(replace(drift, auc_loss_is_chance=False),))
+    with pytest.raises(WeightsError, match="eager scoring loses"):
+        certain.check(drift.auc_loss - 1e-6)
+    with pytest.raises(WeightsError, match="eager scoring gives probabilities"):
+        found.check(0.5, drift.mean_difference / 2)
+
+
+def test_a_loss_that_so_few_samples_show_by_chance_passes(sealed):
+    held_out = read_held_out(sealed)
+    swapped = held_out.logits.copy()
+    clicked, other = np.flatnonzero(held_out.labels == 1)[0], np.flatnonzero(held_out.labels == 0)[0]
+    swapped[[clicked, other]] = 9, 8
+    right = replace(held_out, logits=swapped.copy())
+    swapped[[clicked, other]] = 8, 9
+    one_pair = drift_of(right, swapped)
+    assert one_pair.auc_loss > 0
+    assert one_pair.auc_loss_is_chance
+    # Every click below every other sample is no chance.
+    assert not drift_of(right, np.where(held_out.labels == 1, -1, 1)).auc_loss_is_chance
+
+
+def drift_of(held_out, logits):
+    return verification._drift("eager", held_out, logits.astype(np.float32))
+
+
+def ranking_of(*changes):
+    """Logits of 100 candidates, best first, with some of them changed."""
+    logits = np.linspace(2, -2, 100, dtype=np.float32)
+    for place, logit in changes:
+        logits[place] = logit
+    return logits
+
+
+def test_the_top_10_of_rankings_are_compared():
+    eager = np.concatenate([ranking_of(), ranking_of(), ranking_of()[:50]])
+    # Two of the first ten change places with two behind; within the ten of the second ranking nothing is lost.
+    compiled = np.concatenate(
+        [ranking_of((3, -3), (9, -3)), ranking_of((0, 1.9), (4, 1.99)), ranking_of((0, -3))[:50]]
+    )
+    found = verification._compiled_figures([eager, ranking_of()], [compiled, ranking_of()], ranked=True)
+    assert (found.rankings, found.top_10_overlap) == (2, 0.9)
+    assert 0.8 < found.max_difference < 1
+    # Golden requests are no ranking.
+    found = verification._compiled_figures([ranking_of()], [ranking_of((50, 0))], ranked=False)
+    assert (found.rankings, found.top_10_overlap) == (0, None)
+    assert 0 < found.max_difference < 0.1
+
+
+def test_bounds_on_what_compiling_costs(sealed):
+    figures = verification.CompiledFigures(max_difference=0.01, rankings=5, top_10_overlap=0.95)
+    found = replace(verify_weights(sealed), engines=(), precision="bf16", compiled=figures)
+    found.check(1)
+    with pytest.raises(
+        WeightsError, match=r"0\.01000 from the eager .* serving\.precision: fp32 .* --max-difference"
+    ):
+        found.check(1, max_difference=0.009)
+    with pytest.raises(
+        WeightsError, match=r"0\.9500 of the eager top 10, .* serving\.precision: fp32 .* --min-over"
+    ):
+        found.check(1, min_overlap=0.96)
+    with pytest.raises(WeightsError, match=r"is allowed; declare serving\.compile: off"):
+        replace(found, precision="fp32").check(1, max_difference=0.009)
+    few = replace(figures, rankings=4)  # a few rankings prove nothing
+    replace(found, compiled=few).check(1, min_overlap=0.96)
+
+
+def test_compiled_scores_are_compared_with_eager_ones(sealed, monkeypatch):
+    """A compiler whose code is a little off, as bfloat16 is."""
+    add_goldens(sealed)
+    declaration = (sealed / "declaration.yaml").read_text().replace("compile: 'off'", "compile: before_ready")
+    assert "before_ready" in declaration
+    (sealed / "declaration.yaml").write_text(declaration)
+    seal_folder(sealed)
+    interact = Scorer.load(sealed)._interact_eagerly
+
+    def compiled_dense(*args, **kwargs):
+        return torch.no_grad()(lambda dense, pooled: torch.from_numpy(interact(dense, pooled.float())) * 1.01)
+
+    monkeypatch.setattr(scorer_module, "compiled_dense", compiled_dense)
+    found = verify_weights(sealed)
+    assert [drift.engine for drift in found.engines] == ["eager", "compiled"]
+    assert 0 < found.compiled.max_difference < 0.05
+    assert found.compiled.rankings == found.samples // 100
+    assert found.compiled.top_10_overlap == 1  # all are moved alike
+    done = CliRunner().invoke(app, ["verify", str(sealed), "--max-auc-loss", "1", "--max-difference", "1"])
+    assert done.exit_code == 0, done.output
+    assert "of the eager probabilities, and 100.00% of the top 10 are the same" in done.stdout
+    done = CliRunner().invoke(
+        app, ["verify", str(sealed), "--json", "--max-auc-loss", "1", "--max-difference", "0"]
+    )
+    assert json.loads(done.stdout)["compiled"]["rankings"] == found.samples // 100
+    assert isinstance(done.exception, WeightsError)
+
+
+def test_tables_that_score_otherwise_do_not_pass(sealed, trained):
+    # The dense weights of another seed: what is sealed is not what was trained.
+    other = trained.with_name("other.safetensors")
+    options = msgspec.structs.replace(tiny().training, seed=99)
+    train(msgspec.structs.replace(tiny(), training=options), output=other, rows=500)
+    seal_weights(open_checkpoint(other), sealed.parent / "other")
+    (sealed / "dense.safetensors").write_bytes((sealed.parent / "other" / "dense.safetensors").read_bytes())
+    with pytest.raises(WeightsError, match="is damaged, or belongs to another archive"):
+        verify_weights(sealed)
+    seal_folder(sealed)
+    with pytest.raises(
+        WeightsError, match=r"loses .* AUC against|gives probabilities .* from the trained model's"
+    ):
+        verify_weights(sealed).check(0.0005)
+
+
+def test_a_flipped_bit_is_found(sealed):
+    path = sealed / "tables.bin"
+    data = bytearray(path.read_bytes())
+    data[-200] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(WeightsError, match="is damaged"):
+        verify_weights(sealed)
+
+
+def goldens_of(folder):
+    return json.loads((folder / "goldens.json").read_bytes())["requests"]
+
+
+def test_rows_of_the_clicks_become_goldens(trained, tmp_path):
+    stage(trained, tmp_path / "staged")
+    goldens = goldens_of(tmp_path / "staged")
+    assert [golden["real"] for golden in goldens] == [True] * 24 + [False] * 16
+    assert max(abs(golden["expected"] - golden["trained"]) for golden in goldens) < 0.05
+    assert any(golden["expected"] != golden["trained"] for golden in goldens)
+
+
+def test_what_training_reported_is_sealed(trained, tmp_path):
+    stage(trained, tmp_path / "staged")
+    training = read_seal(tmp_path / "staged").training
+    assert 0.5 < float(training["held_out_auc"]) < 1
+    assert "golden_rows" not in training
+
+
+def test_goldens_are_replayed(trained, tmp_path):
+    stage(trained, tmp_path / "staged")
+    found = verify_weights(tmp_path / "staged", replay=replay_with).goldens
+    assert (found.requests, found.real) == (40, 24)
+    assert found.largest["eager"] < 1e-5
+    assert 0 < found.mean_drift < found.max_drift < 0.05
+    assert verify_weights(tmp_path / "staged").goldens is None  # nobody to ask them
+
+
+def test_goldens_that_are_not_reproduced_fail(trained, tmp_path):
+    stage(trained, tmp_path / "staged")
+    path = tmp_path / "staged" / "goldens.json"
+    content = json.loads(path.read_bytes())
+    content["requests"][7]["expected"] += 0.001
+    path.write_text(json.dumps(content))
+    seal_folder(tmp_path / "staged")
+    with pytest.raises(WeightsError, match=r"golden request 8 of 40 \(alone\) gives"):
+        verify_weights(tmp_path / "staged", replay=replay_with)
+
+
+def test_a_bound_on_the_drift_of_goldens(trained, tmp_path):
+    stage(trained, tmp_path / "staged")
+    found = replace(verify_weights(tmp_path / "staged", replay=replay_with), engines=())
+    found.check(1, found.goldens.mean_drift)
+    with pytest.raises(WeightsError, match=r"40 golden requests are .* allow more with --max-drift"):
+        found.check(1, found.goldens.mean_drift / 2)
+
+
+def test_the_figures_are_sealed_in_the_archive(trained, tmp_path):
+    found = archive_model(
+        trained, tmp_path / "dlrm", archive_format="directory", max_auc_loss=1, replay=replay_with
+    )
+    evaluation = SealedWeights(tmp_path / "dlrm").seal.evaluation
+    assert evaluation == found.evaluation()
+    assert evaluation.engines["eager"].auc == found.engines[0].auc
+    assert evaluation.samples == found.samples
+
+
+def test_a_verified_archive_is_reproducible(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    for name in ("a.mar", "b.mar"):
+        archive_model(trained, tmp_path / name, max_auc_loss=1, replay=replay_with)
+    assert (tmp_path / "a.mar").read_bytes() == (tmp_path / "b.mar").read_bytes()
+
+
+class TestCommand:
+    def test_an_archive(self, trained, tmp_path):
+        archive_model(trained, tmp_path / "dlrm.mar")
+        done = CliRunner().invoke(
+            app, ["verify", str(tmp_path / "dlrm.mar"), "--json", "--max-auc-loss", "1"]
+        )
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.stdout)
+        assert found["tables"] == 3
+        assert found["engines"][0]["engine"] == "eager"
+        assert found["goldens"]["requests"] == 40
+        assert found["files"] > 100  # code too
+        assert found["versions"] == found["sealed_versions"]
+
+    def test_other_versions_are_a_warning(self, sealed):
+        seal = read_seal(sealed)
+        versions = {**seal.versions, "torch": "1.2.3", "numpy": "9.9"}
+        del versions["torchrec"]
+        write_seal(sealed, list(seal.files), versions=versions)
+        done = CliRunner().invoke(app, ["verify", str(sealed), "--max-auc-loss", "1"])
+        assert done.exit_code == 0, done.output
+        assert "warning: made with torch 1.2.3, but " in done.stdout
+        assert "warning: made with torchrec (none), but " in done.stdout
+        assert "no golden requests travel with it" in done.stdout
+
+    def test_as_a_table(self, sealed):
+        done = CliRunner().invoke(app, ["verify", str(sealed), "--max-auc-loss", "1"])
+        assert done.exit_code == 0, done.output
+        assert "4 files agree with their seal, 3 tables agree with their checksums" in done.stdout
+        assert "as trained" in done.stdout
+
+    def test_the_archive_step_enforces_the_bound(self, trained, tmp_path, monkeypatch):
+        def worse(engine, held_out, logits):
+            return verification.EngineDrift(
+                engine="eager",
+                auc=0.5,
+                log_loss=1,
+                auc_loss=0.2,
+                auc_loss_is_chance=False,
+                mean_difference=0,
+                max_difference=0,
+            )
+
+        monkeypatch.setattr(verification, "_drift", worse)
+        done = CliRunner().invoke(app, ["archive", str(trained), "--output", str(tmp_path / "dlrm.mar")])
+        assert isinstance(done.exception, WeightsError)
+        assert "loses 0.20000 AUC" in str(done.exception)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_the_archive_step_replays_the_goldens(self, trained, tmp_path, monkeypatch):
+        command = ["archive", str(trained), "--output", str(tmp_path / "dlrm.mar"), "--max-auc-loss", "1"]
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.output
+        assert "40 golden requests reproduced, the largest difference " in done.stdout
+        logits = Scorer.logits
+        monkeypatch.setattr(
+            Scorer, "logits", lambda self, batch, shared=None: logits(self, batch) * len(batch)
+        )
+        done = CliRunner().invoke(app, [*command, "--force"])
+        assert isinstance(done.exception, WeightsError)
+        assert "golden request 1 of 40 (alone) gives" in str(done.exception)
+        assert [path.name for path in tmp_path.iterdir()] == ["dlrm.mar"]

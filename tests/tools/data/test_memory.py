@@ -1,0 +1,43 @@
+"""How much memory rows may take: a share that does not change from run to run, within what is free."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from dlrm_factory.tools.data.memory import memory_for_rows
+from dlrm_factory.tools.training import memory
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch, tmp_path):
+    """1,000 bytes of memory, all free, and no container."""
+    found = SimpleNamespace(total=1000, available=1000)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: found)
+    monkeypatch.setattr(memory, "_CGROUP_LIMITS", (str(tmp_path / "limit"), str(tmp_path / "none")))
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    return found
+
+
+def test_a_share_of_the_machine():
+    assert memory_for_rows() == 300
+
+
+@pytest.mark.parametrize(("text", "rows"), [("500\n", 150), ("max\n", 300), ("9223372036854771712", 300)])
+def test_a_container_may_have_less(tmp_path, text, rows):
+    (tmp_path / "limit").write_text(text)
+    assert memory_for_rows() == rows
+
+
+def test_one_process_keeps_within_what_is_free(machine):
+    machine.available = 100
+    assert memory_for_rows() == 80
+
+
+def test_ranks_of_a_host_share_and_decide_alike(machine, monkeypatch):
+    machine.available = 100
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert memory_for_rows() == 150

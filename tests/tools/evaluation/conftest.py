@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from dlrm_factory.config import DLRMDeclaration, tiny
+from dlrm_factory.tools.training import TrainingReport, train
+
+ROWS = 8000
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small models on several threads are slow while other tests run beside."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A tiny model; ``data``: its generated clicks."""
+
+    declaration: DLRMDeclaration
+    checkpoint: Path
+    data: Path
+    report: TrainingReport
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Trained:
+    """On generated clicks."""
+    folder = tmp_path_factory.mktemp("trained")
+    declaration = tiny()
+    options = msgspec.structs.replace(declaration.training, epochs=2)
+    declaration = msgspec.structs.replace(declaration, training=options)
+    paths = folder / "model.safetensors", folder / "clicks.parquet"
+    report = train(declaration, output=paths[0], rows=ROWS, write_data=paths[1])
+    return Trained(declaration, *paths, report)
+
+
+@pytest.fixture(scope="session")
+def on_files(trained, tmp_path_factory) -> Trained:
+    """On the same clicks, from their file: nothing says any more that they were generated."""
+    path = tmp_path_factory.mktemp("on_files") / "model.safetensors"
+    report = train(trained.declaration, output=path, data=[trained.data])
+    return Trained(trained.declaration, path, trained.data, report)

@@ -1,0 +1,69 @@
+"""What the commands do without a server."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from dlrm_factory.errors import ServingError
+from dlrm_factory.tools.cli.predict import predict
+from dlrm_factory.tools.cli.scale import scale
+from dlrm_factory.tools.cli.serve import serve
+from dlrm_factory.tools.cli.stop import stop
+
+app = typer.Typer()
+for command in (predict, scale, serve, stop):
+    app.command()(command)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments: str, stdin: str | None = None):
+        result = CliRunner().invoke(app, list(arguments), input=stdin)
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return invoke
+
+
+@pytest.mark.parametrize("name", ["serve", "stop", "predict", "scale"])
+def test_help(run, name):
+    result = run(name, "--help")
+    assert result.exit_code == 0
+    assert "--json" in result.output
+    assert "--run-dir" in result.output
+
+
+def test_stop_with_nothing_running(run):
+    result = run("stop")
+    assert result.exit_code == 0
+    assert "nothing to stop" in result.output
+    assert json.loads(run("stop", "--json").output)["stopped"] is False
+
+
+def test_predict_and_scale_without_a_server(run):
+    for arguments in (("predict", "-"), ("scale", "2")):
+        with pytest.raises(ServingError, match="no server runs in"):
+            run(*arguments, stdin="{}")
+
+
+def test_predict_without_a_request(run):
+    with pytest.raises(ServingError, match="standard input is empty"):
+        run("predict", stdin=" \n")
+    with pytest.raises(ServingError, match=r"nope\.json cannot be read: No such file"):
+        run("predict", "nope.json")
+
+
+def test_serve_without_a_store(run):
+    with pytest.raises(ServingError, match="model store model_store does not exist"):
+        run("serve")
+
+
+def test_scale_below_zero(run):
+    assert run("scale", "--", "-1").exit_code == 2

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import pytest
+
+from dlrm_factory.tools.server.failures import (
+    LogMarks,
+    load_failure,
+    load_step,
+    registration_failure,
+    startup_failure,
+)
+from dlrm_factory.tools.server.rundir import RunDir
+
+DIED = (
+    "2026-01-01T00:00:00,000 [WARN ] W-9000-dlrm_1.0 org.pytorch.serve.wlm.BatchAggregator - "
+    "Load model failed: dlrm, error: Worker died.\n"
+)
+UNBORN = (
+    "2026-01-01T00:00:00,000 [ERROR] W-9000-dlrm_1.0 org.pytorch.serve.wlm.WorkerThread - "
+    "Backend worker error\n"
+    "org.pytorch.serve.wlm.WorkerInitializationException: Backend stream closed.\n"
+)
+SLOW = UNBORN.replace("Backend stream closed.", "Backend worker did not respond in given time")
+
+
+def worker(*lines: str, model: str = "dlrm") -> str:
+    head = f"2026-01-01T00:00:00,000 [INFO ] W-9000-{model}_1.0-stdout MODEL_LOG - "
+    return "".join(f"{head}{line}\n" for line in lines)
+
+
+CRASH = (
+    "model_name: dlrm, batchSize: 4",
+    "Backend worker process died.",
+    "Traceback (most recent call last):",
+    '  File "handler.py", line 3, in initialize',
+    "    raise ConfigError(...)",
+    "dlrm_factory.errors.ConfigError: model.yaml: 2 problems",
+    "  $.tables[0].dtype: fp8",
+    "  $.x: unknown",
+)
+
+
+def test_no_failure():
+    assert load_failure(worker("[PID]1", "Torch worker started."), "", "dlrm") is None
+
+
+def test_a_crash_gives_the_whole_message_and_no_traceback():
+    message = load_failure(worker(*CRASH, "s_name_part0=x", *CRASH), DIED, "dlrm")
+    assert message == (
+        'model "dlrm" did not load: dlrm_factory.errors.ConfigError: model.yaml: 2 problems\n'
+        "  $.tables[0].dtype: fp8\n  $.x: unknown"
+    )
+
+
+def test_another_models_crash_is_not_ours():
+    assert load_failure(worker(*CRASH, model="other"), DIED.replace("dlrm", "other"), "dlrm") is None
+
+
+def test_a_runtime_error_is_seen_though_torchserve_logs_nothing():
+    lines = (
+        "Failed to load model dlrm, exception mmap failed",
+        "Traceback (most recent call last):",
+        "  File ...",
+        "RuntimeError: mmap failed",
+        "Backend worker process died.",
+        "Traceback (most recent call last):",
+        "  File ...",
+        "RuntimeError: 500 - Unknown exception",
+    )
+    assert load_failure(worker(*lines), "", "dlrm") == 'model "dlrm" did not load: RuntimeError: mmap failed'
+
+
+def test_an_import_error_is_not_hidden_by_the_one_torchserve_adds():
+    lines = (
+        "Traceback (most recent call last):",
+        "ModuleNotFoundError: No module named 'xxhash'",
+        "",
+        "During handling of the above exception, another exception occurred:",
+        "",
+        "Traceback (most recent call last):",
+        "ModuleNotFoundError: No module named 'ts.torch_handler.dlrm_handler'",
+    )
+    message = load_failure(worker(*lines), DIED, "dlrm")
+    assert message == "model \"dlrm\" did not load: ModuleNotFoundError: No module named 'xxhash'"
+
+
+def test_of_a_chain_the_last_is_told():
+    lines = (
+        "Traceback (most recent call last):",
+        "KeyError: 'x'",
+        "The above exception was the direct cause of the following exception:",
+        "Traceback (most recent call last):",
+        "WeightsError: table t_user is missing",
+    )
+    assert load_failure(worker(*lines), DIED, "dlrm").endswith("WeightsError: table t_user is missing")
+
+
+@pytest.mark.parametrize("ts_log", [DIED, UNBORN])
+def test_a_killed_worker_shows_what_it_printed_last(ts_log):
+    message = load_failure(worker("loading table t_user"), ts_log, "dlrm")
+    assert "killed for memory" in message
+    assert message.endswith("  loading table t_user")
+
+
+def test_a_worker_that_is_too_slow_for_a_request_did_load():
+    assert load_failure("", SLOW, "dlrm") is None
+
+
+def test_registration():
+    log = (
+        "… [WARN ] main org.pytorch.serve.ModelServer - Failed to load model: dlrm.mar\n"
+        "org.pytorch.serve.archive.model.InvalidModelException: Failed to parse signature.json.\n\tat …\n"
+    )
+    expected = "TorchServe cannot register dlrm.mar: Failed to parse signature.json. (InvalidModelException)"
+    assert registration_failure(log, "dlrm.mar") == expected
+    assert registration_failure(log, "other.mar") is None
+
+
+@pytest.mark.parametrize(
+    ("console", "part"),
+    [
+        ("java.io.IOException: Failed to bind to address: http://127.0.0.1:8080\n\tat x", "127.0.0.1:8080"),
+        ("Invalid configuration: Invalid binding address: x", "refuses its settings: Invalid binding"),
+        ('Exception in thread "main" java.lang.UnsupportedClassVersionError: org', "too old"),
+        ("a\nb\nc\nd", "b / c / d"),
+        ("", "it printed nothing"),
+        (
+            'java.lang.NumberFormatException: For input string: "x"\n\tat y',
+            "NumberFormatException: For input",
+        ),
+    ],
+)
+def test_why_java_ended(console, part):
+    assert part in startup_failure(console)
+
+
+def test_only_what_came_after_the_mark_is_read(tmp_path):
+    run_dir = RunDir.at(tmp_path / "run")
+    run_dir.prepare()
+    run_dir.model_log.write_text("old\n")
+    marks = LogMarks.now(run_dir)
+    with run_dir.model_log.open("a") as log:
+        log.write("new\n")
+    assert marks.since(run_dir.model_log) == "new\n"
+    assert marks.since(run_dir.ts_log) == ""
+    run_dir.model_log.write_text("a\n")
+    assert marks.since(run_dir.model_log) == "a\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Compiling the dense parts in bf16, about 30 s, once for this machine (pid 7)",
+        "Waiting for another process, which compiles the dense parts (pid 8)",
+    ],
+)
+def test_a_wait_for_the_compiler_is_told(line):
+    assert load_step(worker("Listening", line), "dlrm").startswith(
+        "compiling the model's dense parts, about 30 s"
+    )
+    assert load_step(worker(line, model="other"), "dlrm") == ""
+    assert load_step(worker("Listening"), "dlrm") == ""

@@ -1,0 +1,173 @@
+"""Two ranks train like one with twice the batch, and one number of ranks goes on where another stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.ranks import fail_on_rank_1, train_all
+from typer.testing import CliRunner
+
+from dlrm_factory.config import DLRMDeclaration, TrainingOptions, tiny
+from dlrm_factory.errors import DLRMError
+from dlrm_factory.tools.training.launch import launch
+from dlrm_factory.weights.checkpoint import open_checkpoint
+
+OPTIONS = TrainingOptions(label="click")  # not the preset's, which are tuned
+
+pytestmark = pytest.mark.multiprocess
+
+ROWS = 1203  # with an even number of training rows: two ranks would leave the odd one out
+# Two ranks add the halves of a batch's gradients; one adds them sample by sample.
+TOLERANCE = 1e-4
+
+
+def declared(batch_size: int, *shardings: str, **training) -> DLRMDeclaration:
+    base = tiny()
+    tables = [
+        msgspec.structs.replace(table, sharding=sharding)
+        for table, sharding in zip(base.tables, shardings or ("auto",) * 3, strict=True)
+    ]
+    options = {"batch_size": batch_size, "epochs": 2} | training
+    return msgspec.structs.replace(base, tables=tables, training=msgspec.structs.replace(OPTIONS, **options))
+
+
+MIXED = ("column_wise", "row_wise", "data_parallel")
+ADAM = {
+    "sparse_optimizer": "adam",
+    "sparse_learning_rate": 0.01,
+    "gradient_clipping": 0.5,
+    "learning_rate_decay": "linear",
+}
+
+
+def assert_close(one: Path, other: Path, tolerance: float = TOLERANCE) -> None:
+    first, second = load_file(one), load_file(other)
+    assert first.keys() == second.keys()
+    for key, tensor in first.items():
+        assert torch.allclose(tensor.float(), second[key].float(), atol=tolerance), key
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Everything that two ranks do, done in one start of them."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.set_num_threads(1)
+
+    def job(name: str, **options) -> dict:
+        return {"output": folder / f"{name}.safetensors", "rows": ROWS} | options
+
+    def snapshots(name: str, every: int, **options) -> dict:
+        return {"checkpoint_dir": folder / name, "checkpoint_every": every} | options
+
+    one_to_two, two_to_one = snapshots("one_to_two", 4), snapshots("two_to_one", 4)
+    train_all([(declared(128), job("never", break_off=9, **one_to_two))])
+    train_all([(declared(128), job("one")), (declared(128, **ADAM), job("one_adam"))])
+    # Row-wise Adagrad has a number for each row of each column shard, so shards are compared with shards.
+    train_all([(declared(128, *MIXED), job("one_mixed"))])
+    reports = launch(
+        train_all,
+        [
+            (declared(64, *MIXED), job("two")),
+            (declared(64, *MIXED, **ADAM), job("two_adam")),
+            (declared(64, *MIXED), job("never", break_off=9, **snapshots("two_to_two", 4))),
+            (declared(64, *MIXED), job("two_resumed", **snapshots("two_to_two", 4, resume=True))),
+            (declared(64), job("never", break_off=9, **two_to_one)),
+            (declared(64), job("one_then_two", **one_to_two, resume=True)),
+        ],
+        processes=2,
+    )
+    train_all([(declared(128), job("two_then_one", **two_to_one, resume=True))])
+    (folder / "reports.json").write_bytes(msgspec.json.encode(reports))
+    return folder
+
+
+def test_the_number_of_training_rows_is_even(folder):
+    assert int(open_checkpoint(folder / "one.safetensors").metadata["training_rows"]) % 2 == 0
+
+
+def test_two_ranks_train_like_one_with_twice_the_batch(folder):
+    assert_close(folder / "one_mixed.safetensors", folder / "two.safetensors")
+
+
+def test_without_a_fused_optimizer_too(folder):
+    assert_close(folder / "one_adam.safetensors", folder / "two_adam.safetensors")
+
+
+def test_the_evaluation_is_gathered_from_both(folder):
+    one, two = (open_checkpoint(folder / f"{name}.safetensors") for name in ("one_mixed", "two"))
+    assert float(two.metadata["held_out_auc"]) == pytest.approx(float(one.metadata["held_out_auc"]), abs=1e-3)
+    assert float(two.metadata["training_loss"]) == pytest.approx(
+        float(one.metadata["training_loss"]), abs=1e-3
+    )
+
+
+def test_two_ranks_go_on_bit_by_bit(folder):
+    whole, resumed = load_file(folder / "two.safetensors"), load_file(folder / "two_resumed.safetensors")
+    assert [key for key in whole if not torch.equal(whole[key], resumed[key])] == []
+
+
+def test_two_ranks_go_on_where_one_stopped(folder):
+    assert_close(folder / "one.safetensors", folder / "one_then_two.safetensors")
+
+
+def test_one_rank_goes_on_where_two_stopped(folder):
+    assert_close(folder / "one.safetensors", folder / "two_then_one.safetensors")
+
+
+def test_a_failing_rank_stops_the_others_and_is_told_once(capfd):
+    started = time.monotonic()
+    with pytest.raises(DLRMError) as caught:
+        launch(fail_on_rank_1, Path("clicks.csv"), processes=2)
+    assert str(caught.value) == "clicks.csv: rank 1 cannot read it"
+    assert capfd.readouterr() == ("", "")  # nothing else is said
+    assert time.monotonic() - started < 120  # not the process group's five minutes
+
+
+def run(*arguments: str):
+    from dlrm_factory.tools.cli.main import app
+
+    return CliRunner().invoke(app, ["train", *arguments])
+
+
+def test_the_command_starts_ranks_and_prints_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("tiny", "--rows", "1001", "--nproc", "2", "--json")
+    assert result.exit_code == 0, result.output
+    printed = msgspec.json.decode(result.stdout)
+    assert (printed["rows"], printed["checkpoint"]) == (1001, "checkpoint.safetensors")
+    assert open_checkpoint(tmp_path / "checkpoint.safetensors").metadata["rows"] == "1001"
+
+
+def test_an_interrupt_ends_all_ranks(tmp_path):
+    dlrm = str(Path(sys.executable).with_name("dlrm"))
+    command = [dlrm, "train", "tiny", "--rows", "2000", "--epochs", "9999", "--nproc", "2"]
+    command += ["--checkpoint-dir", "snapshots"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("snapshots/step-*")) and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.1)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 2
+        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+        _, said = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert (process.returncode, said) == (130, "dlrm: interrupted; all processes were stopped\n")
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert alive == []
+    assert not (tmp_path / "checkpoint.safetensors").exists()
