@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dlrm_factory import worker_file
+from dlrm_factory.host import worker_file
 from dlrm_factory.host.worker_file import WorkerFolder, find_worker_file, worker_folder
 
 IDS = [f"{i:08d}-0000-4000-8000-000000000000" for i in range(64)]

@@ -18,12 +18,12 @@ from dlrm_factory.batch import FeatureBatch
 from dlrm_factory.config import DLRMDeclaration, tiny
 from dlrm_factory.errors import RequestError
 from dlrm_factory.features import FeatureEncoder
+from dlrm_factory.requests import service as service_module
 from dlrm_factory.requests.answers import Answer
 from dlrm_factory.requests.body import read_object
 from dlrm_factory.requests.formats import DecodedRequest, RequestReader, decode_body
 from dlrm_factory.requests.formats.fast import Gathered, GatheringReader
 from dlrm_factory.requests.service import DLRMService
-from handler import service as service_module
 
 DECLARATION = tiny()
 

@@ -10,13 +10,12 @@ import torch
 from typer.testing import CliRunner
 
 from dlrm_factory import scorer as scorer_module
-from dlrm_factory import verification
 from dlrm_factory.config import tiny
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.goldens import add_goldens
 from dlrm_factory.requests.replay import replay_with
 from dlrm_factory.scorer import Scorer
-from dlrm_factory.tools.archive import archive_model, stage
+from dlrm_factory.tools.archive import archive_model, stage, verification
 from dlrm_factory.tools.archive.verification import verify_weights
 from dlrm_factory.tools.cli.main import app
 from dlrm_factory.tools.training import train

@@ -137,8 +137,8 @@ def test_an_added_file_is_found_by_name(folder: Path, tmp_path: Path, name: str)
 
 def test_compiled_code_of_a_served_folder_is_no_stranger(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "dlrm"))
-    (copy / "handler/__pycache__").mkdir()
-    (copy / "handler/__pycache__/service.cpython-311.pyc").write_bytes(b"x")
+    (copy / "dlrm_factory/requests/__pycache__").mkdir()
+    (copy / "dlrm_factory/requests/__pycache__/service.cpython-311.pyc").write_bytes(b"x")
     assert proves(copy)
     find_models(tmp_path, ["dlrm"])
 
