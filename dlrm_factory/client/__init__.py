@@ -1,4 +1,4 @@
-"""Asks a served model for scores. Needs httpx and NumPy, not torch; a server host has no use for it."""
+"""Asks a served model for scores. Needs httpx, NumPy and filelock, not torch; a server host has no use for it."""
 
 from dlrm_factory.client.answers import Explanation, ModelDescription, RankedCandidate
 from dlrm_factory.client.async_client import AsyncDLRMClient
