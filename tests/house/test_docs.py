@@ -60,6 +60,18 @@ def test_links_lead_somewhere(document):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
+def anchors(document: Path) -> set[str]:
+    """Anchors of a document's headings, made as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_into_documents_lead_to_headings(document):
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", document.read_text(encoding="utf-8")):
+        assert anchor in anchors(document.parent / target if target else document), f"{target}#{anchor}"
+
+
 def test_every_document_is_linked_from_the_readme():
     linked = set(re.findall(r"\]\((docs/[^)#]+)\)", text("README.md")))
     assert {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} == linked
