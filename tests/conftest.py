@@ -29,14 +29,14 @@ NEEDS_MARK = {"dlrm_factory.compiled.build": "compiler", "org.pytorch.serve": "i
 
 
 @pytest.fixture(scope="session", autouse=True)
-def host_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def host_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache of this run alone, shared by its processes: no test finds what an earlier run compiled or checked."""
     with pytest.MonkeyPatch.context() as patch:
         if "DLRM_CACHE_DIR" not in os.environ:
             base = tmp_path_factory.getbasetemp()
             run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
             patch.setenv("DLRM_CACHE_DIR", str(run / "host-cache"))
-        yield
+        yield Path(os.environ["DLRM_CACHE_DIR"])
 
 
 # A machine that does other work besides is no fault of a test: no example has a time limit.

@@ -46,16 +46,11 @@ def cache(tmp_path, monkeypatch):
     return folder
 
 
-@pytest.fixture(scope="module")
-def compile_cache(tmp_path_factory):
-    """One for the real builds, which share the compiler's headers."""
-    return tmp_path_factory.mktemp("compiled") / "cache"
-
-
 def expected_engine():
     return "compiled" if compiler() else "eager"
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize(
     ("declaration", "precision"),
     [
@@ -65,8 +60,8 @@ def expected_engine():
     ],
     ids=["dlrm", "dlrm_dcn", "dlrm_projection"],
 )
-def test_compiled_equals_eager(tmp_path, compile_cache, monkeypatch, declaration, precision):
-    monkeypatch.setenv("DLRM_CACHE_DIR", str(compile_cache))
+def test_compiled_equals_eager(tmp_path, host_cache, monkeypatch, declaration, precision):
+    monkeypatch.setenv("DLRM_CACHE_DIR", str(host_cache))  # its compiled headers are those of the whole run
     folder = seal(declaration, tmp_path, precision=precision)
     scorer = Scorer.load(folder)
     scorer.compile(folder)
