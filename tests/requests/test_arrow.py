@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from dlrm_factory.config import tiny
 from dlrm_factory.errors import RequestError
 from dlrm_factory.features import FeatureEncoder
+from dlrm_factory.features.arrow import pyarrow
 from dlrm_factory.requests.formats import DecodedRequest, RequestReader, decode_body
-from dlrm_factory.requests.formats.arrow import MEDIA_TYPE, decode_arrow, looks_like_arrow, pyarrow
+from dlrm_factory.requests.formats.arrow import MEDIA_TYPE, decode_arrow, looks_like_arrow
 
 pa = pytest.importorskip("pyarrow")
 

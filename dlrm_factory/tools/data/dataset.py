@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dlrm_factory.batch import FeatureBatch
+from dlrm_factory.batch.jagged_indices import jagged_indices
 from dlrm_factory.tools.data.block_pages import WINDOW_BLOCKS, BlockPages
 from dlrm_factory.tools.data.scratch import Scratch
 from dlrm_factory.tools.data.split import epoch_order, epoch_windows
 
-__all__ = ["ClickDataset", "gather", "slices"]
+__all__ = ["ClickDataset", "slices"]
 
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
@@ -64,7 +65,7 @@ class ClickDataset:
         for f, (ids, offsets) in enumerate(zip(self.values, self.offsets, strict=True)):
             starts = offsets[rows]
             lengths[f] = offsets[rows + 1] - starts
-            places = gather(starts, lengths[f])
+            places = jagged_indices(starts, lengths[f])
             values.append(ids[places])
             own = self.weights[f]
             weights.append(np.ones(len(places), dtype=np.float32) if own is None else own[places])
@@ -75,13 +76,6 @@ class ClickDataset:
             values=np.concatenate(values, dtype=np.int64),
             weights=np.concatenate(weights) if is_weighted else None,
         )
-
-
-def gather(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.integer]) -> Int64:
-    """Indices of bags within a flat array: starts [2, 7], lengths [3, 1] → [2, 3, 4, 7]."""
-    ends = np.cumsum(lengths, dtype=np.int64)
-    total = int(ends[-1]) if len(ends) else 0
-    return np.repeat(starts - ends + lengths, lengths) + np.arange(total)
 
 
 def slices(rows: Int64, size: int) -> Iterator[Int64]:

@@ -13,10 +13,9 @@ import numpy.typing as npt
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.features import Vocabularies, build_vocabularies, transform_dense
 from dlrm_factory.tools.data.bags import raw_ids
-from dlrm_factory.tools.data.encoding import encode_chunk
+from dlrm_factory.tools.data.encoding import encode_chunk, encode_dense
 from dlrm_factory.tools.data.id_counts import IdCounts, Ordered
 from dlrm_factory.tools.data.moments import Moments
-from dlrm_factory.tools.data.numbers import encode_dense
 from dlrm_factory.tools.data.places import Place
 from dlrm_factory.tools.data.progress import Observer, Progress
 from dlrm_factory.tools.data.sides import SidedChunk

@@ -12,12 +12,11 @@ import pyarrow as pa
 
 from dlrm_factory.config.declaration import DLRMDeclaration, SparseFeature
 from dlrm_factory.errors import DataError
-from dlrm_factory.tools.data.bag_weights import encode_bag_weights
-from dlrm_factory.tools.data.bags import raw_ids
+from dlrm_factory.tools.data.bags import encode_bag_weights, raw_ids
 from dlrm_factory.tools.data.click_files import Chunk, ClickFiles, weights_column
+from dlrm_factory.tools.data.encoding import encode_dense
 from dlrm_factory.tools.data.file_format import FileFormat
 from dlrm_factory.tools.data.generate import generate
-from dlrm_factory.tools.data.numbers import encode_dense
 from dlrm_factory.tools.data.places import Place
 from dlrm_factory.tools.data.split import is_held_out
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dlrm_factory.features import shown
-from dlrm_factory.tools.data.arrow_types import is_number, is_text
+from dlrm_factory.features.arrow import is_number, is_text
 from dlrm_factory.tools.data.places import Place
 
 __all__ = ["Times", "encode_times"]

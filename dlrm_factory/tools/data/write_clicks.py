@@ -14,7 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from dlrm_factory.errors import DataError
-from dlrm_factory.tools.data.arrow_types import is_list
+from dlrm_factory.features.arrow import is_list
 
 __all__ = ["ClickWriter", "click_writer"]
 
