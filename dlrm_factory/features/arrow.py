@@ -68,25 +68,33 @@ def plain_type(kind: Any) -> Any:
     types = arrow.types
     if types.is_string_view(kind):
         return arrow.large_string()
-    if types.is_list_view(kind) or types.is_large_list_view(kind):
-        return arrow.large_list(plain_type(kind.value_type))
     if types.is_dictionary(kind):
         # A dictionary without values encodes nothing but nulls.
         return kind if not types.is_null(kind.value_type) else arrow.null()
-    if types.is_fixed_size_list(kind):
-        return arrow.list_(plain_type(kind.value_type), kind.list_size)
-    if is_list(kind):
-        make = arrow.large_list if types.is_large_list(kind) else arrow.list_
-        return make(plain_type(kind.value_type))
+    if is_list(kind) or _is_list_view(kind):
+        values = plain_type(kind.value_type)
+        return kind if values == kind.value_type and is_list(kind) else arrow.large_list(values)
     return kind
 
 
 def plain_column(column: Any) -> Any:
-    """Cast an array to its `plain_type`. ArrowException if Arrow cannot."""
+    """Cast an array to its `plain_type`. ArrowException if Arrow cannot, or if list views overlap."""
     kind = plain_type(column.type)
     if kind == column.type:
         return column
-    return pyarrow().nulls(len(column)) if kind == pyarrow().null() else column.cast(kind)
+    arrow = pyarrow()
+    if kind == arrow.null():
+        return arrow.nulls(len(column))
+    if not is_list(kind):
+        return column.cast(kind)
+    # Put together here: the offsets that Arrow 26 casts those of a list view to end in memory that is not theirs.
+    lengths = arrow.compute.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+    if _is_list_view(column.type) and lengths.sum(dtype=np.int64) > len(column.values):
+        # Few bytes would become many.
+        raise arrow.ArrowInvalid("its list views overlap; write it as a list")
+    offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
+    values = plain_column(column.flatten())
+    return arrow.LargeListArray.from_arrays(arrow.array(offsets), values, mask=column.is_null())
 
 
 def decoded(column: Any) -> Any:
@@ -136,6 +144,11 @@ def flatten_column(column: Any) -> tuple[Any, Lengths]:
     if not column.null_count:
         return column, np.ones(len(column), dtype=np.int32)
     return column.drop_null(), column.is_valid().to_numpy(zero_copy_only=False).astype(np.int32)
+
+
+def _is_list_view(kind: Any) -> bool:
+    types = pyarrow().types
+    return bool(types.is_list_view(kind) or types.is_large_list_view(kind))
 
 
 def _is_numpy(kind: Any) -> bool:

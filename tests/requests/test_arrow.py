@@ -258,6 +258,21 @@ def test_views_as_polars_writes_them_are_read(types: dict[str, Any]) -> None:
     assert_same(decoded(pa.table(arrays)), as_json(COLUMNS))
 
 
+@pytest.mark.parametrize("kind", [pa.list_view(pa.int64()), pa.large_list_view(pa.int64())], ids=str)
+def test_every_bag_of_a_list_view_is_read(kind: Any) -> None:
+    bags = [[1], None, [2, 3], [4, 5, 1]]
+    column = pa.array([[7], *bags], kind).slice(1)
+    assert_same(decoded(pa.table({"item_tags": column})), as_json({"item_tags": bags}))
+
+
+def test_list_views_that_overlap_are_refused() -> None:
+    """A small body could ask for more memory than the machine has."""
+    ones = pa.array([1] * 4)
+    column = pa.ListViewArray.from_arrays(pa.array([0, 0, 0]), pa.array([4, 4, 4]), ones)
+    with pytest.raises(RequestError, match=r"item_tags.*overlap"):
+        decoded(pa.table({"item_tags": column}))
+
+
 @pytest.mark.parametrize("size", [0, 2])
 @pytest.mark.parametrize("name", ["price", "user_id", "item_id", "item_tags"])
 def test_a_dictionary_of_nothing_holds_missing_values(name: str, size: int) -> None:
