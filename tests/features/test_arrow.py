@@ -21,9 +21,9 @@ from dlrm_factory.features.arrow import (
 )
 from dlrm_factory.requests.formats.arrow.columns import bags as bags_of_request
 from dlrm_factory.requests.formats.arrow.columns import numbers as numbers_of_request
+from dlrm_factory.tools.data.bad_rows import Place
 from dlrm_factory.tools.data.bags import encode_bags
 from dlrm_factory.tools.data.encoding import encode_dense
-from dlrm_factory.tools.data.places import Place
 
 PLACE = Place(source="file", first_row=1, column="x")
 BAGS = [[3, 1], None, [], [2, 2]]

@@ -24,18 +24,19 @@ from dlrm_factory.features.arrow import (
 from dlrm_factory.features.ids import INT64_MIN, canonical_int, hash_ids, hash_int64
 from dlrm_factory.features.trimming import trim_bags
 from dlrm_factory.features.vocabulary_rows import DROPPED, UNKNOWN
-from dlrm_factory.tools.data.places import Place
+from dlrm_factory.tools.data.bad_rows import Place
 
 __all__ = ["Bags", "encode_bag_weights", "encode_bags", "flatten_values", "raw_ids"]
 
-logger = logging.getLogger(__name__)
 
+logger = logging.getLogger(__name__)
 Int64 = npt.NDArray[np.int64]
+
 # Places among all ids of a chunk → rows of the chunk.
 Locate = Callable[[Int64], Int64]
+
 # Raw ids → rows of a vocabulary.
 LookUp = Callable[["Sequence[int | str] | Int64"], Int64]
-
 _EXACT_FLOAT = 2.0**53  # above it float64 skips integers
 
 

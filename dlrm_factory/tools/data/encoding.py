@@ -17,11 +17,9 @@ from dlrm_factory.features import shown, transform_dense
 from dlrm_factory.features.arrow import decoded, is_number, is_text
 from dlrm_factory.features.arrow import numbers as float_numbers
 from dlrm_factory.features.vocabulary_rows import VocabularyRows
-from dlrm_factory.tools.data.bad_rows import WrongRows
+from dlrm_factory.tools.data.bad_rows import ChunkCells, FeatureCells, Place, WrongRows
 from dlrm_factory.tools.data.bags import Bags, LookUp, encode_bags
-from dlrm_factory.tools.data.click_files import Chunk, weights_column
-from dlrm_factory.tools.data.places import Place
-from dlrm_factory.tools.data.unreadable_cells import ChunkCells, FeatureCells
+from dlrm_factory.tools.data.files import Chunk, weights_column
 
 __all__ = ["EncodedChunk", "encode_chunk", "encode_dense", "encode_label"]
 

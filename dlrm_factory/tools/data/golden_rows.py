@@ -12,13 +12,12 @@ import pyarrow as pa
 
 from dlrm_factory.config.declaration import DLRMDeclaration, SparseFeature
 from dlrm_factory.errors import DataError
+from dlrm_factory.tools.data.bad_rows import Place
 from dlrm_factory.tools.data.bags import encode_bag_weights, raw_ids
-from dlrm_factory.tools.data.click_files import Chunk, ClickFiles, weights_column
 from dlrm_factory.tools.data.encoding import encode_dense
-from dlrm_factory.tools.data.file_format import FileFormat
-from dlrm_factory.tools.data.generate import generate
-from dlrm_factory.tools.data.places import Place
+from dlrm_factory.tools.data.files import Chunk, ClickFiles, FileFormat, weights_column
 from dlrm_factory.tools.data.split import is_held_out
+from dlrm_factory.tools.data.synthetic import generate
 
 __all__ = ["golden_rows_json", "pick_golden_rows"]
 

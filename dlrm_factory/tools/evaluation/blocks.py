@@ -13,11 +13,11 @@ from dlrm_factory.batch import FeatureBatch
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.features import Vocabularies
 from dlrm_factory.features.vocabulary_rows import VocabularyRows
+from dlrm_factory.tools.data.bad_rows import CellLedger
 from dlrm_factory.tools.data.dataset import slices
-from dlrm_factory.tools.data.dataset_building import dataset_of
+from dlrm_factory.tools.data.dataset_builder import dataset_of
 from dlrm_factory.tools.data.encoding import EncodedChunk, encode_chunk
-from dlrm_factory.tools.data.sides import SidedChunk
-from dlrm_factory.tools.data.unreadable_cells import CellLedger
+from dlrm_factory.tools.data.split import SidedChunk
 
 __all__ = ["Block", "Encoder"]
 

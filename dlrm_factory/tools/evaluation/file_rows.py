@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dlrm_factory.config.declaration import DLRMDeclaration
-from dlrm_factory.tools.data.click_source import ClickSource
-from dlrm_factory.tools.data.file_format import FileFormat
+from dlrm_factory.tools.data.files import FileFormat
 from dlrm_factory.tools.data.progress import Observer
-from dlrm_factory.tools.data.sides import SidedChunk, sided
+from dlrm_factory.tools.data.source import ClickSource
+from dlrm_factory.tools.data.split import SidedChunk, sided
 
 __all__ = ["chunks_of_files"]
 

@@ -1,34 +1,73 @@
-"""The training loop, over rows of a `ClickDataset`."""
+"""Training loop over rows of a `ClickDataset`: learning rates, each rank's rows, steps, evaluations, snapshots."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch.distributed as dist
 
+from dlrm_factory.config.declaration import TrainingOptions
 from dlrm_factory.errors import ConfigError
-from dlrm_factory.tools.data.dataset import ClickDataset, Int64
+from dlrm_factory.tools.data.dataset import ClickDataset, Int64, slices
 from dlrm_factory.tools.data.progress import Observer, Progress
 from dlrm_factory.tools.metrics.history import Evaluation
 from dlrm_factory.tools.metrics.metrics import auc, log_loss
-from dlrm_factory.tools.training.clock import Clock
 from dlrm_factory.tools.training.early_stopping import EarlyStopping
-from dlrm_factory.tools.training.evaluation import logits_of
-from dlrm_factory.tools.training.losses import Losses
-from dlrm_factory.tools.training.objective import Objective
-from dlrm_factory.tools.training.rank_slices import rank_slices
-from dlrm_factory.tools.training.run_state import RunState, Search
-from dlrm_factory.tools.training.schedule import Schedule
-from dlrm_factory.tools.training.steps import make_steps
+from dlrm_factory.tools.training.objective import Objective, logits_of, make_steps
+from dlrm_factory.tools.training.run_state import Clock, Losses, RunState, Search
 
-__all__ = ["Observer", "Progress", "TrainingData", "TrainingRun"]
+__all__ = ["Observer", "Progress", "Schedule", "TrainingData", "TrainingRun", "rank_slices"]
 
 _REPORT_STEPS = 20  # reading the loss waits for the device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """What both declared learning rates are multiplied with in each step.
+
+    Warm-up goes by steps: step s of W gets s / W. Decay goes by samples, so that it keeps its course when a run goes on
+    with another number of ranks: linear gives 1 - p and cosine (1 + cos(πp)) / 2, where p is the share of the samples
+    after warm-up that were seen before the step. So the last step's rate is near 0, not 0.
+
+    Fields:
+        samples: of the whole run, all epochs and ranks.
+        step_samples: of a step, all ranks together.
+    """
+
+    options: TrainingOptions
+    samples: int
+    step_samples: int
+
+    def factor(self, *, step: int, seen: int) -> float:
+        """For the step numbered ``step`` (from 1), before which ``seen`` samples were trained on."""
+        warmup = self.options.warmup_steps
+        if step <= warmup:
+            return step / warmup
+        first = warmup * self.step_samples
+        p = min(max((seen - first) / max(self.samples - first, 1), 0.0), 1.0)
+        if self.options.learning_rate_decay == "linear":
+            return 1.0 - p
+        if self.options.learning_rate_decay == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * p))
+        return 1.0
+
+
+def rank_slices(order: Int64, batch_size: int) -> Iterator[tuple[Int64, int]]:
+    """Each step's rows of this rank, and how many rows of ``order`` it uses up.
+
+    TorchRec's float tables need batches of one size on all ranks, so up to ranks - 1 rows of the last step
+    are left out.
+    """
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    for rows in slices(order, batch_size * ranks):
+        share = len(rows) // ranks
+        if share:
+            yield rows[rank * share : (rank + 1) * share], len(rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

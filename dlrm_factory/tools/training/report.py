@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dlrm_factory.tools.data.bad_rows import BadRows
-from dlrm_factory.tools.data.unreadable_cells import UnreadableCells
+from dlrm_factory.tools.data.bad_rows import BadRows, UnreadableCells
 from dlrm_factory.tools.metrics.history import Evaluation, history_json, still_rising
 from dlrm_factory.tools.metrics.metrics import auc, log_loss
 from dlrm_factory.tools.training.loop import TrainingRun

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from dlrm_factory.config import tiny
 from dlrm_factory.tools.data.bags import Bags
 from dlrm_factory.tools.data.dataset import slices
-from dlrm_factory.tools.data.dataset_building import dataset_of
+from dlrm_factory.tools.data.dataset_builder import dataset_of
 from dlrm_factory.tools.data.encoding import EncodedChunk
 
 bag = st.lists(st.integers(0, 49), max_size=4)

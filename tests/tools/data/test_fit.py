@@ -15,12 +15,9 @@ from support.raw_features import raw_declaration
 
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.features import canonical_int
-from dlrm_factory.tools.data.click_files import Chunk
-from dlrm_factory.tools.data.fit import FittedFeatures, fit_features, needs_fitting
-from dlrm_factory.tools.data.id_counts import IdCounts
-from dlrm_factory.tools.data.moments import Moments
-from dlrm_factory.tools.data.sides import HashSplit, first_rows, sided
-from dlrm_factory.tools.data.split import split_rows
+from dlrm_factory.tools.data.files import Chunk
+from dlrm_factory.tools.data.fitting import FittedFeatures, IdCounts, Moments, fit_features, needs_fitting
+from dlrm_factory.tools.data.split import HashSplit, first_rows, sided, split_rows
 
 ANY_ID = st.one_of(
     st.integers(-5, 5),

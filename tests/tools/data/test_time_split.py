@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from dlrm_factory.config import tiny
 from dlrm_factory.errors import DataError
-from dlrm_factory.tools.data import time_split
+from dlrm_factory.tools.data import split
 from dlrm_factory.tools.data.bad_rows import BadRowLedger
-from dlrm_factory.tools.data.click_files import Chunk
-from dlrm_factory.tools.data.clicks import read_clicks
-from dlrm_factory.tools.data.time_split import find_time_split
+from dlrm_factory.tools.data.files import Chunk
+from dlrm_factory.tools.data.source import read_clicks
+from dlrm_factory.tools.data.split import find_time_split
 
 
 def chunks_of(times: list, *sizes: int) -> list[Chunk]:
@@ -48,7 +48,7 @@ def test_the_threshold_by_sorting_everything(times, holdout, sizes):
 
 
 def test_many_different_times_are_merged(monkeypatch):
-    monkeypatch.setattr(time_split, "_MERGE", 10)
+    monkeypatch.setattr(split, "_MERGE", 10)
     times = np.random.default_rng(0).permutation(300).tolist()
     assert held_out(times, 0.25, *[20] * 14) == [time >= 225 for time in times]
 

@@ -1,11 +1,18 @@
-"""CSV, Criteo's and Parquet files → chunks of rows with the needed columns. A file is never in memory as a whole."""
+"""CSV, Criteo's and Parquet files → chunks of rows with the needed columns. A file is never in memory as a whole.
+
+Layout of a file of clicks is told by its name, or by its beginning. Criteo's own files (the Kaggle challenge's
+``train.txt`` and the 1TB logs' ``day_0``, ``day_1.gz``) have no header: label, 13 integers, 26 hexadecimal ids,
+separated by tabs; an empty cell is missing.
+"""
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.csv
@@ -14,14 +21,160 @@ import pyarrow.parquet
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.config.label import parse_label
 from dlrm_factory.errors import DataError, near_matches
-from dlrm_factory.tools.data.click_paths import files_of
-from dlrm_factory.tools.data.file_format import FileFormat
-from dlrm_factory.tools.data.file_layouts import Layout, layout_of
 
-__all__ = ["Chunk", "ClickFiles", "declared_columns", "read_chunks", "weights_column"]
+__all__ = [
+    "CRITEO_COLUMNS",
+    "Chunk",
+    "ClickFiles",
+    "FileFormat",
+    "Layout",
+    "declared_columns",
+    "files_of",
+    "layout_of",
+    "read_chunks",
+    "weights_column",
+]
 
+# auto: by the file's name, else by its first line.
+FileFormat = Literal["auto", "csv", "tsv", "parquet", "criteo"]
+
+logger = logging.getLogger(__name__)
+CRITEO_COLUMNS = ("label", *(f"I{i}" for i in range(1, 14)), *(f"C{i}" for i in range(1, 27)))
+_told: set[Path] = set()  # a file may be opened several times in a run, and is told of once
+_COMPRESSED = (".gz", ".bz2", ".zst")
+_FIRST_BYTES = 1 << 16
+_INTEGERS = re.compile(rb"(-?[0-9]*\t){13}")
+_IDS = re.compile(rb"([0-9a-f]{0,16}\t){25}[0-9a-f]{0,16}")
 _CSV_BLOCK_BYTES = 8 << 20
 _PARQUET_ROWS = 65_536
+
+
+def files_of(paths: Sequence[Path]) -> list[Path]:
+    """``paths`` with each folder replaced by the files in it and in its folders.
+
+    Numbers within names count as numbers: ``day_2`` comes before ``day_10``. Names that begin with ``_`` or ``.`` are
+    left out, as what writes such folders uses them for its own. DataError for a folder without files, or a
+    file that comes twice.
+    """
+    files = [file for path in paths for file in (_files_in(path) if path.is_dir() else [path])]
+    seen: set[Path] = set()
+    for file in files:
+        if file.resolve() in seen:
+            raise DataError(f"{file}: is given twice; its rows would count twice")
+        seen.add(file.resolve())
+    return files
+
+
+def _files_in(folder: Path) -> list[Path]:
+    try:
+        files = list(_walk(folder))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror}") from None
+    if not files:
+        raise DataError(f"{folder}: holds no file (names that begin with _ or . are left out)")
+    return files
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir(), key=_natural):
+        if path.name.startswith(("_", ".")):
+            continue
+        if path.is_dir():
+            yield from _walk(path)
+        else:
+            yield path
+
+
+def _natural(path: Path) -> tuple[list[str | int], str]:
+    # Text and numbers take turns, so that only like is compared with like.
+    parts = [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", path.name))]
+    return parts, path.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Of a text file; a Parquet file has none.
+
+    Fields:
+        delimiter: between cells.
+        names: of the columns; None if the first line holds them.
+        quoted: a cell in quotation marks may hold delimiters and line ends.
+    """
+
+    delimiter: str
+    names: tuple[str, ...] | None = None
+    quoted: bool = True
+
+
+_CSV, _TSV = Layout(delimiter=","), Layout(delimiter="\t")
+
+_CRITEO = Layout(delimiter="\t", names=CRITEO_COLUMNS, quoted=False)
+
+
+def layout_of(path: Path, file_format: FileFormat) -> Layout | None:
+    """None for Parquet. DataError if the file is of no known kind, cannot be read, or has no labels."""
+    if file_format == "auto":
+        return _guessed(path)
+    if file_format == "criteo":
+        _check_labelled(path, _first_line(path))
+    return {"csv": _CSV, "tsv": _TSV, "criteo": _CRITEO}.get(file_format)
+
+
+def _guessed(path: Path) -> Layout | None:
+    name = path.name.lower()
+    for compressed in _COMPRESSED:
+        name = name.removesuffix(compressed)
+    if name.endswith((".parquet", ".pq")):
+        return None
+    if name.endswith(".csv"):
+        return _CSV
+    line = _first_line(path)
+    if _looks_criteo(line):
+        if path not in _told:
+            _told.add(path)
+            logger.warning(
+                "%s: read as Criteo's: no header; label, I1 to I13, C1 to C26 (--format says otherwise)", path
+            )
+        return _CRITEO
+    if name.endswith(".tsv"):
+        return _TSV
+    if _lacks_label(line):
+        _check_labelled(path, line)
+    raise DataError(
+        f"{path}: neither CSV nor Parquet nor Criteo's text by its name and first line; "
+        "end its name in .csv, .tsv, .csv.gz or .parquet, or give --format"
+    )
+
+
+def _first_line(path: Path) -> bytes:
+    try:
+        with pa.input_stream(str(path), compression="detect") as stream:
+            head: bytes = stream.read(_FIRST_BYTES)
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file") from None
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    return head.split(b"\n", 1)[0].removesuffix(b"\r")
+
+
+def _looks_criteo(line: bytes) -> bool:
+    return line[:2] in (b"0\t", b"1\t") and _lacks_label(line[2:])
+
+
+def _lacks_label(line: bytes) -> bool:
+    integers = _INTEGERS.match(line)
+    return integers is not None and _IDS.fullmatch(line, integers.end()) is not None
+
+
+def _check_labelled(path: Path, line: bytes) -> None:
+    cells = line.count(b"\t") + 1
+    if cells == len(CRITEO_COLUMNS) - 1:
+        raise DataError(
+            f"{path}: has 39 columns, as Criteo's test files without labels; "
+            "neither training nor evaluation can use them: give files with 40 columns"
+        )
+    if cells != len(CRITEO_COLUMNS):
+        raise DataError(f"{path}: its first line has {cells} cells separated by tabs; Criteo's files have 40")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

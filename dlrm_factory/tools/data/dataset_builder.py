@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import mmap
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +13,55 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.config.sizes import format_bytes
-from dlrm_factory.tools.data.block_pages import BlockPages
-from dlrm_factory.tools.data.dataset import ClickDataset, Int64
+from dlrm_factory.tools.data.dataset import (
+    BlockPages,
+    ClickDataset,
+    Int64,
+    Scratch,
+    ScratchArray,
+    default_folder,
+)
 from dlrm_factory.tools.data.encoding import EncodedChunk
-from dlrm_factory.tools.data.scratch import Scratch, ScratchArray, default_folder
-from dlrm_factory.tools.data.sides import Sides
+from dlrm_factory.tools.data.split import Sides
 
-__all__ = ["BuiltDataset", "DatasetBuilder", "dataset_of"]
+__all__ = ["BuiltDataset", "DatasetBuilder", "dataset_of", "memory_for_rows"]
+
+_SHARE = 0.3  # of all there is: the model, its optimiser and the reading of files need the rest
+_AVAILABLE_SHARE = 0.8
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 logger = logging.getLogger(__name__)
+
+
+def memory_for_rows() -> int:
+    """Bytes for the rows of this process.
+
+    30% of the machine's memory (or the container's), shared by the ranks of this host. That does not change from run
+    to run, so neither does the order of training. A process of its own also keeps within 80% of what is free now; ranks
+    do not, as they must all decide alike.
+    """
+    memory = psutil.virtual_memory()
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    most = int(_SHARE * min(memory.total, *_container_limits(memory.total)) / ranks)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return most
+    return min(most, int(_AVAILABLE_SHARE * memory.available))
+
+
+def _container_limits(otherwise: int) -> list[int]:
+    limits = [otherwise]
+    for path in _CGROUP_LIMITS:
+        try:
+            text = Path(path).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text.isdecimal():  # "max" is none
+            limits.append(int(text))
+    return limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
