@@ -20,7 +20,7 @@ _END = b"\0"  # so that the empty text still has a byte, and an integer has none
 
 
 def text_bytes(raw: int | str) -> bytes:
-    """What tells ``raw`` from any other id with its hash: nothing for an integer, or for text that is one."""
+    """Bytes that tell ``raw`` from any other id with its hash: none for an integer, or for text that is one."""
     if not isinstance(raw, str) or ((raw.isdecimal() or raw[:1] == "-") and canonical_int(raw) is not None):
         return b""
     return raw.encode() + _END
@@ -51,7 +51,7 @@ class TextColumn:
         return cls(np.frombuffer(_END.join([*texts, b""]), dtype=np.uint8), starts, stops)
 
     def equal(self, mine: Int64, other: TextColumn, theirs: Int64) -> npt.NDArray[np.bool_]:
-        """Whether text ``mine[i]`` is text ``theirs[i]`` of ``other``: bool [len(mine)]."""
+        """Compare text ``mine[i]`` with text ``theirs[i]`` of ``other``: bool [len(mine)]."""
         lengths = self.lengths(mine)
         same = lengths == other.lengths(theirs)
         compared = np.flatnonzero(same & (lengths > 0))

@@ -29,7 +29,7 @@ Bool = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadRowsOfKind:
-    """How many rows were left out for ``reason`` in ``column``. A row counts once, for its first mistake."""
+    """Number of rows left out for ``reason`` in ``column``. A row counts once, for its first mistake."""
 
     column: str
     reason: str
@@ -38,7 +38,7 @@ class BadRowsOfKind:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadRows:
-    """What was left out.
+    """Rows that were left out.
 
     Fields:
         rows: how many were left out.
@@ -56,16 +56,16 @@ class BadRows:
 class BadRowLedger:
     """Counts bad rows over one pass of the data."""
 
-    def __init__(self, most: float, rows: int | None = None) -> None:
-        """``most``: the share of rows that may be bad. ``rows``: there are no more than these, if it is known."""
-        self._most, self._rows = most, rows
+    def __init__(self, max_share: float, rows: int | None = None) -> None:
+        """``max_share``: the share of rows that may be bad. ``rows``: there are no more than these, if it is known."""
+        self._max_share, self._max_rows = max_share, rows
         self._read = self._bad = 0
         self.kinds: Counter[tuple[str, str]] = Counter()
         self.examples: list[str] = []
 
     def chunk(self, rows: int) -> WrongRows | None:
-        """What takes down the bad ones of the next ``rows`` rows; None if the first one is an error."""
-        return WrongRows(self, rows) if self._most > 0 else None
+        """Record of the bad ones among the next ``rows`` rows; None if the first one is an error."""
+        return WrongRows(self, rows) if self._max_share > 0 else None
 
     def close_chunk(self, wrong: WrongRows | None) -> None:
         """The chunk is read. DataError if it is certain by now that too many rows are bad."""
@@ -73,14 +73,14 @@ class BadRowLedger:
             return
         self._read += len(wrong.mask)
         self._bad += int(wrong.mask.sum())
-        if self._rows is not None and self._bad > self._most * self._rows:
-            raise self._too_many(f"{self._bad:,} of at most {self._rows:,} rows")
+        if self._max_rows is not None and self._bad > self._max_share * self._max_rows:
+            raise self._too_many(f"{self._bad:,} of at most {self._max_rows:,} rows")
 
     def close(self) -> BadRows | None:
         """All rows are read. DataError if too many are bad; None if none was allowed."""
-        if self._most <= 0:
+        if self._max_share <= 0:
             return None
-        if self._bad > self._most * self._read:
+        if self._bad > self._max_share * self._read:
             raise self._too_many(f"{self._bad:,} of {self._read:,} rows")
         kinds = tuple(
             BadRowsOfKind(column=column, reason=reason, rows=rows)
@@ -94,7 +94,7 @@ class BadRowLedger:
         )
         examples = "".join(f"\n  {example}" for example in self.examples)
         return DataError(
-            f"{share} cannot be read, more than the share of {self._most:g} that training.max_bad_rows allows "
+            f"{share} cannot be read, more than the share of {self._max_share:g} that training.max_bad_rows allows "
             f"({kinds}); mend the data or the declaration, or raise max_bad_rows. The first:{examples}"
         )
 
@@ -109,7 +109,7 @@ class WrongRows:
     def add(
         self, column: str, rows: npt.NDArray[np.int64], reason: str, message: Callable[[int], str]
     ) -> None:
-        """Take down ``rows`` that were not before. ``message(k)`` is the whole text about ``rows[k]``."""
+        """Record ``rows`` that were not before. ``message(k)`` is the whole text about ``rows[k]``."""
         unique, places = np.unique(rows, return_index=True)
         new = ~self.mask[unique]
         self.mask[unique] = True
@@ -145,7 +145,7 @@ class FeatureCells:
         self.example = ""
 
     def add(self, rows: npt.NDArray[np.int64], message: Callable[[int], str]) -> None:
-        """Take down ``rows``, at least one. ``message(k)`` is the whole text about ``rows[k]``."""
+        """Record ``rows``, at least one. ``message(k)`` is the whole text about ``rows[k]``."""
         self.mask[rows] = True
         self.example = self.example or message(0)
 
@@ -165,7 +165,7 @@ class CellLedger:
         self._examples: dict[str, str] = {}
 
     def add(self, cells: ChunkCells, kept: Bool) -> None:
-        """Count the cells of the chunk's rows that ``kept``, bool [n], says."""
+        """Count the cells in the chunk's rows of the mask ``kept``, bool [n]."""
         for feature, found in cells.features.items():
             count = int(np.count_nonzero(found.mask & kept))
             if count:
@@ -188,8 +188,8 @@ class Place:
         source: the file's name.
         first_row: number of the chunk's first row. Rows are counted from 1; a CSV header is not counted.
         column: the column's name.
-        wrong: takes down rows that cannot be read; None: the first one is an error.
-        cells: takes down cells that cannot be read, in place of the rows; None: they are no cells that may be missing.
+        wrong: records rows that cannot be read; None: the first one is an error.
+        cells: records cells that cannot be read, in place of the rows; None: the column's cells may not be missing.
     """
 
     source: str
@@ -208,7 +208,7 @@ class Place:
         return replace(self, column=column)
 
     def refuse(self, rows: npt.NDArray[np.int64], reason: str, problem: Callable[[int], str]) -> None:
-        """Raise DataError for the first of ``rows``, or take them all down; without any do nothing.
+        """Raise DataError for the first of ``rows``, or record them all; without any do nothing.
 
         The caller goes on with anything that is valid in their place.
 

@@ -88,7 +88,7 @@ def encode_bags(
 
     Raises:
         DataError: a bag that is too long, an id that is none, an index outside the table, a wrong weight; or ``place``
-            takes the cell down, and the bag is empty.
+            records the cell, and the bag is empty.
     """
     ids, lengths = _flatten(column, place, separator if feature.max_length > 1 else None)
     too_long = np.flatnonzero(lengths > feature.max_length)

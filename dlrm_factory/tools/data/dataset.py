@@ -145,7 +145,7 @@ class ScratchArray:
         return np.frombuffer(mapping, dtype=self._dtype), mapping
 
     def close(self) -> None:
-        """What was appended is gone, unless it is mapped."""
+        """Discard what was appended, unless it is mapped."""
         self._file.close()
 
     def _failed(self, error: OSError) -> DataError:
@@ -160,7 +160,7 @@ class ScratchArray:
 
 
 class BlockPages:
-    """Which blocks are in use. Only a matter of speed and memory: the arrays can be read all the same."""
+    """Blocks in use. Only a matter of speed and memory: the arrays can be read all the same."""
 
     def __init__(
         self,
@@ -179,23 +179,23 @@ class BlockPages:
         self._used: set[int] = set()
 
     def touch(self, rows: Int64) -> None:
-        """``rows`` are about to be read."""
+        """Read ahead the blocks of ``rows``, which are about to be read."""
         blocks = set(np.unique(rows // BLOCK_ROWS).tolist())
         new = blocks - self._used
         if len(self._used) + len(new) > WINDOW_BLOCKS:
-            self.let_go()
+            self.release()
             new = blocks
         self._used |= new
         for block in sorted(new):
             self._read_ahead(block)
 
     def follow(self, order: mmap.mmap | None) -> None:
-        """``order`` is the mapping of the epoch's order, in place of an earlier one."""
+        """Take ``order``, the mapping of the epoch's order, in place of an earlier one."""
         self._order = order
-        self.let_go()
+        self.release()
 
-    def let_go(self) -> None:
-        """What the process holds is freed; what the page cache holds may stay there."""
+    def release(self) -> None:
+        """Free what the process holds; what the page cache holds may stay there."""
         for mapping in self._mappings():
             mapping.madvise(mmap.MADV_DONTNEED)
         self._used = set()

@@ -50,7 +50,7 @@ class EncodedChunk:
     unreadable: ChunkCells = field(default_factory=lambda: ChunkCells({}))
 
     def take(self, kept: npt.NDArray[np.bool_]) -> EncodedChunk:
-        """The rows that ``kept``, bool [n], says."""
+        """Rows of the mask ``kept``, bool [n]."""
         bags = tuple(bags.take(kept) for bags in self.bags)
         return replace(self, dense=self.dense[kept], labels=self.labels[kept], bags=bags)
 
@@ -66,7 +66,7 @@ def encode_chunk(
 
     Args:
         vocabulary: for features with ``ids: vocabulary``; without it all their ids get row 0.
-        wrong: takes down rows that cannot be read, in place of the error; what is encoded in their place means
+        wrong: records rows that cannot be read, in place of the error; what is encoded in their place means
             nothing.
     """
 
@@ -122,7 +122,7 @@ def _look_up(vocabulary: VocabularyRows | None, feature: int) -> LookUp:
 def encode_dense(column: pa.Array, feature: DenseFeature, place: Place) -> npt.NDArray[np.float32]:
     """Raw numbers: float32 [n], not yet transformed. Null and NaN take the declared default.
 
-    DataError for text, or for a number that float32 cannot hold; or ``place`` takes the cell down, which then takes
+    DataError for text, or for a number that float32 cannot hold; or ``place`` records the cell, which then takes
     the default, too.
     """
     remedy = _REMEDY if place.cells is None else ""
@@ -170,7 +170,7 @@ def encode_label(
 
 
 def _numbers(column: pa.Array, place: Place, remedy: str = "") -> Float64:
-    """Float64 [n]; NaN where null, or taken down."""
+    """Float64 [n]; NaN where null, or recorded as wrong."""
     column = decoded(column)
     kind = column.type
     if is_text(kind):
@@ -190,7 +190,7 @@ def _parse(text: pa.Array, place: Place, remedy: str) -> pa.Array:
     trimmed = pc.utf8_trim_whitespace(text)
     missing = pc.is_in(pc.utf8_lower(trimmed), pa.array(_MISSING))
     trimmed = pc.if_else(missing, pa.scalar(None, pa.string()), trimmed)
-    wanted = 1 if place.stops else None  # the first mistake is an error, or all are taken down
+    wanted = 1 if place.stops else None  # the first mistake is an error, or all are recorded
     wrong = np.fromiter(islice(_not_numbers(trimmed, 0), wanted), dtype=np.int64)
     place.refuse(
         wrong, "not a number", lambda k: f"{shown(trimmed[int(wrong[k])].as_py())} is not a number{remedy}"

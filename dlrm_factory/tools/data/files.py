@@ -40,7 +40,7 @@ FileFormat = Literal["auto", "csv", "tsv", "parquet", "criteo"]
 
 logger = logging.getLogger(__name__)
 CRITEO_COLUMNS = ("label", *(f"I{i}" for i in range(1, 14)), *(f"C{i}" for i in range(1, 27)))
-_told: set[Path] = set()  # a file may be opened several times in a run, and is told of once
+_reported: set[Path] = set()  # a file may be opened several times in a run, and is told of once
 _COMPRESSED = (".gz", ".bz2", ".zst")
 _FIRST_BYTES = 1 << 16
 _INTEGERS = re.compile(rb"(-?[0-9]*\t){13}")
@@ -50,7 +50,7 @@ _PARQUET_ROWS = 65_536
 
 
 def files_of(paths: Sequence[Path]) -> list[Path]:
-    """``paths`` with each folder replaced by the files in it and in its folders.
+    """Files of ``paths``: each folder is replaced by the files in it and in its folders.
 
     Numbers within names count as numbers: ``day_2`` comes before ``day_10``. Names that begin with ``_`` or ``.`` are
     left out, as what writes such folders uses them for its own. DataError for a folder without files, or a
@@ -93,7 +93,7 @@ def _natural(path: Path) -> tuple[list[str | int], str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Of a text file; a Parquet file has none.
+    """Layout of a text file; a Parquet file has none.
 
     Fields:
         delimiter: between cells.
@@ -112,7 +112,10 @@ _CRITEO = Layout(delimiter="\t", names=CRITEO_COLUMNS, quoted=False)
 
 
 def layout_of(path: Path, file_format: FileFormat) -> Layout | None:
-    """None for Parquet. DataError if the file is of no known kind, cannot be read, or has no labels."""
+    """Layout of the file at ``path``; None for Parquet.
+
+    DataError if the file is of no known kind, cannot be read, or has no labels.
+    """
     if file_format == "auto":
         return _guessed(path)
     if file_format == "criteo":
@@ -130,8 +133,8 @@ def _guessed(path: Path) -> Layout | None:
         return _CSV
     line = _first_line(path)
     if _looks_criteo(line):
-        if path not in _told:
-            _told.add(path)
+        if path not in _reported:
+            _reported.add(path)
             logger.warning(
                 "%s: read as Criteo's: no header; label, I1 to I13, C1 to C26 (--format says otherwise)", path
             )
@@ -222,13 +225,13 @@ class ClickFiles:
         self._layouts = [layout_of(path, file_format) for path in self.paths]
 
     def rows(self) -> int | None:
-        """How many rows there are; None if that takes reading them."""
+        """Number of rows; None if that takes reading them."""
         if any(layout is not None for layout in self._layouts):
             return None
         return sum(pyarrow.parquet.read_metadata(path).num_rows for path in self.paths)
 
     def column_names(self) -> list[str]:
-        """Of the first file. DataError if it cannot be read."""
+        """Names of the first file's columns. DataError if it cannot be read."""
         return _column_names(self.paths[0], self._layouts[0])
 
     def check_columns(self, columns: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from dlrm_factory.tools.data.bad_rows import FeatureCells, Place
 from dlrm_factory.tools.data.bags import raw_ids
 from dlrm_factory.tools.data.encoding import encode_chunk, encode_dense
 from dlrm_factory.tools.data.progress import Observer, Progress
-from dlrm_factory.tools.data.split import SidedChunk
+from dlrm_factory.tools.data.split import SplitChunk
 
 __all__ = ["FittedFeatures", "IdCounts", "Moments", "Ordered", "fit_features", "needs_fitting"]
 
@@ -54,12 +54,12 @@ class Moments:
 
     @property
     def mean(self) -> float:
-        """0 without any value."""
+        """Mean of all values; 0 without any."""
         return self._mean
 
     @property
     def std(self) -> float:
-        """Of the values themselves, not of a sample; 1 if they are all alike, so that they become 0."""
+        """Standard deviation of the values, not of a sample; 1 if they are all alike, so that they become 0."""
         std = math.sqrt(self._squares / self._count) if self._count else 0.0
         return std if std > 0 else 1.0
 
@@ -106,13 +106,13 @@ class IdCounts:
         self._texts.add(_table([row["id"] for row in large], [row["count"] for row in large], texts.type))
         self._texts.add(counted.filter(pc.invert(pc.or_(plain, perhaps))))
 
-    def ordered(self, *, most: int, min_count: int) -> Ordered:
-        """The vocabulary: at most ``most`` ids, each seen at least ``min_count`` times."""
+    def ordered(self, *, max_ids: int, min_count: int) -> Ordered:
+        """The vocabulary: at most ``max_ids`` ids, each seen at least ``min_count`` times."""
         integers, texts = (tally.sorted() for tally in (self._integers, self._texts))
         counts = np.concatenate([integers["count"].to_numpy(), texts["count"].to_numpy()])
         # Both parts are sorted by value, and a stable sort keeps that order among equal counts.
         order = np.argsort(-counts, kind="stable")
-        kept = order[: min(most, int((counts >= min_count).sum()))]
+        kept = order[: min(max_ids, int((counts >= min_count).sum()))]
         left_out = int(counts.sum() - counts[kept].sum())
         values = integers["id"].to_numpy()
         if not len(texts):
@@ -173,14 +173,14 @@ class FittedFeatures:
 
 
 def needs_fitting(declaration: DLRMDeclaration) -> bool:
-    """Whether something of the declaration has to be found in the training part."""
+    """Test whether something of the declaration has to be found in the training split."""
     return bool(declaration.vocabulary_tables) or any(
         feature.is_standardized and feature.mean is None for feature in declaration.dense_features
     )
 
 
 def fit_features(
-    declaration: DLRMDeclaration, chunks: Iterable[SidedChunk], *, rows: int | None, observe: Observer
+    declaration: DLRMDeclaration, chunks: Iterable[SplitChunk], *, rows: int | None, observe: Observer
 ) -> FittedFeatures:
     """One pass over ``chunks``, of ``rows`` rows if that is known. Held-out rows are passed over, and bad ones.
 
@@ -192,16 +192,16 @@ def fit_features(
     counts = {table: IdCounts() for table in declaration.vocabulary_tables}
     may_miss = any(feature.unreadable == "missing" for feature in declaration.features)
     done = 0
-    for sided in chunks:
-        training = ~sided.sides.held_out
+    for piece in chunks:
+        training = ~piece.masks.held_out
         cells: Mapping[str, FeatureCells] = {}
-        if sided.wrong is not None or may_miss:
+        if piece.wrong is not None or may_miss:
             # A row that is bad in any column is left out whole, so all columns are looked at.
-            cells = encode_chunk(sided.chunk, declaration, wrong=sided.wrong).unreadable.features
-        if sided.wrong is not None:
-            training &= ~sided.wrong.mask
-        _add_numbers(moments, sided, declaration, training, cells)
-        _add_ids(counts, sided, declaration, training, cells)
+            cells = encode_chunk(piece.chunk, declaration, wrong=piece.wrong).unreadable.features
+        if piece.wrong is not None:
+            training &= ~piece.wrong.mask
+        _add_numbers(moments, piece, declaration, training, cells)
+        _add_ids(counts, piece, declaration, training, cells)
         done += len(training)
         observe(Progress(stage="features", done=done, total=rows))
     return FittedFeatures(
@@ -211,43 +211,43 @@ def fit_features(
 
 def _add_numbers(
     moments: dict[str, Moments],
-    sided: SidedChunk,
+    piece: SplitChunk,
     declaration: DLRMDeclaration,
     training: Training,
     cells: Mapping[str, FeatureCells],
 ) -> None:
     for feature in declaration.dense_features:
         if feature.name in moments:
-            column = sided.chunk.columns[feature.name]
-            raw = encode_dense(column, feature, _place(sided, feature.name, cells))
+            column = piece.chunk.columns[feature.name]
+            raw = encode_dense(column, feature, _place(piece, feature.name, cells))
             dense = transform_dense(raw[:, None], [feature], until_standardized=True)
             moments[feature.name].add(dense[training, 0])
 
 
 def _add_ids(
     counts: dict[str, IdCounts],
-    sided: SidedChunk,
+    piece: SplitChunk,
     declaration: DLRMDeclaration,
     training: Training,
     cells: Mapping[str, FeatureCells],
 ) -> None:
     for feature in declaration.sparse_features:
         if feature.table in counts:
-            column, place = sided.chunk.columns[feature.name], _place(sided, feature.name, cells)
+            column, place = piece.chunk.columns[feature.name], _place(piece, feature.name, cells)
             ids, lengths = raw_ids(column, feature, declaration.training.separator, place)
             good = training if place.cells is None else training & ~place.cells.mask
             mask = np.repeat(good, lengths)
             counts[feature.table].add(ids[mask] if isinstance(ids, np.ndarray) else ids.filter(mask))
 
 
-def _place(sided: SidedChunk, column: str, cells: Mapping[str, FeatureCells]) -> Place:
-    """``cells``: taken down before, so what is taken down again is no news."""
-    chunk = sided.chunk
+def _place(piece: SplitChunk, column: str, cells: Mapping[str, FeatureCells]) -> Place:
+    """Place of a column. ``cells``: recorded before, so recording them again changes nothing."""
+    chunk = piece.chunk
     return Place(
         source=chunk.source,
         first_row=chunk.first_row,
         column=column,
-        wrong=sided.wrong,
+        wrong=piece.wrong,
         cells=cells.get(column),
     )
 
@@ -267,7 +267,7 @@ def _vocabularies(declaration: DLRMDeclaration, counts: dict[str, IdCounts]) -> 
         return None
     ordered = {
         table: ids.ordered(
-            most=declaration.vocabulary_room(table), min_count=declaration.table(table).min_count
+            max_ids=declaration.vocabulary_room(table), min_count=declaration.table(table).min_count
         )
         for table, ids in counts.items()
     }

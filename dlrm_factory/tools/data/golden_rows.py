@@ -21,8 +21,8 @@ from dlrm_factory.tools.data.synthetic import generate
 
 __all__ = ["golden_rows_json", "pick_golden_rows"]
 
-_MOST = 24
-_GENERATED = 1000
+_MAX_ROWS = 24
+_GENERATED_ROWS = 1000
 
 
 def golden_rows_json(
@@ -32,13 +32,13 @@ def golden_rows_json(
     if paths:
         chunks = ClickFiles(paths, file_format).chunks(_columns(declaration))
     else:
-        made = generate(declaration, _GENERATED, declaration.training.seed)
+        made = generate(declaration, _GENERATED_ROWS, declaration.training.seed)
         chunks = (generated.chunk for generated in made)
     return msgspec.json.encode(pick_golden_rows(chunks, declaration)).decode()
 
 
 def pick_golden_rows(chunks: Iterable[Chunk], declaration: DLRMDeclaration) -> list[dict[str, Any]]:
-    """At most 24 rows of the first of ``chunks``, spread over it: raw values by feature, as in requests.
+    """Up to 24 rows of the first of ``chunks``, spread over it: raw values by feature, as in requests.
 
     Rows that the hash split holds out go first. Rows with a mistake are passed over.
     """
@@ -48,7 +48,7 @@ def pick_golden_rows(chunks: Iterable[Chunk], declaration: DLRMDeclaration) -> l
     options = declaration.training
     numbers = np.arange(chunk.columns.num_rows, dtype=np.int64)
     held_out = np.flatnonzero(is_held_out(numbers, holdout=options.holdout, seed=options.seed))
-    wanted = held_out if len(held_out) >= _MOST else numbers
+    wanted = held_out if len(held_out) >= _MAX_ROWS else numbers
     rows = []
     for i in _spread(wanted.tolist()):
         try:
@@ -64,9 +64,9 @@ def _columns(declaration: DLRMDeclaration) -> list[str]:
 
 
 def _spread(places: list[int]) -> list[int]:
-    if len(places) <= _MOST:
+    if len(places) <= _MAX_ROWS:
         return places
-    return [places[i * len(places) // _MOST] for i in range(_MOST)]
+    return [places[i * len(places) // _MAX_ROWS] for i in range(_MAX_ROWS)]
 
 
 def _row(chunk: Chunk, i: int, declaration: DLRMDeclaration) -> dict[str, Any]:

@@ -25,11 +25,11 @@ from dlrm_factory.tools.data.progress import Observer, Progress
 from dlrm_factory.tools.data.split import (
     FileSplit,
     HashSplit,
-    SidedChunk,
     Split,
+    SplitChunk,
     find_time_split,
     first_rows,
-    sided,
+    split_chunks,
 )
 from dlrm_factory.tools.data.synthetic import GeneratedChunk, click_writer, default_rows, generate
 
@@ -40,7 +40,7 @@ class ClickSource:
     """Rows of some files, and after them those of files that are held out.
 
     Fields:
-        most_rows: there are no more than these; None if that takes reading them.
+        max_rows: upper bound of the number of rows; None if that takes reading them.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ClickSource:
     ) -> None:
         """``columns``: wanted beside those that training needs.
 
-        DataError for a file that cannot be read, lacks a column or is on both sides.
+        DataError for a file that cannot be read, lacks a column, or is given both to train on and to hold out.
         """
         self._options = declaration.training
         self._files = ClickFiles(paths, file_format)
@@ -73,7 +73,7 @@ class ClickSource:
             self._columns.append(self._by_time)
         for files in (self._files, self._held_out):
             files.check_columns(self._columns)
-        self.most_rows = self._most_rows()
+        self.max_rows = self._max_rows()
 
     def chunks(self) -> Iterator[Chunk]:
         """All rows, with the columns that are needed."""
@@ -81,11 +81,11 @@ class ClickSource:
         return chain(training, self._held_out.chunks(self._columns))
 
     def ledger(self) -> BadRowLedger:
-        """For the bad rows of one pass over `chunks`."""
-        return BadRowLedger(self._options.max_bad_rows, self.most_rows)
+        """Ledger for the bad rows of one pass over `chunks`."""
+        return BadRowLedger(self._options.max_bad_rows, self.max_rows)
 
     def split(self, observe: Observer) -> Split:
-        """As declared; a split by time takes a pass over that column. DataError if it cannot be found."""
+        """Declared split; one by time takes a pass over that column. DataError if it cannot be found."""
         if self._held_out.paths:
             return FileSplit(
                 sources=frozenset(map(str, self._held_out.paths)),
@@ -108,9 +108,9 @@ class ClickSource:
         for chunk in chunks:
             yield chunk
             done += chunk.columns.num_rows
-            observe(Progress(stage="split", done=done, total=self.most_rows))
+            observe(Progress(stage="split", done=done, total=self.max_rows))
 
-    def _most_rows(self) -> int | None:
+    def _max_rows(self) -> int | None:
         training, held_out = self._files.rows(), self._held_out.rows()
         if self._rows is not None:
             training = self._rows if training is None else min(training, self._rows)
@@ -167,14 +167,14 @@ def read_clicks(
         features = FittedFeatures(declaration=declaration, vocabularies=vocabularies)
     else:
         ledger = source.ledger()
-        chunks = sided(source.chunks(), split, ledger)
-        features = fit_features(declaration, chunks, rows=source.most_rows, observe=observe)
+        chunks = split_chunks(source.chunks(), split, ledger)
+        features = fit_features(declaration, chunks, rows=source.max_rows, observe=observe)
         ledger.close()
     ledger = source.ledger()
-    chunks = sided(source.chunks(), split, ledger)
-    builder = DatasetBuilder(declaration, scratch=scratch, most_bytes=memory_for_rows())
+    chunks = split_chunks(source.chunks(), split, ledger)
+    builder = DatasetBuilder(declaration, scratch=scratch, max_bytes=memory_for_rows())
     cells = CellLedger()
-    built = _encoded(features, chunks, builder, observe, source.most_rows, cells)
+    built = _encoded(features, chunks, builder, observe, source.max_rows, cells)
     return _clicks(built, features, bad_rows=ledger.close(), unreadable=cells.close())
 
 
@@ -187,7 +187,7 @@ def generate_clicks(
     logits: list[npt.NDArray[np.float64]] = []
     split = HashSplit.of(options)
     raw = (generated.chunk for generated in generate(declaration, rows, options.seed))
-    features = fit_features(declaration, sided(raw, split), rows=rows, observe=observe)
+    features = fit_features(declaration, split_chunks(raw, split), rows=rows, observe=observe)
 
     def kept(generated: GeneratedChunk) -> Chunk:
         logits.append(generated.logits)
@@ -197,15 +197,15 @@ def generate_clicks(
 
     with ExitStack() as stack:
         writer = None if write_to is None else stack.enter_context(click_writer(write_to, options.separator))
-        chunks = sided(map(kept, generate(declaration, rows, options.seed)), split)
-        builder = DatasetBuilder(declaration, most_bytes=memory_for_rows())
+        chunks = split_chunks(map(kept, generate(declaration, rows, options.seed)), split)
+        builder = DatasetBuilder(declaration, max_bytes=memory_for_rows())
         built = _encoded(features, chunks, builder, observe, rows, CellLedger())
     return _clicks(built, features, true_logits=np.concatenate(logits))
 
 
 def _encoded(
     features: FittedFeatures,
-    chunks: Iterator[SidedChunk],
+    chunks: Iterator[SplitChunk],
     builder: DatasetBuilder,
     observe: Observer,
     total: int | None,
@@ -218,13 +218,13 @@ def _encoded(
     with closing(builder):
         for piece in chunks:
             encoded = encode_chunk(piece.chunk, declaration, vocabulary, wrong=piece.wrong)
-            sides = piece.sides
+            masks = piece.masks
             done += len(encoded.labels)
             good = np.ones(len(encoded.labels), dtype=np.bool_) if piece.wrong is None else ~piece.wrong.mask
             cells.add(encoded.unreadable, good)
             if not good.all():
-                encoded, sides = encoded.take(good), sides.take(good)
-            builder.add(encoded, sides)
+                encoded, masks = encoded.take(good), masks.take(good)
+            builder.add(encoded, masks)
             observe(Progress(stage="data", done=done, total=total))
         return builder.finish()
 

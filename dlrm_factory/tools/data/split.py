@@ -25,9 +25,9 @@ from dlrm_factory.tools.data.files import Chunk
 __all__ = [
     "FileSplit",
     "HashSplit",
-    "SidedChunk",
-    "Sides",
     "Split",
+    "SplitChunk",
+    "SplitMasks",
     "TimeSplit",
     "Times",
     "encode_times",
@@ -35,7 +35,7 @@ __all__ = [
     "first_rows",
     "is_held_out",
     "is_validation",
-    "sided",
+    "split_chunks",
     "split_rows",
 ]
 
@@ -54,10 +54,10 @@ def split_rows(rows: int, *, holdout: float, seed: int) -> tuple[Int64, Int64]:
 
 
 def is_held_out(rows: Int64, *, holdout: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Which of the row numbers ``rows`` are held out, bool [len(rows)].
+    """Mask of the row numbers ``rows`` that are held out, bool [len(rows)].
 
-    A row is if SplitMix64(row xor SplitMix64(seed)), scaled to [0, 1), is below ``holdout``. So a
-    row's side depends on its number and the seed alone, not on the batch size or on how many rows follow.
+    A row is held out if SplitMix64(row xor SplitMix64(seed)), scaled to [0, 1), is below ``holdout``. So a
+    row's split depends on its number and the seed alone, not on the batch size or on how many rows follow.
     """
     salt = hash_int64(np.array([seed], dtype=np.int64), 2**62)
     held_out: npt.NDArray[np.bool_] = hash_int64(rows ^ salt, _STEPS) < holdout * _STEPS
@@ -65,64 +65,64 @@ def is_held_out(rows: Int64, *, holdout: float, seed: int) -> npt.NDArray[np.boo
 
 
 def is_validation(rows: Int64, *, share: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Tell which row numbers ``rows`` would be validation rows, bool [len(rows)], were all of them training rows.
+    """Mask of the row numbers ``rows`` that would be validation rows, bool [len(rows)], if none were held out.
 
-    As `is_held_out`, by another hash, so that it says nothing of the side.
+    Computed as `is_held_out`, by another hash, so that the two are independent.
     """
     found: npt.NDArray[np.bool_] = is_held_out(~rows, holdout=share, seed=seed)
     return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sides:
-    """Sides of n rows: ``held_out`` and ``validation``, bool [n], never both; the others train."""
+class SplitMasks:
+    """Masks of n rows: ``held_out`` and ``validation``, bool [n], never both; the others train."""
 
     held_out: Bool
     validation: Bool
 
     @property
     def training(self) -> Bool:
-        """Bool [n]."""
+        """Mask of the training rows, bool [n]."""
         return ~(self.held_out | self.validation)
 
-    def take(self, kept: Bool) -> Sides:
-        """Those of the rows that ``kept``, bool [n], says."""
-        return Sides(held_out=self.held_out[kept], validation=self.validation[kept])
+    def take(self, kept: Bool) -> SplitMasks:
+        """Masks of the rows in the mask ``kept``, bool [n]."""
+        return SplitMasks(held_out=self.held_out[kept], validation=self.validation[kept])
 
     @classmethod
-    def of(cls, held_out: Bool, validation: Bool | None = None) -> Sides:
-        """``validation``: which rows are if they are not held out; None: none."""
+    def of(cls, held_out: Bool, validation: Bool | None = None) -> SplitMasks:
+        """Masks from that of held-out rows, and from that of rows that validate unless they are held out, if any."""
         none = np.zeros(len(held_out), dtype=np.bool_)
         return cls(held_out=held_out, validation=none if validation is None else validation & ~held_out)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SidedChunk:
-    """Raw rows with their sides.
+class SplitChunk:
+    """Raw rows with the masks of their splits.
 
     Fields:
-        wrong: takes down those that cannot be read; None: the first one is an error.
+        wrong: records those that cannot be read; None: the first one is an error.
     """
 
     chunk: Chunk
-    sides: Sides
+    masks: SplitMasks
     wrong: WrongRows | None = None
 
 
 class Split(Protocol):
-    """Says which rows are on which side."""
+    """Division of rows into training, validation and held-out split."""
 
-    def sides(self, chunk: Chunk, first: int, wrong: WrongRows | None) -> Sides:
-        """Return the sides of ``chunk``; its first row is number ``first`` of all the data, from 0.
+    def masks(self, chunk: Chunk, first: int, wrong: WrongRows | None) -> SplitMasks:
+        """Masks of ``chunk``, whose first row is number ``first`` of all the data, from 0.
 
-        ``wrong`` takes down rows that have no side; without it the first one is a DataError.
+        ``wrong`` records rows that belong to no split; without it the first one is a DataError.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HashSplit:
-    """Sides by hashes of the row's number and the seed, see `is_held_out` and `is_validation`."""
+    """Splits by hashes of the row's number and the seed, see `is_held_out` and `is_validation`."""
 
     holdout: float
     validation: float
@@ -132,36 +132,38 @@ class HashSplit:
     def of(cls, options: TrainingOptions) -> HashSplit:
         return cls(holdout=options.holdout, validation=options.validation_share, seed=options.seed)
 
-    def sides(self, chunk: Chunk, first: int, wrong: WrongRows | None) -> Sides:
+    def masks(self, chunk: Chunk, first: int, wrong: WrongRows | None) -> SplitMasks:
         numbers = _numbers(chunk, first)
         held_out = is_held_out(numbers, holdout=self.holdout, seed=self.seed)
-        return Sides.of(held_out, is_validation(numbers, share=self.validation, seed=self.seed))
+        return SplitMasks.of(held_out, is_validation(numbers, share=self.validation, seed=self.seed))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileSplit:
-    """Sides by the file: ``sources`` are held out, whole; validation rows are by hash."""
+    """Splits by the file: ``sources`` are held out, whole; validation rows are by hash."""
 
     sources: frozenset[str]
     validation: float
     seed: int
 
-    def sides(self, chunk: Chunk, first: int, wrong: WrongRows | None) -> Sides:
+    def masks(self, chunk: Chunk, first: int, wrong: WrongRows | None) -> SplitMasks:
         held_out = np.full(chunk.columns.num_rows, chunk.source in self.sources)
-        return Sides.of(
+        return SplitMasks.of(
             held_out, is_validation(_numbers(chunk, first), share=self.validation, seed=self.seed)
         )
 
 
-def sided(chunks: Iterable[Chunk], split: Split, ledger: BadRowLedger | None = None) -> Iterator[SidedChunk]:
-    """``chunks``, which are all the data in order, with their sides.
+def split_chunks(
+    chunks: Iterable[Chunk], split: Split, ledger: BadRowLedger | None = None
+) -> Iterator[SplitChunk]:
+    """Chunks of all the data, in order, with the masks of their splits.
 
-    ``ledger`` takes down bad rows, each chunk's by the time the next one is asked for. DataError for too many.
+    ``ledger`` records bad rows, each chunk's by the time the next one is asked for. DataError for too many.
     """
     first = 0
     for chunk in chunks:
         wrong = None if ledger is None else ledger.chunk(chunk.columns.num_rows)
-        yield SidedChunk(chunk=chunk, sides=split.sides(chunk, first, wrong), wrong=wrong)
+        yield SplitChunk(chunk=chunk, masks=split.masks(chunk, first, wrong), wrong=wrong)
         first += chunk.columns.num_rows
         if ledger is not None:
             ledger.close_chunk(wrong)
@@ -185,7 +187,7 @@ def first_rows(chunks: Iterable[Chunk], rows: int | None) -> Iterator[Chunk]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
-    """Of n rows.
+    """Times of n rows.
 
     Fields:
         kind: ``number`` as they were, or ``time`` in microseconds since 1970 (UTC where no zone is given).
@@ -279,9 +281,9 @@ class TimeSplit:
     first: float
     validation: float
 
-    def sides(self, chunk: Chunk, first: int, wrong: WrongRows | None) -> Sides:
+    def masks(self, chunk: Chunk, first: int, wrong: WrongRows | None) -> SplitMasks:
         times = _times(chunk, self.column, wrong).values
-        return Sides.of(times >= self.first, times >= self.validation)
+        return SplitMasks.of(times >= self.first, times >= self.validation)
 
 
 def find_time_split(
@@ -336,7 +338,7 @@ def _threshold(counts: npt.NDArray[np.int64], *, share: float) -> int:
     # The last row before the part if there were no ties; what is as late as its successor is in it.
     before = int(np.floor(ends[-1] * (1 - share)))
     place = int(np.searchsorted(ends, before, side="right"))
-    # There is always something on both sides.
+    # Neither part is ever empty.
     return min(max(place, 1), len(counts) - 1)
 
 
@@ -346,7 +348,7 @@ def _times(chunk: Chunk, column: str, wrong: WrongRows | None) -> Times:
 
 
 class _Counted:
-    """How often each value comes."""
+    """Counts of distinct values."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[npt.NDArray[np.generic], npt.NDArray[np.int64]]] = []

@@ -8,8 +8,8 @@ A click is drawn with probability sigmoid(z), where
              + <p[id of feature g], q[id of feature h]>
 
 with u_j the dense value, transformed as declared and standardised. g and h are the two single-valued features
-with fewest ids, but at least FEWEST_IDS each (in the demo model country and item category). The last term is
-left out if they make more than MOST_PAIRS pairs: a DLRM would need far more clicks than are generated to
+with fewest ids, but at least MIN_IDS each (in the demo model country and item category). The last term is
+left out if they make more than MAX_PAIRS pairs: a DLRM would need far more clicks than are generated to
 learn, say, each user's taste for each item. e, p and q are normal, a and b of random sign, all drawn from the
 seed and scaled so that the three lines above have the variances DENSE, SPARSE and INTERACTION, whatever the
 declaration; p and q have RANK dimensions.
@@ -49,7 +49,7 @@ __all__ = [
     "distinct_ids",
     "generate",
     "ground_truth",
-    "longest_bag",
+    "max_bag_length",
 ]
 
 Float64 = npt.NDArray[np.float64]
@@ -58,31 +58,31 @@ RawBag = tuple[Int64, Int64, "Float64 | None"]
 BIAS = -1.5
 DENSE, SPARSE, INTERACTION = 0.5, 1.2, 0.8
 RANK = 3
-FEWEST_IDS = 4
-MOST_PAIRS = 2000
+MIN_IDS = 4
+MAX_PAIRS = 2000
 ZIPF_SHIFT = 10.0
-_MOST_IDS = 5000
+_MAX_IDS = 5000
 _HASH_ROOM = 16  # table rows per generated id, so that few ids share a row
-_LONGEST_BAG = 5
-_BAGS_UP_TO = 100
+_MAX_BAG_LENGTH = 5
+_MAX_DECLARED_LENGTH = 100
 _CHUNK_ROWS = 65_536
 _MISSING = 0.02  # share of cells left empty
 _ROWS_PER_ID = 700
-_FEWEST_ROWS, _MOST_ROWS = 20_000, 1_500_000
+_MIN_ROWS, _MAX_ROWS = 20_000, 1_500_000
 
 
 def distinct_ids(feature: SparseFeature, num_embeddings: int) -> int:
-    """How many different ids are generated for ``feature``."""
+    """Number of different ids that are generated for ``feature``."""
     room = num_embeddings // _HASH_ROOM if feature.ids == "hash" else num_embeddings
-    return max(2, min(room, _MOST_IDS)) if num_embeddings > 1 else 1
+    return max(2, min(room, _MAX_IDS)) if num_embeddings > 1 else 1
 
 
-def longest_bag(feature: SparseFeature) -> int:
-    """The longest bag that is generated for ``feature``.
+def max_bag_length(feature: SparseFeature) -> int:
+    """Length of the longest bag that is generated for ``feature``.
 
     A high max_length, such as the default, limits requests and says little of the data: one id then.
     """
-    return min(feature.max_length, _LONGEST_BAG) if feature.max_length <= _BAGS_UP_TO else 1
+    return min(feature.max_length, _MAX_BAG_LENGTH) if feature.max_length <= _MAX_DECLARED_LENGTH else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +138,7 @@ def ground_truth(declaration: DLRMDeclaration, seed: int) -> GroundTruth:
         linear=_signed(rng, dense) * np.sqrt(DENSE / 2 / dense),
         quadratic=_signed(rng, dense) * np.sqrt(DENSE / 4 / dense),
         effects=tuple(
-            rng.normal(0, np.sqrt(SPARSE / len(ids) / _mean_reciprocal(longest_bag(f))), n)
+            rng.normal(0, np.sqrt(SPARSE / len(ids) / _mean_reciprocal(max_bag_length(f))), n)
             for n, f in zip(ids, declaration.sparse_features, strict=True)
         ),
         pair=pair,
@@ -158,9 +158,9 @@ def _signed(rng: np.random.Generator, n: int) -> Float64:
 
 def _pair(declaration: DLRMDeclaration, ids: list[int]) -> tuple[int, int] | None:
     """The two features that interact, in declared order; None if none are fit."""
-    enough = [f for f, n in enumerate(ids) if n >= FEWEST_IDS]
-    enough.sort(key=lambda f: (longest_bag(declaration.sparse_features[f]), ids[f], f))
-    if len(enough) < 2 or ids[enough[0]] * ids[enough[1]] > MOST_PAIRS:
+    enough = [f for f, n in enumerate(ids) if n >= MIN_IDS]
+    enough.sort(key=lambda f: (max_bag_length(declaration.sparse_features[f]), ids[f], f))
+    if len(enough) < 2 or ids[enough[0]] * ids[enough[1]] > MAX_PAIRS:
         return None
     first, second = sorted(enough[:2])
     return first, second
@@ -184,7 +184,7 @@ class GeneratedChunk:
 def default_rows(declaration: DLRMDeclaration) -> int:
     """Enough rows to learn the ground truth: 700 for each distinct id, within [20,000, 1,500,000]."""
     ids = sum(distinct_ids(f, declaration.table(f.table).num_embeddings) for f in declaration.sparse_features)
-    return int(np.clip(_ROWS_PER_ID * ids, _FEWEST_ROWS, _MOST_ROWS))
+    return int(np.clip(_ROWS_PER_ID * ids, _MIN_ROWS, _MAX_ROWS))
 
 
 def generate(declaration: DLRMDeclaration, rows: int, seed: int) -> Iterator[GeneratedChunk]:
@@ -222,7 +222,7 @@ def _generate_chunk(
 
 
 def _label_column(declared: str, clicks: npt.NDArray[np.bool_]) -> dict[str, pa.Array]:
-    """0 and 1; for a comparison a number that is so and one that is not."""
+    """Column of 0 and 1; for a comparison, of a number that is so and one that is not."""
     label = parse_label(declared)
     if label.comparison is None:
         return {label.column: pa.array(clicks.astype(np.int8))}
@@ -253,7 +253,7 @@ def _dense_column(feature: DenseFeature, rng: np.random.Generator) -> tuple[pa.A
 
 def _draw_bags(feature: SparseFeature, num_embeddings: int, rng: np.random.Generator) -> tuple[Int64, Int64]:
     """Ids int64 [lengths.sum()] in [0, distinct_ids), and lengths int64 [n]; some bags are empty."""
-    lengths = rng.integers(1, longest_bag(feature), _CHUNK_ROWS, endpoint=True)
+    lengths = rng.integers(1, max_bag_length(feature), _CHUNK_ROWS, endpoint=True)
     lengths[rng.random(_CHUNK_ROWS) < _MISSING] = 0
     weights = 1 / (np.arange(distinct_ids(feature, num_embeddings)) + ZIPF_SHIFT)
     cumulative = np.cumsum(weights) / weights.sum()
@@ -275,7 +275,7 @@ def _as_lists(values: pa.Array, lengths: Int64) -> pa.Array:
 def _sparse_column(feature: SparseFeature, ids: Int64, lengths: Int64) -> pa.Array:
     """Single-valued ids that are no index are text, as ``user_17``; other ids are integers, lists if multi-valued."""
     empty = lengths == 0
-    if longest_bag(feature) > 1:
+    if max_bag_length(feature) > 1:
         return _as_lists(_texts(feature, ids) if feature.ids == "vocabulary" else pa.array(ids), lengths)
     column = np.zeros(len(lengths), dtype=np.int64)
     column[~empty] = ids

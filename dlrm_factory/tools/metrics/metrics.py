@@ -34,7 +34,7 @@ __all__ = [
 
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
-_FEWEST = 2  # of each label: a variance needs two
+_MIN_SAMPLES = 2  # of each label: a variance needs two
 
 
 def auc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
@@ -143,14 +143,14 @@ class AucDifference:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the difference is other than 0 at the 5% level."""
+        """True if the difference is other than 0 at the 5% level."""
         return self.p_value < 0.05
 
 
 def auc_interval(
     labels: npt.ArrayLike, scores: npt.ArrayLike, *, confidence: float = 0.95
 ) -> tuple[float, float] | None:
-    """The AUC's confidence interval within [0, 1], normal approximation; None with fewer than 2 samples a label.
+    """DeLong confidence interval of an AUC within [0, 1], normal approximation; None with fewer than 2 samples a label.
 
     An AUC of exactly 0 or 1 gets the interval of no width, which says only that no pair was out of order.
     """
@@ -186,7 +186,7 @@ def _placements(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Float64, 
     """V10, float64 [clicks], and V01, float64 [others]; None if either has too few for a variance."""
     clicked, x = np.asarray(labels) > 0, np.asarray(scores)
     m, n = int(clicked.sum()), int((~clicked).sum())
-    if min(m, n) < _FEWEST:
+    if min(m, n) < _MIN_SAMPLES:
         return None
     everywhere = _mid_ranks(x)
     clicks = (everywhere[clicked] - _mid_ranks(x[clicked])) / n

@@ -65,21 +65,21 @@ class EarlyStopping:
         self.weights = BestWeights(objective)
         self.logits: npt.NDArray[np.float32] | None = None
 
-    def make_room(self, held_out_rows: int) -> None:
-        """For logits that a snapshot holds."""
+    def allocate_logits(self, held_out_rows: int) -> None:
+        """Allocate the logits, which a snapshot then fills."""
         self.logits = np.zeros(held_out_rows, dtype=np.float32)
 
-    def judge(self, state: RunState, evaluation: Evaluation, logits: npt.NDArray[np.float32]) -> None:
+    def update(self, state: RunState, evaluation: Evaluation, logits: npt.NDArray[np.float32]) -> None:
         """Keep what ``evaluation`` saw if it is the best, else perhaps stop the run.
 
-        All ranks judge the same figures, so they agree.
+        All ranks are given the same figures, so they agree.
         """
         best = state.best()
         auc = evaluation.validation_auc
         if best is None or (auc is not None and auc > (best.validation_auc or 0.0)):
             state.best_step, self.logits = evaluation.step, logits
             self.weights.keep()
-        elif state.fruitless() >= self._patience:
+        elif state.evals_without_improvement() >= self._patience:
             state.stopped = True
 
 

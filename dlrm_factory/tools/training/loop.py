@@ -28,7 +28,7 @@ _REPORT_STEPS = 20  # reading the loss waits for the device
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """What both declared learning rates are multiplied with in each step.
+    """Factor of both declared learning rates in each step.
 
     Warm-up goes by steps: step s of W gets s / W. Decay goes by samples, so that it keeps its course when a run goes on
     with another number of ranks: linear gives 1 - p and cosine (1 + cos(πp)) / 2, where p is the share of the samples
@@ -44,7 +44,7 @@ class Schedule:
     step_samples: int
 
     def factor(self, *, step: int, seen: int) -> float:
-        """For the step numbered ``step`` (from 1), before which ``seen`` samples were trained on."""
+        """Factor for the step numbered ``step`` (from 1), before which ``seen`` samples were trained on."""
         warmup = self.options.warmup_steps
         if step <= warmup:
             return step / warmup
@@ -114,7 +114,7 @@ class TrainingRun:
 
     @property
     def finished(self) -> bool:
-        """No step is left to be taken."""
+        """True if no step is left to be taken."""
         state = self.state
         over = state.search is not None and self.samples >= state.search.goal
         return state.stopped or over or state.epoch >= self._options.epochs
@@ -147,7 +147,7 @@ class TrainingRun:
         return RunState(seconds=self.state.seconds, search=search)
 
     def train(self) -> npt.NDArray[np.float32]:
-        """All steps that are left, with the evaluations between them.
+        """Take all steps that are left, with the evaluations between them.
 
         Leaves the weights to be kept in the model. Returns their logits of the held-out rows, float32. ConfigError if
         the loss is no number any more.
@@ -165,7 +165,7 @@ class TrainingRun:
         return self._logits
 
     def _train_epoch(self) -> None:
-        """What is left of the epoch: the rows of its order from ``state.row`` on."""
+        """Train on the rest of the epoch: the rows of its order from ``state.row`` on."""
         state, options = self.state, self._options
         if state.row == 0:
             state.epoch_loss = type(state.epoch_loss)()
@@ -214,7 +214,7 @@ class TrainingRun:
         return self.finished or (epoch_ends if every is None else self.state.step % every == 0)
 
     def _report(self, clock: Clock) -> None:
-        loss = _checked(self._losses.pour_into(self.state.epoch_loss, self.state.recent_loss))
+        loss = _checked(self._losses.add_to(self.state.epoch_loss, self.state.recent_loss))
         search = self.state.search
         self._observe(
             Progress(
@@ -248,7 +248,7 @@ class TrainingRun:
         state.recent_loss = type(state.recent_loss)()
         state.history.append(evaluation)
         if self.early_stopping is not None and state.search is None:
-            self.early_stopping.judge(state, evaluation, self._logits)
+            self.early_stopping.update(state, evaluation, self._logits)
         total = len(labels)
         self._observe(Progress(stage="evaluation", done=total, total=total, evaluation=evaluation))
 

@@ -146,7 +146,7 @@ def fused_table_optimizer(declaration: DLRMDeclaration) -> TableOptimizer | None
 
 
 class Optimizers:
-    """Both optimisers behind `zero_grad` and `step`, as TorchRec's train pipeline wants them.
+    """Pair of optimisers behind `zero_grad` and `step`, as TorchRec's train pipeline wants them.
 
     Fused tables have moved when the backward pass is over; `step` moves the rest.
 
@@ -180,7 +180,7 @@ class Optimizers:
         self.unfused.step()
 
     def set_rates(self, factor: float) -> None:
-        """The declared learning rates times ``factor``, from the next step on."""
+        """Multiply the declared learning rates by ``factor``, from the next step on."""
         rates = (self._options.learning_rate * factor, self._options.sparse_learning_rate * factor)
         if rates == self.rates:
             return
@@ -192,7 +192,7 @@ class Optimizers:
             lookup.set_learning_rate(rates[1])
 
     def set_steps(self, steps: int) -> None:
-        """How many steps were taken, for Adam's correction of the first ones.
+        """Set the number of steps taken, for Adam's correction of the first ones.
 
         A fused Adam counts lookups, so it must also be told after an evaluation.
         """

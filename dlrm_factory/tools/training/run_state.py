@@ -34,7 +34,7 @@ class LossSum(msgspec.Struct, kw_only=True):
 
     @property
     def mean(self) -> float:
-        """In nats; 0 without samples."""
+        """Mean loss in nats; 0 without samples."""
         return self.total / max(self.samples, 1)
 
 
@@ -46,12 +46,12 @@ class Losses:
         self._samples = 0
 
     def add(self, loss: torch.Tensor, samples: int) -> None:
-        """The mean ``loss`` of ``samples`` samples, a scalar."""
+        """Take ``loss``, the mean over ``samples`` samples, a scalar."""
         self._recent = self._recent.to(loss.device) + loss.double() * samples
         self._samples += samples
 
-    def pour_into(self, *sums: LossSum) -> float:
-        """Adds what came since the last time to ``sums``; its mean in nats, NaN if nothing came."""
+    def add_to(self, *sums: LossSum) -> float:
+        """Add the losses since the last call to ``sums``. Returns their mean in nats, NaN without any."""
         total, samples = self._recent.item(), self._samples
         for each in sums:
             each.add(total, samples)
@@ -111,7 +111,7 @@ class RunState(msgspec.Struct, kw_only=True):
         """The evaluation whose weights are kept."""
         return next((e for e in self.history if e.step == self.best_step), None)
 
-    def fruitless(self) -> int:
+    def evals_without_improvement(self) -> int:
         """Evaluations since the best one."""
         return sum(e.step > (self.best_step or 0) for e in self.history)
 

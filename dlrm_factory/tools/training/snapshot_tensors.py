@@ -110,7 +110,7 @@ def load_tensors(folder: Path, run: TrainingRun) -> None:
     saved = _sizes(folder)
     _make_dense_state(run, saved)
     tensors = snapshot_tensors(run)
-    missing = {_cut(key)[0] or key for key in tensors} - {_cut(key)[0] or key for key in saved}
+    missing = {_split_key(key)[0] or key for key in tensors} - {_split_key(key)[0] or key for key in saved}
     if missing:
         raise WeightsError(
             f"{folder}: lacks {', '.join(sorted(missing)[:10])}; it was not saved by this version"
@@ -170,9 +170,9 @@ def _load_columns(folder: Path, key: str, shards: Shards, saved: Iterable[str]) 
     Row-wise Adagrad's number is a mean over a shard's columns. So that of wider shards is the mean of the narrow ones',
     weighted by columns: exact. That of narrower shards is unknown: each takes the wide one's.
     """
-    stem, first, last = _cut(key)
+    stem, first, last = _split_key(key)
     part, by_row = shards.part, shards.part.dim() == 1
-    spans = sorted(_cut(other)[1:] for other in saved if _cut(other)[0] == stem)
+    spans = sorted(_split_key(other)[1:] for other in saved if _split_key(other)[0] == stem)
     part.zero_()
     for a, b in spans:
         start, stop = max(a, first), min(b, last)
@@ -196,7 +196,7 @@ def _load_columns(folder: Path, key: str, shards: Shards, saved: Iterable[str]) 
         )
 
 
-def _cut(key: str) -> tuple[str, int, int]:
+def _split_key(key: str) -> tuple[str, int, int]:
     """The name without columns, and the columns; "" without any."""
     stem, _, columns = key.rpartition("/columns-")
     first, _, last = columns.partition("-")

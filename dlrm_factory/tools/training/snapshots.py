@@ -34,8 +34,8 @@ from dlrm_factory.tools.training.snapshot_tensors import load_tensors, snapshot_
 __all__ = ["DataMarks", "Snapshots", "check_same_run", "differences"]
 
 # What a run may change on its way: where tables lie, how it is served, and how long and how it is watched.
-_FREE = {"sharding", "serving"}
-_FREE_TRAINING = {"epochs", "batch_size", "evaluate_every", "early_stopping"}
+_MAY_DIFFER = {"sharding", "serving"}
+_TRAINING_MAY_DIFFER = {"epochs", "batch_size", "evaluate_every", "early_stopping"}
 _SHOWN = 10
 
 _LOG = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ _PREFIX, _PARTIAL = "step-", ".partial-"
 
 
 class DataMarks(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """What tells one data set from another: its rows, and a checksum of the labels in training order."""
+    """Marks that tell one data set from another: its rows, and a checksum of the labels in training order."""
 
     training_rows: int
     validation_rows: int = 0
@@ -101,9 +101,9 @@ def differences(saved: DLRMDeclaration, here: DLRMDeclaration) -> Iterator[str]:
 
 def _fixed(declaration: DLRMDeclaration) -> dict[str, Any]:
     fixed: dict[str, Any] = msgspec.to_builtins(declaration)
-    for key in _FREE:
+    for key in _MAY_DIFFER:
         fixed.pop(key, None)
-    for key in _FREE_TRAINING:
+    for key in _TRAINING_MAY_DIFFER:
         fixed["training"].pop(key, None)
     fixed["training"]["validation"] = declaration.training.validation_share  # early_stopping may imply it
     for table in fixed["tables"]:
@@ -123,7 +123,7 @@ def _differ(path: str, saved: Any, here: Any) -> Iterator[str]:
 
 
 class _Snapshot(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What `snapshot.json` holds. ``files``: bytes of each."""
+    """Content of `snapshot.json`. ``files``: bytes of each."""
 
     format: int = 1
     declaration: str
@@ -177,7 +177,7 @@ class Snapshots:
             if leads:
                 self._finish(partial, final, run, state, self._marks)
         except (CheckpointException, OSError) as error:
-            raise WeightsError(f"{final}: cannot be written: {_root(error)}") from None
+            raise WeightsError(f"{final}: cannot be written: {_root_cause(error)}") from None
         dist.barrier()
 
     def load(self, run: TrainingRun) -> None:
@@ -191,7 +191,7 @@ class Snapshots:
         if run.early_stopping is None or state.best_step is None:
             state.best_step = None
         elif run.early_stopping is not None:
-            run.early_stopping.make_room(len(run.data.held_out))
+            run.early_stopping.allocate_logits(len(run.data.held_out))
         load_tensors(folder, run)
         if dist.get_rank() != 0:  # the sums are those of all ranks
             state.epoch_loss, state.recent_loss = type(state.epoch_loss)(), type(state.recent_loss)()
@@ -201,7 +201,7 @@ class Snapshots:
     def _finish(
         self, partial: Path, final: Path, run: TrainingRun, state: RunState, marks: DataMarks
     ) -> None:
-        """Rank 0's part: the index, then the name, then older snapshots."""
+        """Write the index, then rename the folder, then remove older snapshots: rank 0's part of `save`."""
         snapshot = _Snapshot(
             declaration=dump_declaration(run.objective.built.declaration),
             data=marks,
@@ -220,7 +220,7 @@ class Snapshots:
             shutil.rmtree(old)
 
     def _folders(self) -> list[Path]:
-        """From the oldest to the newest."""
+        """Folders of snapshots, from the oldest to the newest."""
         return sorted(path for path in self._folder.glob(f"{_PREFIX}*") if path.is_dir())
 
     def _newest(self) -> tuple[Path, _Snapshot]:
@@ -274,7 +274,7 @@ def _read(folder: Path) -> _Snapshot:
     return snapshot
 
 
-def _root(error: BaseException) -> BaseException:
+def _root_cause(error: BaseException) -> BaseException:
     """The first rank's error within what torch.distributed.checkpoint makes of it."""
     if isinstance(error, CheckpointException):
         return next(iter(error.failures.values()))[0]

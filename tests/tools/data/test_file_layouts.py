@@ -20,7 +20,7 @@ OTHER = "\t".join(["0", *["0"] * 13, *["05db9164"] * 26])
 
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch):
-    monkeypatch.setattr(files, "_told", set())
+    monkeypatch.setattr(files, "_reported", set())
 
 
 @pytest.mark.parametrize("name", ["train.txt", "day_0", "day_1.gz", "clicks.tsv"])

@@ -30,7 +30,7 @@ def chunks_of(times: list, *sizes: int) -> list[Chunk]:
 def held_out(times: list, holdout: float, *sizes: int) -> list[bool]:
     chunks = chunks_of(times, *sizes)
     split = find_time_split(chunks, "ts", holdout=holdout, ledger=BadRowLedger(0.0))
-    return np.concatenate([split.sides(chunk, 0, None).held_out for chunk in chunks]).tolist()
+    return np.concatenate([split.masks(chunk, 0, None).held_out for chunk in chunks]).tolist()
 
 
 @given(
@@ -101,10 +101,10 @@ def test_the_latest_of_the_other_rows_are_for_validation():
     split = find_time_split(
         chunks_of(times, 30), "ts", holdout=0.2, validation=0.25, ledger=BadRowLedger(0.0)
     )
-    sides = split.sides(chunks_of(times)[0], 0, None)
-    assert sides.held_out.tolist() == [time >= 80 for time in times]
-    assert sides.validation.tolist() == [60 <= time < 80 for time in times]
-    assert sides.training.tolist() == [time < 60 for time in times]
+    masks = split.masks(chunks_of(times)[0], 0, None)
+    assert masks.held_out.tolist() == [time >= 80 for time in times]
+    assert masks.validation.tolist() == [60 <= time < 80 for time in times]
+    assert masks.training.tolist() == [time < 60 for time in times]
 
 
 def test_without_times_for_a_validation_part():
