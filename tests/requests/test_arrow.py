@@ -14,8 +14,9 @@ from support.depth import examples
 from dlrm_factory.config import tiny
 from dlrm_factory.errors import RequestError
 from dlrm_factory.features import FeatureEncoder
+from dlrm_factory.features.arrow import pyarrow
 from dlrm_factory.requests.formats import DecodedRequest, RequestReader, decode_body
-from dlrm_factory.requests.formats.arrow import MEDIA_TYPE, decode_arrow, looks_like_arrow, pyarrow
+from dlrm_factory.requests.formats.arrow import MEDIA_TYPE, decode_arrow, looks_like_arrow
 
 pa = pytest.importorskip("pyarrow")
 
@@ -256,6 +257,21 @@ def test_views_as_polars_writes_them_are_read(types: dict[str, Any]) -> None:
     for name, kind in types.items():
         arrays[name] = pa.array(COLUMNS[name], kind)
     assert_same(decoded(pa.table(arrays)), as_json(COLUMNS))
+
+
+@pytest.mark.parametrize("kind", [pa.list_view(pa.int64()), pa.large_list_view(pa.int64())], ids=str)
+def test_every_bag_of_a_list_view_is_read(kind: Any) -> None:
+    bags = [[1], None, [2, 3], [4, 5, 1]]
+    column = pa.array([[7], *bags], kind).slice(1)
+    assert_same(decoded(pa.table({"item_tags": column})), as_json({"item_tags": bags}))
+
+
+def test_list_views_that_overlap_are_refused() -> None:
+    """A small body could ask for more memory than the machine has."""
+    ones = pa.array([1] * 4)
+    column = pa.ListViewArray.from_arrays(pa.array([0, 0, 0]), pa.array([4, 4, 4]), ones)
+    with pytest.raises(RequestError, match=r"item_tags.*overlap"):
+        decoded(pa.table({"item_tags": column}))
 
 
 @pytest.mark.parametrize("size", [0, 2])

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
 from dlrm_factory.tools.cli.written import write_new
-from dlrm_factory.tools.data.file_format import FileFormat
+from dlrm_factory.tools.data.files import FileFormat
 
 if TYPE_CHECKING:
     from dlrm_factory.tools.init import Draft

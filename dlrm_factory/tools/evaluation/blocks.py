@@ -13,11 +13,11 @@ from dlrm_factory.batch import FeatureBatch
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.features import Vocabularies
 from dlrm_factory.features.vocabulary_rows import VocabularyRows
+from dlrm_factory.tools.data.bad_rows import CellLedger
 from dlrm_factory.tools.data.dataset import slices
-from dlrm_factory.tools.data.dataset_building import dataset_of
+from dlrm_factory.tools.data.dataset_builder import dataset_of
 from dlrm_factory.tools.data.encoding import EncodedChunk, encode_chunk
-from dlrm_factory.tools.data.sides import SidedChunk
-from dlrm_factory.tools.data.unreadable_cells import CellLedger
+from dlrm_factory.tools.data.split import SplitChunk
 
 __all__ = ["Block", "Encoder"]
 
@@ -54,23 +54,23 @@ class Encoder:
 
     def blocks(
         self,
-        chunks: Iterable[tuple[SidedChunk, npt.NDArray[np.float64] | None]],
+        chunks: Iterable[tuple[SplitChunk, npt.NDArray[np.float64] | None]],
         *,
         all_rows: bool,
         column: str | None,
     ) -> Iterator[Block]:
-        """Blocks of some thousand samples, held-out rows or all, in order; rows taken down as wrong are left out.
+        """Blocks of some thousand samples, held-out rows or all, in order; rows recorded as wrong are left out.
 
         ``chunks``: with the ground truth's logits, float64 [n], where there is one. DataError for a wrong value.
         """
         self.cells = CellLedger()
-        for sided, truth in chunks:
-            encoded = encode_chunk(sided.chunk, self._declaration, self._vocabulary, wrong=sided.wrong)
-            kept = np.ones(len(encoded.labels), dtype=np.bool_) if all_rows else sided.sides.held_out.copy()
-            if sided.wrong is not None:
-                kept &= ~sided.wrong.mask
+        for piece, truth in chunks:
+            encoded = encode_chunk(piece.chunk, self._declaration, self._vocabulary, wrong=piece.wrong)
+            kept = np.ones(len(encoded.labels), dtype=np.bool_) if all_rows else piece.masks.held_out.copy()
+            if piece.wrong is not None:
+                kept &= ~piece.wrong.mask
             self.cells.add(encoded.unreadable, kept)
-            cells = None if column is None else sided.chunk.columns[column].filter(pa.array(kept))
+            cells = None if column is None else piece.chunk.columns[column].filter(pa.array(kept))
             yield from self._pieces(encoded.take(kept), None if truth is None else truth[kept], cells)
 
     def _pieces(

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dlrm_factory.tools.evaluation.results import Comparison, ModelResult
-from dlrm_factory.tools.metrics.delong import AucDifference, compare_aucs
+from dlrm_factory.tools.metrics.metrics import AucDifference, compare_aucs
 
 __all__ = ["compare"]
 

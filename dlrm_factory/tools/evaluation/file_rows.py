@@ -1,4 +1,4 @@
-"""Files of clicks → chunks of raw rows with their sides, as the model's training split them."""
+"""Files of clicks → chunks of raw rows with their splits, as the model's training split them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dlrm_factory.config.declaration import DLRMDeclaration
-from dlrm_factory.tools.data.click_source import ClickSource
-from dlrm_factory.tools.data.file_format import FileFormat
+from dlrm_factory.tools.data.files import FileFormat
 from dlrm_factory.tools.data.progress import Observer
-from dlrm_factory.tools.data.sides import SidedChunk, sided
+from dlrm_factory.tools.data.source import ClickSource
+from dlrm_factory.tools.data.split import SplitChunk, split_chunks
 
 __all__ = ["chunks_of_files"]
 
@@ -23,7 +23,7 @@ def chunks_of_files(
     file_format: FileFormat,
     column: str | None,
     observe: Observer,
-) -> Iterator[SidedChunk]:
+) -> Iterator[SplitChunk]:
     """The rows of ``data``; if there are files of ``held_out`` rows, only theirs: the others need not be read.
 
     ``column``: one to read beside those that the model needs. DataError for the first mistake; for too many, where the
@@ -39,5 +39,5 @@ def chunks_of_files(
     )
     split = source.split(observe)
     ledger = source.ledger()
-    yield from sided(source.chunks(), split, ledger)
+    yield from split_chunks(source.chunks(), split, ledger)
     ledger.close()

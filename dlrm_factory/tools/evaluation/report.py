@@ -13,8 +13,8 @@ from dlrm_factory.tools.evaluation.figures import Figures
 from dlrm_factory.tools.evaluation.page import page
 from dlrm_factory.tools.evaluation.pictures import PICTURES, draw_pictures
 from dlrm_factory.tools.evaluation.results import Evaluation, SliceTable
-from dlrm_factory.tools.metrics.delong import AucDifference
 from dlrm_factory.tools.metrics.history import still_rising
+from dlrm_factory.tools.metrics.metrics import AucDifference
 
 __all__ = ["as_json", "check_report_folder", "write_report"]
 

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from dlrm_factory.errors import DataError, near_matches
-from dlrm_factory.tools.data.click_files import declared_columns
-from dlrm_factory.tools.data.clicks import Clicks, generate_clicks, read_clicks
-from dlrm_factory.tools.data.file_format import FileFormat
-from dlrm_factory.tools.data.generate import generate
+from dlrm_factory.tools.data.bad_rows import UnreadableCells
+from dlrm_factory.tools.data.files import FileFormat, declared_columns
 from dlrm_factory.tools.data.progress import Observer
-from dlrm_factory.tools.data.sides import HashSplit, SidedChunk
-from dlrm_factory.tools.data.unreadable_cells import UnreadableCells
+from dlrm_factory.tools.data.source import Clicks, generate_clicks, read_clicks
+from dlrm_factory.tools.data.split import HashSplit, SplitChunk
+from dlrm_factory.tools.data.synthetic import generate
 from dlrm_factory.tools.evaluation.blocks import Block, Encoder
 from dlrm_factory.tools.evaluation.file_rows import chunks_of_files
 from dlrm_factory.tools.evaluation.models import EvaluatedModel
@@ -137,12 +136,12 @@ def _of_generated(model: EvaluatedModel, source: Source, observe: Observer) -> S
     )
 
 
-def _generated(model: EvaluatedModel, rows: int) -> Iterator[tuple[SidedChunk, np.ndarray]]:
+def _generated(model: EvaluatedModel, rows: int) -> Iterator[tuple[SplitChunk, np.ndarray]]:
     options = model.declaration.training
     split, first = HashSplit.of(options), 0
     for generated in generate(model.declaration, rows, options.seed):
-        sides = split.sides(generated.chunk, first, None)
-        yield SidedChunk(chunk=generated.chunk, sides=sides), generated.logits
+        masks = split.masks(generated.chunk, first, None)
+        yield SplitChunk(chunk=generated.chunk, masks=masks), generated.logits
         first += generated.chunk.columns.num_rows
 
 

@@ -16,10 +16,10 @@ from support.raw_features import ITEMS, raw_declaration, raw_vocabularies
 from dlrm_factory.config import tiny
 from dlrm_factory.features import FeatureEncoder
 from dlrm_factory.features.vocabulary_rows import VocabularyRows
-from dlrm_factory.tools.data.click_files import read_chunks
-from dlrm_factory.tools.data.dataset_building import dataset_of
+from dlrm_factory.tools.data.dataset_builder import dataset_of
 from dlrm_factory.tools.data.encoding import encode_chunk
-from dlrm_factory.tools.data.write_clicks import click_writer
+from dlrm_factory.tools.data.files import read_chunks
+from dlrm_factory.tools.data.synthetic import click_writer
 
 numbers = st.none() | st.floats(-1e6, 1e6, width=32)
 # No separator and no empty text: these do not survive a CSV cell.

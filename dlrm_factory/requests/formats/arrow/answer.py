@@ -15,7 +15,7 @@ __all__ = ["answer_arrow", "takes_arrow"]
 
 
 def takes_arrow(request: DecodedRequest) -> bool:
-    """Whether the client takes an Arrow stream and its answer is nothing but scores."""
+    """Test whether the client takes an Arrow stream and its answer is nothing but scores."""
     return request.arrow and request.content is predictions
 
 

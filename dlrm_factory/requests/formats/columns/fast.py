@@ -101,7 +101,7 @@ class ColumnsReader:
             ids, there, id_nulls = self._ones(columns, layout, size, marked=nulls > 0)
             if nulls != dense_nulls + id_nulls:
                 raise Doubt
-            return self._encoder.encode_ones(dense, ids, there)
+            return self._encoder.encode_single_valued(dense, ids, there)
         bags = [bag_column(columns[key], size, marked=nulls > 0) for key in layout.sparse_keys]
         # Every bracket opens a column or a bag. (One in a string makes the count too large, never too small.)
         if arrays != layout.columns + sum(bag.arrays for bag in bags):
@@ -133,7 +133,7 @@ class ColumnsReader:
     def _ones(
         self, columns: Any, layout: Layout, size: int, *, marked: bool
     ) -> tuple[Int64, npt.NDArray[np.bool_] | None, int]:
-        """Ids and where there are any, see `encode_ones`, of columns of one integer a sample; how many were null."""
+        """Ids and mask for `encode_single_valued`, of columns of one integer a sample; and the number of nulls."""
         parts = [columns[key].as_buffer(of_type="i") for key in layout.sparse_keys]
         _check_sizes(parts, size)
         # Of a bytearray, so that the array can be written: torch takes no other.

@@ -64,10 +64,10 @@ class RowValues:
         numbers = np.frombuffer(by_row).reshape(len(rows), -1).T
         by_feature = np.frombuffer(flat, dtype=np.int64).reshape(len(rows), -1).T
         if not ids_left_out:
-            return self._encoder.encode_ones(numbers, by_feature)
+            return self._encoder.encode_single_valued(numbers, by_feature)
         there = np.ones(len(ids), dtype=np.bool_)
         there[ids_left_out] = False
-        return self._encoder.encode_ones(numbers, by_feature, there.reshape(len(rows), -1).T)
+        return self._encoder.encode_single_valued(numbers, by_feature, there.reshape(len(rows), -1).T)
 
     def _any(self, rows: Sequence[Values], colons: int | None) -> FeatureBatch:
         """The samples of any rows."""

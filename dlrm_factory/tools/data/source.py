@@ -1,34 +1,120 @@
-"""Where the samples come from: the user's files, or the ground truth."""
+"""Samples of a run, from the user's files or from the ground truth: read, split, encoded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.errors import DataError
 from dlrm_factory.features import Vocabularies
 from dlrm_factory.features.vocabulary_rows import VocabularyRows
-from dlrm_factory.tools.data.bad_rows import BadRows
-from dlrm_factory.tools.data.click_files import Chunk
-from dlrm_factory.tools.data.click_source import ClickSource
+from dlrm_factory.tools.data.bad_rows import BadRowLedger, BadRows, CellLedger, UnreadableCells
 from dlrm_factory.tools.data.dataset import ClickDataset, Int64
-from dlrm_factory.tools.data.dataset_building import BuiltDataset, DatasetBuilder
+from dlrm_factory.tools.data.dataset_builder import BuiltDataset, DatasetBuilder, memory_for_rows
 from dlrm_factory.tools.data.encoding import encode_chunk
-from dlrm_factory.tools.data.file_format import FileFormat
-from dlrm_factory.tools.data.fit import FittedFeatures, fit_features, needs_fitting
-from dlrm_factory.tools.data.generate import GeneratedChunk, default_rows, generate
-from dlrm_factory.tools.data.memory import memory_for_rows
+from dlrm_factory.tools.data.files import Chunk, ClickFiles, FileFormat, declared_columns
+from dlrm_factory.tools.data.fitting import FittedFeatures, fit_features, needs_fitting
 from dlrm_factory.tools.data.progress import Observer, Progress
-from dlrm_factory.tools.data.sides import HashSplit, SidedChunk, sided
-from dlrm_factory.tools.data.unreadable_cells import CellLedger, UnreadableCells
-from dlrm_factory.tools.data.write_clicks import click_writer
+from dlrm_factory.tools.data.split import (
+    FileSplit,
+    HashSplit,
+    Split,
+    SplitChunk,
+    find_time_split,
+    first_rows,
+    split_chunks,
+)
+from dlrm_factory.tools.data.synthetic import GeneratedChunk, click_writer, default_rows, generate
 
-__all__ = ["Clicks", "generate_clicks", "read_clicks"]
+__all__ = ["ClickSource", "Clicks", "generate_clicks", "read_clicks"]
+
+
+class ClickSource:
+    """Rows of some files, and after them those of files that are held out.
+
+    Fields:
+        max_rows: upper bound of the number of rows; None if that takes reading them.
+    """
+
+    def __init__(
+        self,
+        declaration: DLRMDeclaration,
+        paths: Sequence[Path],
+        *,
+        held_out: Sequence[Path],
+        rows: int | None,
+        file_format: FileFormat,
+        columns: Sequence[str] = (),
+    ) -> None:
+        """``columns``: wanted beside those that training needs.
+
+        DataError for a file that cannot be read, lacks a column, or is given both to train on and to hold out.
+        """
+        self._options = declaration.training
+        self._files = ClickFiles(paths, file_format)
+        self._held_out = ClickFiles(held_out, file_format)
+        self._rows = rows
+        both = {path.resolve() for path in self._files.paths} & {
+            path.resolve() for path in self._held_out.paths
+        }
+        if both:
+            raise DataError(f"{min(both)}: is given both to train on and to hold out")
+        self._columns = [*declared_columns(declaration), *columns]
+        time = self._options.time_column
+        self._by_time = time if self._options.split == "time" and not held_out else None
+        if self._by_time is not None:
+            self._columns.append(self._by_time)
+        for files in (self._files, self._held_out):
+            files.check_columns(self._columns)
+        self.max_rows = self._max_rows()
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All rows, with the columns that are needed."""
+        training = first_rows(self._files.chunks(self._columns), self._rows)
+        return chain(training, self._held_out.chunks(self._columns))
+
+    def ledger(self) -> BadRowLedger:
+        """Ledger for the bad rows of one pass over `chunks`."""
+        return BadRowLedger(self._options.max_bad_rows, self.max_rows)
+
+    def split(self, observe: Observer) -> Split:
+        """Declared split; one by time takes a pass over that column. DataError if it cannot be found."""
+        if self._held_out.paths:
+            return FileSplit(
+                sources=frozenset(map(str, self._held_out.paths)),
+                validation=self._options.validation_share,
+                seed=self._options.seed,
+            )
+        if self._by_time is None:
+            return HashSplit.of(self._options)
+        chunks = first_rows(self._files.chunks([self._by_time]), self._rows)
+        return find_time_split(
+            self._observed(chunks, observe),
+            self._by_time,
+            holdout=self._options.holdout,
+            validation=self._options.validation_share,
+            ledger=self.ledger(),
+        )
+
+    def _observed(self, chunks: Iterator[Chunk], observe: Observer) -> Iterator[Chunk]:
+        done = 0
+        for chunk in chunks:
+            yield chunk
+            done += chunk.columns.num_rows
+            observe(Progress(stage="split", done=done, total=self.max_rows))
+
+    def _max_rows(self) -> int | None:
+        training, held_out = self._files.rows(), self._held_out.rows()
+        if self._rows is not None:
+            training = self._rows if training is None else min(training, self._rows)
+        return None if training is None or held_out is None else training + held_out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,14 +167,14 @@ def read_clicks(
         features = FittedFeatures(declaration=declaration, vocabularies=vocabularies)
     else:
         ledger = source.ledger()
-        chunks = sided(source.chunks(), split, ledger)
-        features = fit_features(declaration, chunks, rows=source.most_rows, observe=observe)
+        chunks = split_chunks(source.chunks(), split, ledger)
+        features = fit_features(declaration, chunks, rows=source.max_rows, observe=observe)
         ledger.close()
     ledger = source.ledger()
-    chunks = sided(source.chunks(), split, ledger)
-    builder = DatasetBuilder(declaration, scratch=scratch, most_bytes=memory_for_rows())
+    chunks = split_chunks(source.chunks(), split, ledger)
+    builder = DatasetBuilder(declaration, scratch=scratch, max_bytes=memory_for_rows())
     cells = CellLedger()
-    built = _encoded(features, chunks, builder, observe, source.most_rows, cells)
+    built = _encoded(features, chunks, builder, observe, source.max_rows, cells)
     return _clicks(built, features, bad_rows=ledger.close(), unreadable=cells.close())
 
 
@@ -101,7 +187,7 @@ def generate_clicks(
     logits: list[npt.NDArray[np.float64]] = []
     split = HashSplit.of(options)
     raw = (generated.chunk for generated in generate(declaration, rows, options.seed))
-    features = fit_features(declaration, sided(raw, split), rows=rows, observe=observe)
+    features = fit_features(declaration, split_chunks(raw, split), rows=rows, observe=observe)
 
     def kept(generated: GeneratedChunk) -> Chunk:
         logits.append(generated.logits)
@@ -111,15 +197,15 @@ def generate_clicks(
 
     with ExitStack() as stack:
         writer = None if write_to is None else stack.enter_context(click_writer(write_to, options.separator))
-        chunks = sided(map(kept, generate(declaration, rows, options.seed)), split)
-        builder = DatasetBuilder(declaration, most_bytes=memory_for_rows())
+        chunks = split_chunks(map(kept, generate(declaration, rows, options.seed)), split)
+        builder = DatasetBuilder(declaration, max_bytes=memory_for_rows())
         built = _encoded(features, chunks, builder, observe, rows, CellLedger())
     return _clicks(built, features, true_logits=np.concatenate(logits))
 
 
 def _encoded(
     features: FittedFeatures,
-    chunks: Iterator[SidedChunk],
+    chunks: Iterator[SplitChunk],
     builder: DatasetBuilder,
     observe: Observer,
     total: int | None,
@@ -132,13 +218,13 @@ def _encoded(
     with closing(builder):
         for piece in chunks:
             encoded = encode_chunk(piece.chunk, declaration, vocabulary, wrong=piece.wrong)
-            sides = piece.sides
+            masks = piece.masks
             done += len(encoded.labels)
             good = np.ones(len(encoded.labels), dtype=np.bool_) if piece.wrong is None else ~piece.wrong.mask
             cells.add(encoded.unreadable, good)
             if not good.all():
-                encoded, sides = encoded.take(good), sides.take(good)
-            builder.add(encoded, sides)
+                encoded, masks = encoded.take(good), masks.take(good)
+            builder.add(encoded, masks)
             observe(Progress(stage="data", done=done, total=total))
         return builder.finish()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import mmap
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +13,55 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.config.sizes import format_bytes
-from dlrm_factory.tools.data.block_pages import BlockPages
-from dlrm_factory.tools.data.dataset import ClickDataset, Int64
+from dlrm_factory.tools.data.dataset import (
+    BlockPages,
+    ClickDataset,
+    Int64,
+    Scratch,
+    ScratchArray,
+    default_folder,
+)
 from dlrm_factory.tools.data.encoding import EncodedChunk
-from dlrm_factory.tools.data.scratch import Scratch, ScratchArray, default_folder
-from dlrm_factory.tools.data.sides import Sides
+from dlrm_factory.tools.data.split import SplitMasks
 
-__all__ = ["BuiltDataset", "DatasetBuilder", "dataset_of"]
+__all__ = ["BuiltDataset", "DatasetBuilder", "dataset_of", "memory_for_rows"]
+
+_SHARE = 0.3  # of all there is: the model, its optimiser and the reading of files need the rest
+_AVAILABLE_SHARE = 0.8
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 logger = logging.getLogger(__name__)
+
+
+def memory_for_rows() -> int:
+    """Bytes for the rows of this process.
+
+    30% of the machine's memory (or the container's), shared by the ranks of this host. That does not change from run
+    to run, so neither does the order of training. A process of its own also keeps within 80% of what is free now; ranks
+    do not, as they must all decide alike.
+    """
+    memory = psutil.virtual_memory()
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    most = int(_SHARE * min(memory.total, *_container_limits(memory.total)) / ranks)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return most
+    return min(most, int(_AVAILABLE_SHARE * memory.available))
+
+
+def _container_limits(otherwise: int) -> list[int]:
+    limits = [otherwise]
+    for path in _CGROUP_LIMITS:
+        try:
+            text = Path(path).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text.isdecimal():  # "max" is none
+            limits.append(int(text))
+    return limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,12 +110,12 @@ class DatasetBuilder:
     """Takes chunk after chunk."""
 
     def __init__(
-        self, declaration: DLRMDeclaration, *, scratch: Path | None = None, most_bytes: float = math.inf
+        self, declaration: DLRMDeclaration, *, scratch: Path | None = None, max_bytes: float = math.inf
     ) -> None:
         """
         Args:
             scratch: a folder for all rows.
-            most_bytes: what rows may take of memory before they go to a folder of the system.
+            max_bytes: memory that rows may take before they go to a folder of the system.
         """
         self._declaration = declaration
         features = declaration.sparse_features
@@ -91,12 +129,12 @@ class DatasetBuilder:
         for column in self._ends:
             column.append(np.zeros(1, dtype=np.int64))
         self._scratch: Scratch | None = None
-        self._most = most_bytes
+        self._max_bytes = max_bytes
         if scratch is not None:
             self._move_to(Scratch(scratch))
 
-    def add(self, chunk: EncodedChunk, sides: Sides) -> None:
-        """Append rows, which are on ``sides``. DataError if the disk is full."""
+    def add(self, chunk: EncodedChunk, masks: SplitMasks) -> None:
+        """Append rows of the splits that ``masks`` say. DataError if the disk is full."""
         took = self._labels.append(chunk.labels) + self._dense.append(chunk.dense)
         for f, bags in enumerate(chunk.bags):
             ends = self._last[f] + np.cumsum(bags.lengths)
@@ -106,17 +144,17 @@ class DatasetBuilder:
             if weights is not None and bags.weights is not None:
                 took += weights.append(bags.weights)
         numbers = np.arange(self._rows, self._rows + len(chunk.labels), dtype=np.int64)
-        took += self._training.append(numbers[sides.training])
-        took += self._validation.append(numbers[sides.validation])
-        took += self._held_out.append(numbers[sides.held_out])
+        took += self._training.append(numbers[masks.training])
+        took += self._validation.append(numbers[masks.validation])
+        took += self._held_out.append(numbers[masks.held_out])
         self._rows += len(numbers)
         self._bytes += took
-        if self._scratch is None and self._bytes > self._most:
+        if self._scratch is None and self._bytes > self._max_bytes:
             folder = default_folder()
             logger.warning(
                 "the encoded rows take over %s of memory; they go to unnamed files in %s "
                 "(--scratch names another folder)",
-                format_bytes(self._most),
+                format_bytes(self._max_bytes),
                 folder,
             )
             self._move_to(Scratch(folder))
@@ -177,5 +215,5 @@ def dataset_of(chunks: Iterable[EncodedChunk], declaration: DLRMDeclaration) -> 
     """All rows of ``chunks``, in order, in memory."""
     builder = DatasetBuilder(declaration)
     for chunk in chunks:
-        builder.add(chunk, Sides.of(np.zeros(len(chunk.labels), dtype=np.bool_)))
+        builder.add(chunk, SplitMasks.of(np.zeros(len(chunk.labels), dtype=np.bool_)))
     return builder.finish().dataset
