@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dlrm_factory.batch.feature_batch import FeatureBatch, concatenate
-from dlrm_factory.batch.select_bags import select_bags
+from dlrm_factory.batch.feature_batch import FeatureBatch, concatenate, select_bags
 
 __all__ = ["SharedContext", "join_contexts", "share_pooled", "tile_context", "with_contexts"]
 

@@ -23,11 +23,11 @@ import msgspec
 import torch
 import xxhash
 
-from dlrm_factory.compiled.capability import Precision
-from dlrm_factory.compiled.dense_net import DenseNet
+from dlrm_factory.compiled.dense_net import DenseNet, Precision
 from dlrm_factory.config.reading import read_declaration
 from dlrm_factory.model.model import load_dense, make_model
-from dlrm_factory.weights.sealed import DECLARATION_FILE, read_dense
+from dlrm_factory.weights.seal import DECLARATION_FILE
+from dlrm_factory.weights.sealed import read_dense
 
 __all__ = ["build_in_subprocess", "compiler", "few_samples_library", "is_built"]
 

@@ -19,7 +19,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import (
 from dlrm_factory.batch import FeatureBatch
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.model.dtypes import SPARSE_TYPES
-from dlrm_factory.weights import TableFile
+from dlrm_factory.weights.table_file import TableFile
 
 __all__ = ["DirectLookup"]
 

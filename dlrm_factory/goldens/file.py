@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from dlrm_factory.errors import WeightsError
-from dlrm_factory.weights.sealed import GOLDENS_FILE
+from dlrm_factory.weights.seal import GOLDENS_FILE
 
 __all__ = ["Golden", "Goldens", "read_goldens", "write_goldens"]
 

@@ -24,9 +24,15 @@ from dlrm_factory.errors import WeightsError
 from dlrm_factory.host.checked_file import read_head
 
 __all__ = [
+    "DECLARATION_FILE",
+    "DENSE_FILE",
+    "GOLDENS_FILE",
+    "HANDLER_FILE",
     "MANIFEST",
     "OPTIONAL_FILES",
     "SEAL_FILE",
+    "TABLE_FILE",
+    "VOCABULARY_FILE",
     "EngineFigures",
     "Evaluation",
     "Seal",
@@ -40,12 +46,18 @@ __all__ = [
 
 SEAL_FILE = "seal.json"
 MANIFEST = "MAR-INF/MANIFEST.json"  # torch-model-archiver's, made after the seal
-OPTIONAL_FILES = ("vocabularies.bin", "held_out.safetensors", "goldens.json")
+DECLARATION_FILE = "declaration.yaml"
+DENSE_FILE = "dense.safetensors"
+TABLE_FILE = "tables.bin"
+VOCABULARY_FILE = "vocabularies.bin"
+GOLDENS_FILE = "goldens.json"
+HANDLER_FILE = "dlrm_handler.py"  # at the root of an archive, whose code is sealed too
+OPTIONAL_FILES = (VOCABULARY_FILE, "held_out.safetensors", GOLDENS_FILE)
 
 _FORMAT: Final = 2  # since it lists code
 _MAX_BYTES = 4 << 20
 _BLOCK = 1 << 20
-_WITH_HEAD = ("tables.bin", "vocabularies.bin")
+_WITH_HEAD = (TABLE_FILE, VOCABULARY_FILE)
 _PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy")
 _CODE = (".py", ".pyc", ".so", ".pth")
 _COMPILED = re.compile(r"((?:[^/]+/)*)__pycache__/(\w+)\.cpython-\w+(?:\.opt-\d)?\.pyc")

@@ -15,7 +15,7 @@ from support.batches import random_state, uncompiled
 from support.server import inference_client, serving
 
 from dlrm_factory.config import tiny
-from dlrm_factory.tools.archive import archive_model
+from dlrm_factory.tools.archive.sealing import archive_model
 from dlrm_factory.weights.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.integration

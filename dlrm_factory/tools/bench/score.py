@@ -21,8 +21,9 @@ from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.features import Vocabularies
 from dlrm_factory.model.model import make_model
 from dlrm_factory.scorer import Scorer, probabilities
-from dlrm_factory.weights import RandomRows, seal_weights
 from dlrm_factory.weights.held_out import HeldOut
+from dlrm_factory.weights.rows import RandomRows
+from dlrm_factory.weights.sealed import seal_weights
 
 __all__ = ["RandomWeights", "ScoreTiming", "measure_scores"]
 

@@ -1,8 +1,9 @@
-"""TorchServe's tokens: read from ``key_file.json``, sent with each request, renewed when they expire."""
+"""Tokens of TorchServe, and the addresses to which they may be sent."""
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import os
 import time
@@ -10,13 +11,44 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import httpx
 from filelock import lock_descriptor
 
 from dlrm_factory.errors import ServingError
 
-__all__ = ["BearerAuth", "KeyFileAuth", "TokenKind", "is_refused", "read_key", "take_turns"]
+__all__ = [
+    "BearerAuth",
+    "KeyFileAuth",
+    "TokenKind",
+    "address_problem",
+    "is_loopback",
+    "is_refused",
+    "read_key",
+    "take_turns",
+]
+
+
+def is_loopback(url: str) -> bool:
+    """Whether ``url`` is on this machine."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def address_problem(url: str) -> str | None:
+    """What is wrong with a server's base URL, for a message; None if nothing is."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        return f"{url}: {error}"
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        return f"{url} is not like http://127.0.0.1:8080"
+    return None
+
 
 TokenKind = Literal["inference", "management", "API"]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dlrm_factory.tools.data.unreadable_cells import UnreadableCells
-from dlrm_factory.tools.evaluation.curves import Curves
-from dlrm_factory.tools.evaluation.figures import Figures
+from dlrm_factory.tools.evaluation.figures import Curves, Figures
 from dlrm_factory.tools.metrics.delong import AucDifference
 from dlrm_factory.tools.metrics.history import Evaluation as HistoryPoint
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from dlrm_factory.errors import WeightsError
-from dlrm_factory.tools.importing.stand_ins import Record
+from dlrm_factory.tools.importing.torch_file import Record
 
 __all__ = ["SavedBytes", "SavedTensorStorage", "read_metadata"]
 

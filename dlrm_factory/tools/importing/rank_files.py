@@ -10,15 +10,16 @@ from typing import Any
 import torch
 
 from dlrm_factory.errors import WeightsError
-from dlrm_factory.tools.importing.stand_ins import (
+from dlrm_factory.tools.importing.torch_file import (
+    REMEDY,
     Record,
     SavedDTensor,
     SavedLocalShards,
     SavedShard,
     SavedShardedTensor,
     SavedTensor,
+    read_torch_file,
 )
-from dlrm_factory.tools.importing.torch_file import REMEDY, read_torch_file
 from dlrm_factory.tools.importing.weights import Piece, Source, SourceWeight, whole_piece
 
 __all__ = ["read_rank_files"]

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import httpx
 
 from dlrm_factory.errors import ServingError, near_matches
-from dlrm_factory.tools.client.addresses import is_loopback
+from dlrm_factory.tools.client.tokens import is_loopback
 
 # Java's errors when workers come and go while TorchServe looks at them. Every call here may be repeated.
 _RACES = ("ConcurrentModificationException", "NullPointerException")

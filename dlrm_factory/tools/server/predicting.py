@@ -11,8 +11,7 @@ from urllib.parse import quote
 import httpx
 
 from dlrm_factory.errors import ServingError
-from dlrm_factory.tools.client.addresses import address_problem, is_loopback
-from dlrm_factory.tools.client.tokens import BearerAuth, KeyFileAuth, TokenKind
+from dlrm_factory.tools.client.tokens import BearerAuth, KeyFileAuth, TokenKind, address_problem, is_loopback
 from dlrm_factory.tools.server.management import http_client
 from dlrm_factory.tools.server.rundir import RunDir
 from dlrm_factory.tools.server.server import running_server

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from dlrm_factory.tools.training.objective import Objective
-from dlrm_factory.weights import FloatShard, float_shards
+from dlrm_factory.weights.loading import FloatShard, float_shards
 
 __all__ = ["BestWeights"]
 

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.tools.training.loop import TrainingRun
 from dlrm_factory.tools.training.shards import Shards
-from dlrm_factory.weights import FloatShard
+from dlrm_factory.weights.loading import FloatShard
 
 __all__ = ["load_tensors", "snapshot_tensors"]
 

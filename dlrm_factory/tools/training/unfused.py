@@ -10,7 +10,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import DenseTableBat
 from torch import nn
 
 from dlrm_factory.config.declaration import TrainingOptions
-from dlrm_factory.weights import FloatShard, float_shards
+from dlrm_factory.weights.loading import FloatShard, float_shards
 
 __all__ = ["UnfusedTables"]
 

@@ -7,7 +7,7 @@ import logging
 
 from rich.console import Console
 
-from dlrm_factory.tools.cli.waiting import WorkerWait, telling_of_compiling
+from dlrm_factory.tools.cli.progress import WorkerWait, telling_of_compiling
 from dlrm_factory.tools.server import Progress
 
 

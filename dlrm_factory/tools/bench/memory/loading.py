@@ -17,8 +17,8 @@ from statistics import median
 
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.scorer import Scorer
-from dlrm_factory.weights import SealedWeights
-from dlrm_factory.weights.sealed import TABLE_FILE
+from dlrm_factory.weights.seal import TABLE_FILE
+from dlrm_factory.weights.sealed import SealedWeights
 
 __all__ = ["Loading", "measure_loading"]
 

@@ -1,7 +1,9 @@
-"""Starts a server, scales it, and weighs its workers."""
+"""Memory of the workers of a server of its own, at several numbers of workers."""
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,15 +12,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dlrm_factory.config import DLRMDeclaration
-from dlrm_factory.errors import ServingError
-from dlrm_factory.tools.bench.http.bodies import Body, http_requests
+from dlrm_factory.errors import ConfigError, ServingError
+from dlrm_factory.model.dtypes import row_bytes
+from dlrm_factory.tools.bench.http.bodies import Body, http_requests, sample_counts
 from dlrm_factory.tools.bench.http.driving import Load, drive
-from dlrm_factory.tools.bench.http.served import authorization
+from dlrm_factory.tools.bench.http.server import authorization
 from dlrm_factory.tools.bench.memory.imports import imports_alone
 from dlrm_factory.tools.bench.memory.loading import Loading, measure_loading
 from dlrm_factory.tools.bench.memory.smaps import Memory, mapped_file, memory_of
-from dlrm_factory.tools.bench.memory.touching import touching_bodies
 from dlrm_factory.tools.bench.random_archive import table_bytes
 from dlrm_factory.tools.server import (
     LogMarks,
@@ -30,10 +34,56 @@ from dlrm_factory.tools.server import (
     start_server,
     stop_server,
 )
-from dlrm_factory.tools.server.failures import worker_lines
-from dlrm_factory.weights.sealed import TABLE_FILE
+from dlrm_factory.tools.server.readiness import worker_lines
+from dlrm_factory.weights.seal import TABLE_FILE
 
-__all__ = ["MemoryReport", "ScaledMemory", "WorkerMemory", "measure_memory"]
+__all__ = [
+    "MemoryReport",
+    "ScaledMemory",
+    "WorkerMemory",
+    "measure_memory",
+    "touching_bodies",
+]
+
+_PAGE = 4096
+
+
+def touching_bodies(declaration: DLRMDeclaration) -> list[Body]:
+    """Bodies that look up one row of each page of each table, with nothing else in them.
+
+    They hold 100 to 700 samples: a worker that sees batches of one size alone needs less memory.
+    """
+    columns = {f.name: _rows_of_pages(declaration, f.table) for f in declaration.sparse_features}
+    hidden = [feature.name for feature in declaration.sparse_features if feature.ids != "index"]
+    if hidden:
+        raise ConfigError(
+            [
+                f'"{hidden[0]}" does not take rows as ids, so its pages cannot be named; use an archive with ids: index'
+            ]
+        )
+    samples = max(len(rows) for rows in columns.values())
+    sizes = itertools.cycle(sample_counts("mlperf", np.random.default_rng(0)))
+    bodies, start = [], 0
+    while start < samples:
+        bodies.append(_body(columns, start, next(sizes)))
+        start += bodies[-1].samples
+    return bodies
+
+
+def _rows_of_pages(declaration: DLRMDeclaration, table: str) -> list[int]:
+    found = declaration.table(table)
+    step = max(1, _PAGE // row_bytes(found.dtype, found.embedding_dim))
+    return [*range(0, found.num_embeddings, step), found.num_embeddings - 1]
+
+
+def _body(columns: dict[str, list[int]], start: int, size: int) -> Body:
+    # Small tables end early and begin again.
+    inputs: dict[str, Any] = {
+        name: np.take(rows, np.arange(start, start + size), mode="wrap").tolist()
+        for name, rows in columns.items()
+    }
+    return Body(content=json.dumps({"inputs": inputs}).encode(), samples=size)
+
 
 MODEL = "dlrm"
 # Each further worker may take this share of the tables, beyond what its imports take.

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from dlrm_factory.config import ServingOptions, dump_declaration, tiny
-from dlrm_factory.tools.cli.crowding import crowding
+from dlrm_factory.tools.server.scaling import core_oversubscription
 
 
 @pytest.fixture
@@ -24,17 +24,17 @@ def archive(tmp_path: Path) -> Path:
 
 
 def test_as_many_threads_as_cores_are_fine(archive: Path) -> None:
-    assert crowding(archive, 2, cores=4) is None
+    assert core_oversubscription(archive, 2, cores=4) is None
 
 
 def test_more_threads_than_cores_are_told(archive: Path) -> None:
-    assert crowding(archive, 3, cores=4) == (
+    assert core_oversubscription(archive, 3, cores=4) == (
         "3 workers of 2 threads share 4 cores: no more requests are answered than by 2, and each waits longer"
     )
-    assert crowding(archive, 1, cores=1) == (
+    assert core_oversubscription(archive, 1, cores=1) == (
         "1 worker of 2 threads share 1 core: no more requests are answered than by 1, and each waits longer"
     )
 
 
 def test_other_archives_say_nothing(tmp_path: Path) -> None:
-    assert crowding(tmp_path, 99, cores=1) is None
+    assert core_oversubscription(tmp_path, 99, cores=1) is None

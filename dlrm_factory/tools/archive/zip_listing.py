@@ -12,7 +12,11 @@ from pathlib import Path
 from dlrm_factory.config import format_bytes
 from dlrm_factory.errors import ArchiveError
 
-__all__ = ["DAMAGED", "check_directory", "list_zip"]
+__all__ = [
+    "DAMAGED",
+    "check_directory",
+    "list_zip",
+]
 
 # What zipfile raises for a damaged archive: its own error, and whatever strange numbers lead it to.
 DAMAGED = (
