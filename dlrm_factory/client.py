@@ -1,4 +1,4 @@
-"""Front door of the client: asks a served model for scores. It needs httpx, NumPy and filelock, not torch."""
+"""Front door of the client: asks a served model for scores. The client needs httpx, NumPy and filelock, not torch."""
 
 from dlrm_factory.tools.client.calls import Explanation, ModelDescription, RankedCandidate
 from dlrm_factory.tools.client.clients import AsyncDLRMClient, DLRMClient

@@ -87,7 +87,7 @@ class DLRMFactory:
         self.declaration = declaration
 
     def plan(self, *, mode: Mode = "quantized", hardware: Hardware | None = None) -> TablePlan:
-        """Where the tables would go on ``hardware`` (the declared one if None). Needs no such hardware here."""
+        """Plan the tables on ``hardware``, the declared one if None, which need not be here."""
         hardware = hardware or hardware_of(self.declaration.sharding)
         return self._plan(make_model(self.declaration, dense_device="meta"), mode, hardware)
 

@@ -95,12 +95,12 @@ class Scorer:
 
     @property
     def engine(self) -> str:
-        """What scores now: ``eager`` or ``compiled``."""
+        """Engine that scores now: ``eager`` or ``compiled``."""
         return "eager" if self._compiled is None else "compiled"
 
     @property
     def precision(self) -> Precision:
-        """Of the dense parts, once compiled: the declared one, or this CPU's best."""
+        """Precision of the dense parts, once compiled: the declared one, or this CPU's best."""
         wanted = self.declaration.serving.precision
         return best_precision() if wanted == "auto" else wanted
 

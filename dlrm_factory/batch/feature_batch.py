@@ -118,7 +118,7 @@ def _feature_major(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def _starts(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Where each of consecutive blocks begins."""
+    """Start of each of consecutive blocks."""
     return np.cumsum(sizes) - sizes
 
 

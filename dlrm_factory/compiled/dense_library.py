@@ -153,7 +153,7 @@ _REST_OF_START_S = 60
 
 
 def library_path(folder: Path, declaration: DLRMDeclaration, precision: Precision) -> Path | None:
-    """Where the library for the sealed weights in ``folder`` is or would be on this host; None without a cache."""
+    """Path, on this host, of the library for the sealed weights in ``folder``, built or not; None without a cache."""
     cache = cache_folder()
     if cache is None:
         return None

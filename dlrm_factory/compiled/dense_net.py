@@ -149,7 +149,7 @@ class FlatInteraction(nn.Module):
         self.register_buffer("pairs", row * vectors + column, persistent=False)
 
     def filling(self, embedding_dim: int) -> int:
-        """How many columns are added; from then on they are part of what forward returns."""
+        """Number of columns added; from then on they are part of what forward returns."""
         missing = -(embedding_dim + self._first_row + len(self.pairs)) % self.MULTIPLE
         self.pairs = torch.cat([self.pairs, self.pairs.new_zeros(missing)])
         return missing

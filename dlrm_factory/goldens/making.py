@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 _RANDOM_ROWS = 13
-_LONGEST_BAG = 4
+_MAX_BAG = 4
 _MISSING = 0.15  # of the values in random rows
 
 Id = int | str
@@ -53,7 +53,7 @@ def generated_rows(declaration: DLRMDeclaration, vocabularies: Vocabularies | No
     for _ in range(_RANDOM_ROWS):
         row: dict[str, Any] = {f.name: _number(f, random) for f in declaration.dense_features}
         for feature in declaration.sparse_features:
-            size = int(random.integers(0, min(_LONGEST_BAG, feature.max_length) + 1))
+            size = int(random.integers(0, min(_MAX_BAG, feature.max_length) + 1))
             row[feature.name] = _bag(feature, [ids[feature.name].draw(random) for _ in range(size)], random)
         rows.append({name: value for name, value in row.items() if random.random() >= _MISSING})
     return [{name: value for name, value in row.items() if value is not None} for row in rows]

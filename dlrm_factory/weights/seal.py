@@ -1,7 +1,7 @@
 """``seal.json``: what the files beside it must be, what made them, and how well the model did.
 
-It lists the files of sealed weights, and in an archive its code and settings too. The seal tells damage, and files
-that do not belong together; it is no signature. Tables and vocabularies carry the checksums of their contents in
+The seal lists the files of sealed weights, and in an archive its code and settings too. The seal tells damage, and
+files that do not belong together; it is no signature. Tables and vocabularies carry the checksums of their contents in
 their own heads, so of these files the seal holds the head's.
 """
 
@@ -80,7 +80,7 @@ class SealedFile(_Strict, frozen=True):
 
 
 class EngineFigures(_Strict, frozen=True):
-    """What one way of scoring reached on held-out samples; differences are of probabilities. None: undefined."""
+    """Figures of one way of scoring on held-out samples; differences are of probabilities. None: undefined."""
 
     auc: float | None
     auc_loss: float | None
@@ -216,7 +216,7 @@ def write_seal(
 
 
 def installed_versions(also: Sequence[str] = ()) -> dict[str, str]:
-    """Of this code, Python, the packages that scores depend on, and those in ``also``; what is missing is left out."""
+    """Versions of this code, Python, the packages that scores depend on, and those in ``also``, if they are there."""
     versions = {"torchserve-dlrm": __version__, "python": platform.python_version()}
     for package in (*_PACKAGES, *also):
         try:

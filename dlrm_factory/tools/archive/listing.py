@@ -43,7 +43,7 @@ TAR_SUFFIX = ".tar.gz"
 _BROKEN = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError)
 
 
-def list_tar(path: Path, *, most_files: int, most_bytes: int) -> dict[str, int]:
+def list_tar(path: Path, *, max_files: int, max_bytes: int) -> dict[str, int]:
     """Bytes of each file of the tar at ``path``, named as TorchServe unpacks it. All of it is read.
 
     ArchiveError if it is damaged, would write outside its folder, or is made to fill memory or disk.
@@ -53,10 +53,10 @@ def list_tar(path: Path, *, most_files: int, most_bytes: int) -> dict[str, int]:
         if name in files:
             raise ArchiveError(f'{path}: holds "{name}" twice')
         files[name] = member.size
-        if len(files) > most_files:
-            raise ArchiveError(f"{path}: holds over {most_files} files; do not use it")
-        if sum(files.values()) > most_bytes:
-            raise ArchiveError(f"{path}: takes over {format_bytes(most_bytes)} unpacked; do not use it")
+        if len(files) > max_files:
+            raise ArchiveError(f"{path}: holds over {max_files} files; do not use it")
+        if sum(files.values()) > max_bytes:
+            raise ArchiveError(f"{path}: takes over {format_bytes(max_bytes)} unpacked; do not use it")
     return files
 
 
@@ -95,7 +95,7 @@ _NUMBERS = re.compile(r"[0-9]+(\.[0-9a-z]+)*")
 
 @dataclass(frozen=True, kw_only=True)
 class ArchiveListing:
-    """What an archive says of itself.
+    """Files and manifest of an archive, as it lists them.
 
     Args:
         files: bytes, unpacked, by name.
@@ -110,7 +110,7 @@ class ArchiveListing:
 
     @property
     def total_bytes(self) -> int:
-        """What the archive takes unpacked."""
+        """Bytes that the archive takes unpacked."""
         return sum(self.files.values())
 
     @property
@@ -210,9 +210,9 @@ def _files(path: Path) -> dict[str, int]:
     if path.is_dir():
         return list_folder(path)
     if path.name.endswith(TAR_SUFFIX):
-        files = list_tar(path, most_files=_MAX_ENTRIES, most_bytes=_MAX_BYTES)
+        files = list_tar(path, max_files=_MAX_ENTRIES, max_bytes=_MAX_BYTES)
     else:
-        files = list_zip(path, most_files=_MAX_ENTRIES)
+        files = list_zip(path, max_files=_MAX_ENTRIES)
     _check_sizes(path, files)
     return files
 

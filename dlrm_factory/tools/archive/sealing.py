@@ -93,7 +93,7 @@ def archive_model(
     min_overlap: float | None = None,
     progress: Progress | None = None,
 ) -> Verification | None:
-    """Make the archive ``output``. It appears whole or not at all; an older one stays until then.
+    """Make the archive ``output``. The archive appears whole or not at all; an older one stays until then.
 
     Equal inputs give equal bytes, but for the time of creation in the manifest (see `manifest_json`).
 

@@ -96,7 +96,7 @@ def model_config(declaration: DLRMDeclaration) -> str:
     return _HEAD + "".join(f"{key}: {value}  # {meaning}\n" for key, value, meaning in lines)
 
 
-_LONGEST_FIGURE = 200  # characters
+_MAX_FIGURE = 200  # characters
 
 Progress = Callable[[int, int], None]
 Weights = Checkpoint | SealedWeights
@@ -147,8 +147,8 @@ def fill_stage(weights: Weights, folder: Path, *, progress: Progress | None = No
 
 
 def _figures(checkpoint: Checkpoint) -> dict[str, str]:
-    """What training reported, without what is long, such as the history of its evaluations."""
-    return {name: value for name, value in checkpoint.metadata.items() if len(value) <= _LONGEST_FIGURE}
+    """Figures that training reported, without long ones such as the history of its evaluations."""
+    return {name: value for name, value in checkpoint.metadata.items() if len(value) <= _MAX_FIGURE}
 
 
 def check_replaceable(folder: Path, *, force: bool) -> None:

@@ -50,7 +50,7 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class EngineDrift:
-    """How far one way of scoring is from the float model, over the held-out samples.
+    """Distance of one way of scoring from the float model, over the held-out samples.
 
     Fields:
         engine: ``eager`` (the tables' dtypes alone) or ``compiled`` (the dense parts' precision too).
@@ -104,7 +104,7 @@ class GoldenFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What `verify_weights` found.
+    """Findings of `verify`.
 
     Fields:
         files: data files that agree with the seal.

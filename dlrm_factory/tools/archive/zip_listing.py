@@ -45,7 +45,7 @@ _SIZES_BEHIND = 0x8
 _END_OF_DIRECTORY, _END_OF_DIRECTORY_64 = b"PK\x05\x06", b"PK\x06\x06"
 
 
-def list_zip(path: Path, *, most_files: int) -> dict[str, int]:
+def list_zip(path: Path, *, max_files: int) -> dict[str, int]:
     """Bytes, unpacked, of each file of the zip at ``path``.
 
     ArchiveError if it is damaged, would write outside its folder, or is made to fill memory or disk.
@@ -56,7 +56,7 @@ def list_zip(path: Path, *, most_files: int) -> dict[str, int]:
         raise ArchiveError(
             f"{path}: is not an archive, or only a part of one; make it again with `dlrm archive`"
         )
-    _check_directory(path, most_files)
+    _check_directory(path, max_files)
     try:
         with zipfile.ZipFile(path) as archive:
             entries, end = archive.infolist(), archive.start_dir
@@ -81,7 +81,7 @@ def list_zip(path: Path, *, most_files: int) -> dict[str, int]:
     return files
 
 
-def _check_directory(path: Path, most_files: int) -> None:
+def _check_directory(path: Path, max_files: int) -> None:
     """ArchiveError if its directory is too long to be read into memory. Says nothing of other damage."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -93,9 +93,9 @@ def _check_directory(path: Path, most_files: int) -> None:
         in_zip64 = entries == 0xFFFF or length == 0xFFFFFFFF
         if in_zip64 and (found := tail.rfind(_END_OF_DIRECTORY_64, 0, at)) >= 0 and found + 56 <= len(tail):
             entries, length = struct.unpack_from("<QQ", tail, found + 32)
-        if entries > most_files or length > _MAX_DIRECTORY:
+        if entries > max_files or length > _MAX_DIRECTORY:
             raise ArchiveError(
-                f"{path}: holds {entries} files; at most {most_files} are allowed, "
+                f"{path}: holds {entries} files; at most {max_files} are allowed, "
                 f"in a list of {format_bytes(_MAX_DIRECTORY)}"
             )
 

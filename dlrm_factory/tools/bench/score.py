@@ -49,7 +49,7 @@ class ScoreTiming:
 
     @property
     def ratio(self) -> float | None:
-        """How many times the eager samples/s."""
+        """Compiled samples/s over the eager ones."""
         return None if self.compiled is None else self.eager / self.compiled
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from dlrm_factory.config import format_bytes
 from dlrm_factory.tools.archive.listing import read_archive_listing
-from dlrm_factory.tools.cli.progress import byte_progress, telling_of_compiling
+from dlrm_factory.tools.cli.progress import byte_progress, show_compiling
 
 if TYPE_CHECKING:
     from dlrm_factory.tools.archive.verification import Verification
@@ -107,7 +107,7 @@ def archive(
 
     suffix = ".mar" if archive_format == "default" else ""
     output = output or Path("model_store") / f"{model_name}{suffix}"
-    with byte_progress("archiving") as progress, telling_of_compiling(Console(stderr=True)):
+    with byte_progress("archiving") as progress, show_compiling(Console(stderr=True)):
         found = archive_model(
             checkpoint,
             output,
@@ -167,7 +167,7 @@ def verify(
     from dlrm_factory.tools.archive.verification import verify as verify_archive
 
     console = Console(stderr=True)
-    with console.status(f"verifying {archive}"), telling_of_compiling(console):
+    with console.status(f"verifying {archive}"), show_compiling(console):
         found = verify_archive(archive)
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2))

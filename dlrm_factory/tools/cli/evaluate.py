@@ -1,4 +1,4 @@
-"""``dlrm evaluate``: how good a trained model is, on rows that it has not seen."""
+"""``dlrm evaluate``: quality of a trained model, on rows that it has not seen."""
 
 from __future__ import annotations
 

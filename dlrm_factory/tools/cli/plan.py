@@ -1,4 +1,4 @@
-"""`dlrm plan`: where each table would go."""
+"""``dlrm plan``: the place of each table."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ __all__ = [
     "byte_progress",
     "evaluation_progress",
     "row_progress",
-    "telling_of_compiling",
+    "show_compiling",
     "training_progress",
 ]
 
@@ -108,7 +108,7 @@ def row_progress() -> Iterator[Callable[[int, int | None], None]]:
 
 @contextmanager
 def evaluation_progress() -> Iterator[tuple[Callable[[Stage], None], Callable[[int, int], None]]]:
-    """Yields observers of samples and of the baseline's trees. They draw on stderr, if it is a terminal."""
+    """Yields observers of samples and of the baseline's trees. Both draw on stderr, if that is a terminal."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description:<16}"),
@@ -145,7 +145,7 @@ class LoadProgress(Watcher):
 
     @property
     def uses(self) -> list[ServerUse]:
-        """Of the server's processes in the window; empty if it is not on this machine."""
+        """Use of CPU and memory by the server's processes in the window; empty if the server is elsewhere."""
         return self._meter.uses if self._meter else []
 
     def __enter__(self) -> LoadProgress:
@@ -192,7 +192,7 @@ class WorkerWait:
 
 
 @contextlib.contextmanager
-def telling_of_compiling(console: Console) -> Iterator[None]:
+def show_compiling(console: Console) -> Iterator[None]:
     """Print what the compiled package says of its long steps while the block runs."""
     said = logging.getLogger(_COMPILED)
     handler, level, passed_on = _Lines(console), said.level, said.propagate

@@ -33,7 +33,7 @@ _COLUMNS = 120
 
 
 def wide_console() -> Console:
-    """As wide as the terminal; into a file or pipe 120 columns, where rich would take 80 and fold every cell."""
+    """Console as wide as the terminal, for a file or pipe 120 columns: rich would take 80 and fold every cell."""
     console = Console()
     return console if console.is_terminal else Console(width=_COLUMNS)
 
@@ -67,7 +67,7 @@ def training_table(report: TrainingReport) -> Table:
 
 
 def bad_rows_lines(report: TrainingReport) -> list[str]:
-    """What was left out of the data: how many rows for which reason, and the first few."""
+    """Rows left out of the data: their number for each reason, and the first few."""
     bad = report.bad_rows
     if bad is None or not bad.rows:
         return []
@@ -96,7 +96,7 @@ def unfinished_lines(report: TrainingReport) -> list[str]:
 
 
 def _epochs(report: TrainingReport) -> str:
-    """Those of the weights that are kept, of those that there could be."""
+    """Epochs of the weights that are kept, of those that there could be."""
     if report.refit_epochs is None:
         return f"{report.epochs}"
     return f"{report.refit_epochs:g} of {report.epochs}, then anew"
@@ -107,7 +107,7 @@ def _figure(value: float | None) -> str:
 
 
 def evaluation_tables(evaluation: Evaluation) -> Iterator[RenderableType]:
-    """Where the samples are from, the figures, the judgement, the slices."""
+    """Origin of the samples, the figures, the judgement, the slices."""
     from dlrm_factory.tools.evaluation.report import figure_rows, sentences, slice_rows
 
     yield Text(f"{evaluation.model}: {evaluation.samples_from}")

@@ -42,7 +42,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingCall:
-    """What to train and how, as it travels to the ranks.
+    """Arguments of a training run, as they travel to the ranks.
 
     Fields:
         options: of `dlrm_factory.tools.training.train`.
@@ -59,7 +59,7 @@ class TrainingCall:
 
 
 def leads() -> bool:
-    """This process is rank 0, or alone."""
+    """True if this process is rank 0, or alone."""
     return int(os.environ.get("RANK", "0")) == 0
 
 

@@ -68,7 +68,7 @@ class RankedCandidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """Why one sample has its score.
+    """Explanation of one sample's score.
 
     Fields:
         score: of the sample as it is.
@@ -249,7 +249,7 @@ def _samples(instances: Rows | None, inputs: Columns | None) -> dict[str, Any]:
 
 
 def finish(call: Call[T], outcome: Outcome) -> T:
-    """What ``call`` asked for, or its error."""
+    """Answer to ``call``; raises its error."""
     if isinstance(outcome, httpx.RequestError):
         raise error_of_silence(outcome) from outcome
     if not outcome.is_success:

@@ -66,11 +66,11 @@ class DLRMClient(Connection):
     def explain(
         self, *, instances: Rows | None = None, inputs: Columns | None = None, output: Output = "probability"
     ) -> tuple[Explanation, ...]:
-        """What each feature adds to the score, one explanation a sample."""
+        """Contributions of each feature to the score, one explanation a sample."""
         return self._answer(self._calls.explain(instances, inputs, output))
 
     def describe(self) -> ModelDescription:
-        """What the server knows of the model. Needs ``management_url``."""
+        """Describe the model as the server knows it. Needs ``management_url``."""
         return self._answer(self._calls.describe())
 
     def close(self) -> None:
@@ -134,11 +134,11 @@ class AsyncDLRMClient(Connection):
     async def explain(
         self, *, instances: Rows | None = None, inputs: Columns | None = None, output: Output = "probability"
     ) -> tuple[Explanation, ...]:
-        """What each feature adds to the score, one explanation a sample."""
+        """Contributions of each feature to the score, one explanation a sample."""
         return await self._answer(self._calls.explain(instances, inputs, output))
 
     async def describe(self) -> ModelDescription:
-        """What the server knows of the model. Needs ``management_url``."""
+        """Describe the model as the server knows it. Needs ``management_url``."""
         return await self._answer(self._calls.describe())
 
     async def close(self) -> None:

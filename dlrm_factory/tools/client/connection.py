@@ -1,4 +1,4 @@
-"""What both clients share: where to ask, with which tokens, how patiently."""
+"""Connection that both clients share: addresses, tokens, patience."""
 
 from __future__ import annotations
 

@@ -104,14 +104,14 @@ class TimedOut(NotReachable):
     """No answer came in time. The server may still be working on it, so it is not asked again."""
 
 
-_MOST_CHARACTERS = 500
+_MAX_CHARACTERS = 500
 
 
 def error_of_answer(response: httpx.Response) -> ClientError:
     """The error for an answer whose status is not a success."""
     body = _body_of(response)
     status = response.status_code
-    message = str(body.get("message") or response.text or "no message").strip()[:_MOST_CHARACTERS]
+    message = str(body.get("message") or response.text or "no message").strip()[:_MAX_CHARACTERS]
     if is_refused(response) or status in (401, 403):
         return Unauthorized(
             f"the server refuses the token ({message}); give token=…, or key_file=… and management_url=… "

@@ -1,4 +1,4 @@
-"""How good a trained model is, on rows that it has not seen."""
+"""Quality of a trained model, on rows that it has not seen."""
 
 from dlrm_factory.tools.evaluation.evaluate import evaluate
 from dlrm_factory.tools.evaluation.report import as_json, check_report_folder, write_report

@@ -4,10 +4,10 @@ Encoded samples become the columns that LightGBM learns from, without a look at 
 
 From each dense feature: its number, as the DLRM gets it. Trees ask for order alone, which log1p and standardising keep.
 
-From each sparse feature whose bags hold one id at most: a category, for the MOST_CATEGORIES ids most frequent in the
+From each sparse feature whose bags hold one id at most: a category, for the MAX_CATEGORIES ids most frequent in the
 training rows; all other ids are one more category, and no id is a missing value.
 
-From each sparse feature with longer bags: how many ids there are, and for each of the MOST_INDICATORS ids most frequent
+From each sparse feature with longer bags: how many ids there are, and for each of the MAX_INDICATORS ids most frequent
 in the training rows a column with the number of times it is in the bag.
 
 A weighted feature counts its weights in place of 1; with one id at most it has one more column, the weight.
@@ -31,8 +31,8 @@ from dlrm_factory.tools.data.dataset import ClickDataset, Int64, slices
 
 __all__ = [
     "BASELINE",
-    "MOST_CATEGORIES",
-    "MOST_INDICATORS",
+    "MAX_CATEGORIES",
+    "MAX_INDICATORS",
     "Baseline",
     "Columns",
     "TreeObserver",
@@ -40,8 +40,8 @@ __all__ = [
     "train_baseline",
 ]
 
-MOST_CATEGORIES = 4096
-MOST_INDICATORS = 64
+MAX_CATEGORIES = 4096
+MAX_INDICATORS = 64
 
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
@@ -51,7 +51,7 @@ _COLUMN_BLOCK = 65_536
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sparse:
-    """How one sparse feature becomes columns.
+    """Columns of one sparse feature.
 
     Fields:
         is_category: one category column; else a count and indicators.
@@ -89,7 +89,7 @@ class _Sparse:
 
 
 class Columns:
-    """Which columns there are, found in training rows."""
+    """Columns of all features, found in training rows."""
 
     def __init__(self, declaration: DLRMDeclaration, dataset: ClickDataset, rows: Int64) -> None:
         """``rows``: int64, the training rows of ``dataset``, ascending."""
@@ -110,7 +110,7 @@ class Columns:
 
     @property
     def names(self) -> list[str]:
-        """Of the columns, in order."""
+        """Names of the columns, in order."""
         return [*self._dense, *(name for sparse in self._sparse for name in sparse.names)]
 
     @property
@@ -144,7 +144,7 @@ def _bags(batch: FeatureBatch) -> list[tuple[Int64, Int64, Float32]]:
 
 def _sparse(name: str, weighted: bool, counts: Int64, longest: int) -> _Sparse:
     is_category = longest <= 1
-    most = MOST_CATEGORIES if is_category else MOST_INDICATORS
+    most = MAX_CATEGORIES if is_category else MAX_INDICATORS
     kept = min(most, int(np.count_nonzero(counts)))
     order = np.argsort(-counts, kind="stable")[:kept]
     codes = np.full(len(counts), kept, dtype=np.int32)
@@ -156,7 +156,7 @@ TreeObserver = Callable[[int, int], None]  # trees grown, and the most there wil
 
 BASELINE = "LightGBM"  # as people read it
 
-MOST_TREES = 1000
+MAX_TREES = 1000
 PATIENCE = 30
 STOPPING_SHARE = 0.1
 _BLOCK = 16_384
@@ -182,7 +182,7 @@ class Baseline:
     detail: str
 
     def logits(self, batches: Iterable[FeatureBatch]) -> Float32:
-        """Of all samples: float32 [N]."""
+        """Logits of all samples: float32 [N]."""
         found = [self.booster.predict(self.columns.matrix(batch), raw_score=True) for batch in batches]
         return np.concatenate(found).astype(np.float32)
 
@@ -222,7 +222,7 @@ def train_baseline(
     stopping = rng.random(len(rows)) < STOPPING_SHARE
     parameters = _PARAMETERS | {"seed": declaration.training.seed % 2**31, "num_threads": _threads(len(rows))}
     learning, judging = rows[~stopping], rows[stopping]
-    trees = MOST_TREES // 10
+    trees = MAX_TREES // 10
     if _can_judge(labels, learning, judging):
         trees = _best_trees(columns, dataset, learning, judging, parameters, observe)
     booster = _train(columns, dataset, rows, parameters, trees, observe)
@@ -256,9 +256,9 @@ def _best_trees(
     booster = lightgbm.train(
         parameters,
         train,
-        num_boost_round=MOST_TREES,
+        num_boost_round=MAX_TREES,
         valid_sets=[_dataset(columns, dataset, judging, reference=train)],
-        callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False), _progress(observe, MOST_TREES)],
+        callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False), _progress(observe, MAX_TREES)],
     )
     return max(1, int(booster.best_iteration))
 

@@ -84,7 +84,7 @@ def score(model: EvaluatedModel, samples: Samples, *, column: str | None, observ
 
 
 def slice_values(declaration: DLRMDeclaration, column: str) -> SliceValues:
-    """What collects ``column``, a declared feature or any other."""
+    """Collector of ``column``, a declared feature or any other."""
     sparse = next((feature for feature in declaration.sparse_features if feature.name == column), None)
     several = sparse is not None and sparse.max_length > 1
     return SliceValues(

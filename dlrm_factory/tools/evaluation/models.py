@@ -46,12 +46,12 @@ class EvaluatedModel:
 
     @property
     def declaration(self) -> DLRMDeclaration:
-        """With every mean and std that training found."""
+        """Declaration with every mean and std that training found."""
         return self.scorer.declaration
 
     @property
     def generated_rows(self) -> int | None:
-        """How many generated clicks it was trained on, held-out ones included; None if its clicks were real.
+        """Number of generated clicks that the model was trained on, held-out ones included; None if they were real.
 
         Only generated clicks have a best reachable log-loss.
         """

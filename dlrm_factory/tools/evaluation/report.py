@@ -12,7 +12,7 @@ from dlrm_factory.errors import DataError
 from dlrm_factory.tools.evaluation.figures import CALIBRATION_BINS, Curves, Figures
 from dlrm_factory.tools.evaluation.pictures import PICTURES, draw_pictures
 from dlrm_factory.tools.evaluation.results import Evaluation, SliceTable
-from dlrm_factory.tools.evaluation.slice_values import MOST_SLICES, NUMBER_BINS
+from dlrm_factory.tools.evaluation.slice_values import MAX_SLICES, NUMBER_BINS
 from dlrm_factory.tools.metrics.delong import AucDifference
 from dlrm_factory.tools.metrics.history import rising_sentence, still_rising
 
@@ -66,7 +66,7 @@ def _training_sentence(evaluation: Evaluation) -> str | None:
 
 
 def _share_sentence(evaluation: Evaluation) -> str | None:
-    """How near the model comes to the best reachable AUC; None where that is not known or not defined."""
+    """Sentence on the distance to the best reachable AUC; None where that is not known or not defined."""
     best = evaluation.best
     if best is None or best.share is None:
         return None
@@ -199,7 +199,7 @@ def _figures(pictures: Mapping[str, str], names: Sequence[str]) -> list[str]:
 
 
 def _inline(svg: str) -> str:
-    """Without the XML declaration and document type, which HTML does not take within a page."""
+    """Picture without the XML declaration and document type, which HTML does not take within a page."""
     return svg[svg.index("<svg") :]
 
 
@@ -220,8 +220,8 @@ def _figure_notes() -> str:
 
 def _slice_notes(overlap: bool) -> str:
     text = (
-        f"More than {MOST_SLICES} different values: numbers are cut into {NUMBER_BINS} bins of about equally many "
-        f"samples; of other values the {MOST_SLICES} most frequent are shown, and the rest together. "
+        f"More than {MAX_SLICES} different values: numbers are cut into {NUMBER_BINS} bins of about equally many "
+        f"samples; of other values the {MAX_SLICES} most frequent are shown, and the rest together. "
         "AUC is not defined where all labels are alike."
     )
     if overlap:

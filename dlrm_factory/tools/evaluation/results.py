@@ -1,4 +1,4 @@
-"""What an evaluation found."""
+"""Results of an evaluation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ModelResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Best:
-    """What the ground truth of generated clicks reaches, which no model can be expected to beat.
+    """Figures of the ground truth of generated clicks, which no model can be expected to beat.
 
     ``share``: how far the evaluated model's AUC is on the way from 0.5 to the best one; 1 is all of it.
     """
@@ -62,7 +62,7 @@ class SliceTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What `evaluate` found.
+    """Results of `evaluate`.
 
     Fields:
         model: the file or folder evaluated.

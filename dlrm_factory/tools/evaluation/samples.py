@@ -135,7 +135,7 @@ def chunks_of_files(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationSource:
-    """Where samples come from, and which of them.
+    """Source of the samples to evaluate.
 
     Fields:
         data: files, split as the model's declaration says. None, and no ``held_out``: what travels with the model.
@@ -256,7 +256,7 @@ def _generated(model: EvaluatedModel, rows: int) -> Iterator[tuple[SidedChunk, n
 
 
 def _come_out_again(model: EvaluatedModel) -> bool:
-    """Whether the clicks generated today are those of the training, as far as the model's own samples tell.
+    """True if the clicks generated today are those of the training, as far as the model's own samples tell.
 
     Another version of this project may generate others.
     """
@@ -275,7 +275,7 @@ def _come_out_again(model: EvaluatedModel) -> bool:
 
 
 def _is_part(sample: HeldOut, first: int, block: Block) -> bool:
-    """Whether ``block`` is what ``sample`` holds from place ``first`` on."""
+    """True if ``block`` is what ``sample`` holds from place ``first`` on."""
     here = slice(first, first + len(block.labels))
     count = len(sample.labels[here])
     return (

@@ -15,8 +15,7 @@ from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.model.model import EMBEDDINGS_PREFIX, make_model
 from dlrm_factory.tools.importing.dlrm_s_pytorch import check_declared, check_supported
-from dlrm_factory.tools.importing.opening import SourceFormat
-from dlrm_factory.tools.importing.snapshots import BEST
+from dlrm_factory.tools.importing.opening import BEST, SourceFormat
 from dlrm_factory.tools.importing.weights import Piece, Source, SourceWeight
 
 __all__ = [
@@ -100,7 +99,7 @@ def strip_prefixes(names: Iterable[str]) -> Stripped:
 
 
 def _prefix(name: str) -> str | None:
-    """What stands before the model's own name, if it is wrappers alone; None if it is not a model's weight."""
+    """Prefix before the model's own name, if it is of wrappers alone; None if ``name`` is not a model's weight."""
     match = _ANCHOR.search(name)
     if match is None:
         return None
@@ -152,7 +151,7 @@ def names_of(naming: Naming, declaration: DLRMDeclaration, ours: Iterable[str]) 
 
 
 def naming_of(names: Collection[str]) -> Naming:
-    """By which rules a source's names are made."""
+    """Rules by which a source's names are made."""
     if any(name.startswith(("emb_l.", "bot_l.", "top_l.")) for name in names):
         return "dlrm_s_pytorch"
     if any(name.startswith("tables/") for name in names) and any(name.startswith("dense/") for name in names):
@@ -161,7 +160,7 @@ def naming_of(names: Collection[str]) -> Naming:
 
 
 def ignored_names(naming: Naming, names: Iterable[str]) -> set[str]:
-    """What a source keeps beside its weights."""
+    """Names of what a source keeps beside its weights."""
     if naming != "snapshot":
         return {name for name in names if name in _BUFFERS}
     return {
@@ -195,12 +194,12 @@ def _spelled(rule: _Rule, declaration: DLRMDeclaration) -> list[_Rule]:
     ]
 
 
-_MOST = 3  # of one weight; the rest is alike
+_MAX_PROBLEMS = 3  # of one weight; the rest is alike
 Span = tuple[int, int]
 
 
 def tiling_problems(weight: SourceWeight) -> list[str]:
-    """What is missing, there twice or out of bounds, naming rows; empty if the pieces tile the weight."""
+    """Rows that are missing, there twice or out of bounds; empty if the pieces tile the weight."""
     if len(weight.pieces) == 1 and weight.pieces[0].shape == weight.shape:
         return [] if not any(weight.pieces[0].offsets) else [f"{weight.name}: its only shard is out of place"]
     outside = [piece for piece in weight.pieces if not _is_inside(piece, weight)]
@@ -214,7 +213,7 @@ def tiling_problems(weight: SourceWeight) -> list[str]:
         return [f"{weight.name}: has {len(weight.shape)} dimensions and {len(weight.pieces)} shards"]
     found: list[str] = []
     for problem in _problems(weight):
-        if len(found) == _MOST:
+        if len(found) == _MAX_PROBLEMS:
             found.append(f"{weight.name}: and more rows")
             break
         found.append(problem)
@@ -268,7 +267,7 @@ def _shown(what: str, first: int, last: int) -> str:
     return f"{what} {first} to {last - 1}"
 
 
-_MOST_SHOWN = 20
+_MAX_SHOWN = 20
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -346,6 +345,6 @@ def _misshapen(shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple
 
 
 def _listed(head: str, problems: list[str]) -> WeightsError:
-    more = len(problems) - _MOST_SHOWN
+    more = len(problems) - _MAX_SHOWN
     tail = [f"  and {more} more"] if more > 0 else []
-    return WeightsError("\n".join([head, *problems[:_MOST_SHOWN], *tail]))
+    return WeightsError("\n".join([head, *problems[:_MAX_SHOWN], *tail]))

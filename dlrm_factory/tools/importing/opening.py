@@ -2,7 +2,7 @@
 
 A folder of safetensors may hold whole tensors split over files, or shards, as torch.distributed.checkpoint's
 `HuggingFaceStorageWriter` and so `dlrm train --checkpoint-dir` write them: a file's header then has the place of
-each of its tensors.
+each of its tensors. Snapshots of `dlrm train` keep each table in parts by columns, which are named after them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,15 +21,46 @@ from safetensors import SafetensorError, safe_open
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.tools.importing.dcp_folder import METADATA, read_dcp_folder
 from dlrm_factory.tools.importing.rank_files import read_rank_files
-from dlrm_factory.tools.importing.snapshots import join_columns
 from dlrm_factory.tools.importing.torch_file import is_torch_file
 from dlrm_factory.tools.importing.weights import Piece, Scratch, Source, SourceWeight
 
 __all__ = [
+    "BEST",
     "SourceFormat",
+    "join_columns",
     "open_source",
     "read_safetensors",
 ]
+
+BEST = "best/"  # what early stopping keeps
+_PART = re.compile(r"(tables/.+/weight)/columns-(\d{1,9})-(\d{1,9})")
+
+
+def join_columns(source: Source) -> Source:
+    """``source`` with each table's parts put together to one weight, whose pieces they are."""
+    weights: dict[str, SourceWeight] = {}
+    notes = list(source.notes)
+    for name, part in source.weights.items():
+        match = _PART.fullmatch(name)
+        if match is None or len(part.shape) != 2:
+            weights[name] = part
+            continue
+        table, first = match.group(1), int(match.group(2))
+        pieces = tuple(_moved(piece, first) for piece in part.pieces)
+        shape = (part.shape[0], first + part.shape[1])
+        if table in weights:
+            known = weights[table]
+            pieces = known.pieces + pieces
+            shape = (max(shape[0], known.shape[0]), max(shape[1], known.shape[1]))
+        weights[table] = SourceWeight(name=table, shape=shape, dtype=part.dtype, pieces=pieces)
+    if any(name.startswith(BEST) for name in weights):
+        notes.append("the weights are those of the last step, not the best ones that early stopping keeps")
+    return Source(kind=source.kind, place=source.place, weights=weights, notes=notes)
+
+
+def _moved(piece: Piece, columns: int) -> Piece:
+    return replace(piece, offsets=(piece.offsets[0], piece.offsets[1] + columns))
+
 
 _PLACES = "DCP_SHARDING_INFO"
 _OWN_METADATA = "dlrm"
@@ -92,7 +124,7 @@ def read_safetensors(paths: Sequence[Path], place: Path) -> Source:
 
 
 def _shape(pieces: Sequence[Piece]) -> tuple[int, ...]:
-    """Of the whole weight: as far as its pieces reach. A missing last piece shows as a wrong shape."""
+    """Shape of the whole weight: as far as its pieces reach. A missing last piece shows as a wrong shape."""
     ends = [tuple(a + n for a, n in zip(p.offsets, p.shape, strict=True)) for p in pieces]
     if len({len(end) for end in ends}) != 1:
         raise WeightsError(f"{pieces[0].origin}: a weight has shards of different dimensions")
@@ -113,7 +145,7 @@ def _loader(file: Any, name: str) -> Callable[[], torch.Tensor]:
 SourceFormat = Literal["auto", "torchrec", "dlrm_s_pytorch", "dcp", "safetensors"]
 
 _TORCH_ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
-_MOST_HEADER = 100 << 20  # what safetensors itself takes
+_MAX_HEADER = 100 << 20  # what safetensors itself takes
 
 
 def open_source(paths: Sequence[Path], source_format: SourceFormat, scratch: Scratch) -> Source:
@@ -172,7 +204,7 @@ def _is_safetensors(path: Path) -> bool:
         return True
     with path.open("rb") as file:
         start = file.read(9)
-    return len(start) == 9 and struct.unpack("<Q", start[:8])[0] <= _MOST_HEADER and start[8:] == b"{"
+    return len(start) == 9 and struct.unpack("<Q", start[:8])[0] <= _MAX_HEADER and start[8:] == b"{"
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

@@ -92,7 +92,7 @@ _LOOK_OVER = """\
 
 
 class ImportReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What was imported.
+    """Summary of an import.
 
     Fields:
         source: the kind of file or folder.
@@ -199,7 +199,7 @@ def _state(
 
 
 def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two contiguous tensors share memory."""
+    """True if two contiguous tensors share memory."""
     first, second = sorted((t.data_ptr(), t.data_ptr() + 4 * t.numel()) for t in (one, other))
     return second[0] < first[1]
 

@@ -52,7 +52,7 @@ class SavedShard(Record):
 
 
 class SavedTensor(torch.Tensor):
-    """A tensor that is made of others. It has a size and no memory, and computes nothing."""
+    """A tensor that is made of others. The stand-in has a size and no memory, and computes nothing."""
 
     fields: dict[str, Any]
 
@@ -88,7 +88,7 @@ def fields_of(state: Any) -> dict[str, Any]:
 
 
 def _member(owner: Any, name: Any) -> Any:
-    """In place of `getattr`, which pickle uses for nested classes and enum members. It gets nothing from anything."""
+    """Stand-in for `getattr`, which pickle uses for nested classes and enum members; gets nothing from anything."""
     if owner in (SavedShardedTensor, Record):
         return Record
     raise TypeError(f"getattr of {owner!r}")
@@ -141,7 +141,7 @@ STAND_INS: dict[str, Any] = {
 
 @contextmanager
 def only_stand_ins() -> Iterator[None]:
-    """While it lasts, `torch.load(weights_only=True)` takes the stand-ins for what a file names, and nothing else.
+    """Let `torch.load(weights_only=True)` take the stand-ins for what a file names, and nothing else, in a block.
 
     torch itself trusts some classes once they are imported, DTensor among them: those are set aside.
     """
@@ -157,8 +157,8 @@ def only_stand_ins() -> Iterator[None]:
 
 _ZIP = b"PK\x03\x04"
 _OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch before 1.6: a pickled magic number, then pickles and tensors
-_MOST_PICKLE = 256 << 20
-_MOST_MEMBERS = 200_000
+_MAX_PICKLE = 256 << 20
+_MAX_MEMBERS = 200_000
 
 REMEDY = """save its weights in a form that holds no program, where the model is at hand:
     import torch.distributed.checkpoint as dcp
@@ -167,14 +167,14 @@ REMEDY = """save its weights in a form that holds no program, where the model is
 
 
 def is_torch_file(path: Path) -> bool:
-    """Whether ``path`` begins like a file of `torch.save`."""
+    """True if ``path`` begins like a file of `torch.save`."""
     with path.open("rb") as file:
         start = file.read(len(_OLD))
     return start.startswith(_ZIP) or start == _OLD
 
 
 def read_torch_file(path: Path, *, shown: str = "") -> Any:
-    """What was saved; tensors on the CPU, those of the zip format mapped. Errors call the file ``shown``.
+    """Read what was saved; tensors on the CPU, those of the zip format mapped. Errors call the file ``shown``.
 
     WeightsError if it is damaged, packed, or names anything that could run.
     """
@@ -208,10 +208,10 @@ def _check_zip(path: Path, shown: str) -> None:
         raise WeightsError(f"{shown}: is a TorchScript program, which is not loaded; {REMEDY}")
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise WeightsError(f"{shown}: holds packed members, which torch.save does not write; {REMEDY}")
-    if len(names) > _MOST_MEMBERS or sum(m.file_size for m in members) > path.stat().st_size:
+    if len(names) > _MAX_MEMBERS or sum(m.file_size for m in members) > path.stat().st_size:
         raise WeightsError(f"{shown}: says that it holds more than the file can; it is damaged")
     pickles = [m for m in members if m.filename.endswith("data.pkl")]
-    if not pickles or pickles[0].file_size > _MOST_PICKLE:
+    if not pickles or pickles[0].file_size > _MAX_PICKLE:
         raise WeightsError(f"{shown}: is not a file of torch.save; {REMEDY}")
 
 

@@ -15,7 +15,7 @@ from dlrm_factory.features.ids import mix_int64
 from dlrm_factory.tools.data.arrow_types import is_list, is_number, is_text
 
 __all__ = [
-    "MOST_EXACT",
+    "MAX_EXACT",
     "ColumnProfile",
     "Distinct",
     "NumberSample",
@@ -23,7 +23,7 @@ __all__ = [
 
 UInt64 = npt.NDArray[np.uint64]
 
-MOST_EXACT = 1 << 20
+MAX_EXACT = 1 << 20
 _BITS = 14  # 16,384 registers: a standard error of 1.04 / sqrt(16384) = 0.8%
 
 
@@ -42,7 +42,7 @@ class Distinct:
         """Take uint64 hashes whose bits are all as good as random."""
         if self._seen is not None:
             self._seen = np.union1d(self._seen, hashes)
-            if len(self._seen) <= MOST_EXACT:
+            if len(self._seen) <= MAX_EXACT:
                 return
             hashes, self._seen = self._seen, None
         place = (hashes >> np.uint64(64 - _BITS)).astype(np.int64)
@@ -50,7 +50,7 @@ class Distinct:
 
     @property
     def exact(self) -> bool:
-        """Whether `count` is no estimate."""
+        """True if `count` is no estimate."""
         return self._seen is not None
 
     @property
@@ -73,7 +73,7 @@ def _first_one(bits: UInt64) -> npt.NDArray[np.uint8]:
 
 Float64 = npt.NDArray[np.float64]
 
-_MOST = 1 << 18
+_MAX_KEPT = 1 << 18
 
 
 class NumberSample:
@@ -94,7 +94,7 @@ class NumberSample:
         self.fractional = self.fractional or bool((numbers != np.floor(numbers)).any())
         self._kept = np.append(self._kept, numbers[self._next :: self._step])
         self._next = (self._next - len(numbers)) % self._step
-        while len(self._kept) > _MOST:
+        while len(self._kept) > _MAX_KEPT:
             self._kept = self._kept[::2]
             self._step *= 2
 

@@ -13,7 +13,7 @@ from dlrm_factory.features import shown
 from dlrm_factory.tools.init.profile import ColumnProfile
 
 __all__ = [
-    "MOST_VOCABULARY",
+    "MAX_VOCABULARY",
     "Role",
     "as_dense",
     "bag_length",
@@ -44,7 +44,7 @@ _TIME = frozenset(["time", "timestamp", "ts", "date", "datetime", "day", "create
 
 
 def is_feature_name(name: str) -> bool:
-    """Whether a declaration can have a feature of this name."""
+    """True if a declaration can have a feature of this name."""
     return _FEATURE.fullmatch(name) is not None
 
 
@@ -63,15 +63,15 @@ def _last(name: str) -> str:
     return words[-1] if words else ""
 
 
-MOST_VOCABULARY = 1_000_000  # more ids are hashed
+MAX_VOCABULARY = 1_000_000  # more ids are hashed
 _STEPS = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
-_MOST_ROWS = 2**31 - 1
+_MAX_ROWS = 2**31 - 1
 _DIMS = (8, 16, 32, 64)
 
 
 def table_rows(ids: int, room: float = 1.2) -> int:
     """``ids`` and ``room`` for new ones, rounded up to a number people would write."""
-    return min(_rounded_up(max(ids * room, 10)), _MOST_ROWS)
+    return min(_rounded_up(max(ids * room, 10)), _MAX_ROWS)
 
 
 def bag_length(longest: int, all_rows: bool) -> int:
@@ -89,7 +89,7 @@ def embedding_dim(distinct: Iterable[int]) -> int:
 
 
 def layer_sizes(dim: int) -> tuple[list[int], list[int]]:
-    """Of the dense and the over arch: wider for wider embeddings."""
+    """Layer sizes of the dense and the over arch: wider for wider embeddings."""
     return [4 * dim, dim], [8 * dim, 4 * dim, 1]
 
 
@@ -114,7 +114,7 @@ _DATES = (19_000_101, 21_001_231)  # 20260131
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role:
-    """Of one column.
+    """Role of one column.
 
     Fields:
         reason: why, and what was found, in one line.
@@ -155,7 +155,7 @@ def as_dense(profile: ColumnProfile) -> Role | None:
 
 
 def is_numeric(profile: ColumnProfile) -> bool:
-    """Whether the cells are numbers, but for a few mistakes. A leading zero makes a number the name of something."""
+    """True if the cells are numbers, but for a few mistakes. A leading zero makes a number the name of something."""
     cells = profile.present - profile.blanks
     share = 1 if names_id(profile.name) else _NUMERIC
     return profile.zeros == 0 and profile.numbers >= share * cells
@@ -258,7 +258,7 @@ def _sparse(
     dense_ids = whole and profile.sample.least >= 0 and greatest + 1 <= 1.25 * distinct + 16
     if all_rows and exact and dense_ids:
         ids, rows = "index", table_rows(int(greatest) + 1)
-    elif exact and distinct <= MOST_VOCABULARY:
+    elif exact and distinct <= MAX_VOCABULARY:
         ids, rows = "vocabulary", table_rows(distinct)
     else:
         ids, rows = "hash", table_rows(distinct, room=1.5)

@@ -45,7 +45,7 @@ class ManagementClient:
         self._http.close()
 
     def answers(self) -> bool:
-        """Whether anything answers at the address."""
+        """True if anything answers at the address."""
         try:
             self._http.get("/models", params={"limit": 1})
         except (httpx.TransportError, ServingError):
@@ -64,11 +64,11 @@ class ManagementClient:
         ]
 
     def wanted_workers(self, model: str) -> int:
-        """How many workers TorchServe keeps running for ``model``."""
+        """Number of workers that TorchServe keeps running for ``model``."""
         return int(self._describe(model)["minWorkers"])
 
     def archive(self, model: str) -> str:
-        """What ``model`` was registered from: a name in the model store, a path or a URL."""
+        """Archive that ``model`` was registered from: a name in the model store, a path or a URL."""
         return str(self._describe(model)["modelUrl"])
 
     def scale(self, model: str, workers: int) -> None:

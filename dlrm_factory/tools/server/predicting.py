@@ -21,7 +21,7 @@ __all__ = ["Endpoint", "find_endpoint", "predict", "probe_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """Where to send requests of one kind, with which token; ``local`` is the run directory of our server."""
+    """Address for requests of one kind, with its token; ``local`` is the run directory of our server."""
 
     url: str
     auth: httpx.Auth | None
@@ -32,7 +32,7 @@ def find_endpoint(kind: TokenKind, *, run_dir: Path, url: str | None, token: str
     """The server at ``url``, else the one that runs in ``run_dir``. Raises ServingError when none does.
 
     Without ``token``, a server on this machine gets the token of the run directory's key file, or of the one
-    that a plain ``torchserve`` wrote into the working folder. Those are never sent to another machine.
+    that a plain ``torchserve`` wrote into the working folder. Tokens of key files are never sent to another machine.
     """
     directory, state = RunDir.at(run_dir), running_server(run_dir)
     given = BearerAuth(token) if token else None

@@ -35,7 +35,7 @@ _WORKER_GRACE_S = 3.0
 
 
 def is_running(state: ServerState) -> bool:
-    """Whether the Java process of ``state`` is alive; a zombie or a reused pid is not."""
+    """True if the Java process of ``state`` is alive; a zombie or a reused pid is not."""
     try:
         process = psutil.Process(state.pid)
         same = abs(process.create_time() - state.started) < 2.0

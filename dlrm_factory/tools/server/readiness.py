@@ -38,10 +38,12 @@ _CHAINED = ("During handling of the above exception", "The above exception was t
 # What TorchServe says when the handler's module cannot be imported, whatever the reason.
 _MISLEADING = "ts.torch_handler"
 # A worker that ended before it was told to load. (One that is too slow for a request is another matter.)
-_UNBORN = r"(?:Backend stream closed|Backend worker startup time out|Failed start worker|Failed to connect)"
+_NEVER_STARTED = (
+    r"(?:Backend stream closed|Backend worker startup time out|Failed start worker|Failed to connect)"
+)
 # What a worker prints for MemoryError and RuntimeError, of which TorchServe itself then logs nothing.
 _REFUSED = ("Failed to load model ", "Load model ")
-_MOST_LINES = 8
+_MAX_LINES = 8
 # What a worker says when it compiles, or waits for another process that does.
 _COMPILES = ("Compiling the dense parts ", "Waiting for another process, which compiles ")
 _COMPILING = "compiling the model's dense parts, about 30 s, once for this machine"
@@ -49,7 +51,7 @@ _COMPILING = "compiling the model's dense parts, about 30 s, once for this machi
 
 @dataclass(frozen=True, kw_only=True)
 class LogMarks:
-    """Where the logs of a run directory ended at some moment, so that only what came later is read."""
+    """Ends of a run directory's logs at some moment, so that only what came later is read."""
 
     run_dir: RunDir
     sizes: tuple[tuple[Path, int], ...]
@@ -60,7 +62,7 @@ class LogMarks:
         return cls(run_dir=run_dir, sizes=tuple((log, _size(log)) for log in logs))
 
     def since(self, log: Path) -> str:
-        """What was written to ``log`` since; all of it when the log was begun anew meanwhile."""
+        """Text written to ``log`` since; all of it when the log was begun anew meanwhile."""
         mark = dict(self.sizes)[log]
         try:
             with log.open("rb") as handle:
@@ -71,7 +73,7 @@ class LogMarks:
 
 
 def startup_failure(console: str) -> str:
-    """Why the Java process ended, from what it printed."""
+    """Reason that the Java process ended, from what it printed."""
     invalid = re.search(r"^Invalid configuration: (.*)$", console, re.MULTILINE)
     if invalid:
         return f"TorchServe refuses its settings: {invalid[1]}"
@@ -89,24 +91,24 @@ def startup_failure(console: str) -> str:
 
 
 def registration_failure(ts_log: str, location: str) -> str | None:
-    """Why TorchServe did not register the archive ``location``; None when it says nothing of it."""
+    """Reason that TorchServe did not register the archive ``location``; None when TorchServe says nothing of it."""
     pattern = rf"Failed to load model: {re.escape(location)}\n(?:[\w.$]*\.)?(\w+): (.*)"
     found = re.search(pattern, ts_log)
     return f"TorchServe cannot register {location}: {found[2]} ({found[1]})" if found else None
 
 
 def load_failure(model_log: str, ts_log: str, model: str) -> str | None:
-    """Why a worker of ``model`` died while loading it; None when none did."""
+    """Reason that a worker of ``model`` died while loading it; None when none did."""
     name = re.escape(model)
     died = re.search(rf"Load model failed: {name}, error: ", ts_log)
-    unborn = re.search(rf" W-\d+-{name}_\S* \S+ - Backend worker error\n\S+: {_UNBORN}", ts_log)
+    never_started = re.search(rf" W-\d+-{name}_\S* \S+ - Backend worker error\n\S+: {_NEVER_STARTED}", ts_log)
     lines = worker_lines(model_log, model)
-    if not (died or unborn or any(line.startswith(_REFUSED) for line in lines)):
+    if not (died or never_started or any(line.startswith(_REFUSED) for line in lines)):
         return None
     reason = _exception(lines)
     if reason is not None:
         return f'model "{model}" did not load: {reason}'
-    last = "\n".join(f"  {line}" for line in lines[-_MOST_LINES:]) or "  (nothing)"
+    last = "\n".join(f"  {line}" for line in lines[-_MAX_LINES:]) or "  (nothing)"
     return (
         f'model "{model}" did not load: its worker died without an exception, as when it is killed for '
         f"memory. It printed last:\n{last}"
@@ -120,7 +122,7 @@ def load_step(model_log: str, model: str) -> str:
 
 
 def worker_lines(model_log: str, model: str) -> list[str]:
-    """What the workers of ``model`` printed, without TorchServe's prefix."""
+    """Lines that the workers of ``model`` printed, without TorchServe's prefix."""
     matches = (_MODEL_LINE.match(line) for line in model_log.splitlines())
     return [match["text"] for match in matches if match and match["model"] == model]
 
@@ -152,7 +154,7 @@ def _message(lines: list[str]) -> str:
         if line.startswith((*_CHAINED, "Traceback ", "s_name_part0=", "Listening on port", "Backend worker")):
             break
         body.append(line)
-    shown = [line for line in body if line.strip()][:_MOST_LINES]
+    shown = [line for line in body if line.strip()][:_MAX_LINES]
     return "\n".join(shown) or "no message"
 
 
@@ -178,7 +180,7 @@ class NotAnswering(ServingError):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What a wait tells while it lasts: ``ready`` of ``wanted`` workers, of ``present`` in all.
+    """Progress of a wait: ``ready`` of ``wanted`` workers, of ``present`` in all.
 
     ``doing``: what takes their loading long; empty if nothing does.
     """

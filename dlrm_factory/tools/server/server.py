@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
-    """What to serve and how.
+    """Options of a server to start.
 
     Args:
         model_store: folder of the archives.

@@ -338,7 +338,7 @@ def _front_end(found: Mapping[str, str], models: Sequence[ServedModel]) -> dict[
 
 
 def _own_log_config(found: Mapping[str, str]) -> bool:
-    """Whether the base asks for our log4j2.xml or for none; a file of the user's own is left to work."""
+    """True if the base asks for our log4j2.xml or for none; a file of the user's own is left to work."""
     flags = [
         word for word in found.get("vmargs", "").split() if word.startswith("-Dlog4j.configurationFile=")
     ]

@@ -1,4 +1,4 @@
-"""What ``--models`` names: archives and folders of the model store, checked before a server is started."""
+"""Archives and folders of the model store that ``--models`` names, checked before a server is started."""
 
 from __future__ import annotations
 

@@ -70,8 +70,8 @@ def test_ids_that_training_rows_lack_are_the_other_category():
 
 
 def test_only_the_most_frequent_ids_have_a_place(monkeypatch):
-    monkeypatch.setattr(module, "MOST_CATEGORIES", 1)
-    monkeypatch.setattr(module, "MOST_INDICATORS", 1)
+    monkeypatch.setattr(module, "MAX_CATEGORIES", 1)
+    monkeypatch.setattr(module, "MAX_INDICATORS", 1)
     clicks = dataset(BAGS)
     columns = Columns(tiny(), clicks, np.arange(4))
     matrix = columns.matrix(clicks.features(np.arange(4)))

@@ -18,7 +18,7 @@ def test_few_values_are_counted_exactly():
 @pytest.mark.parametrize("count", [2_000, 30_000, 400_000])
 def test_many_are_estimated_within_three_standard_errors(monkeypatch, count):
     # Below 2.5 registers' worth HyperLogLog would need a correction; there the count is exact, as 2**20 is far above.
-    monkeypatch.setattr(profile, "MOST_EXACT", 1000)
+    monkeypatch.setattr(profile, "MAX_EXACT", 1000)
     monkeypatch.setattr(profile, "_BITS", 9)
     counter = Distinct()
     for part in np.array_split(np.arange(count), 7):

@@ -31,7 +31,7 @@ Columns: TypeAlias = dict[str, list[Any]]
 
 _MISSING = 0.02  # share of cells left empty
 _ZIPF_SHIFT = 10.0
-_LONGEST_BAG = 5
+_MAX_BAG = 5
 _BAGS_UP_TO = 100  # a higher max_length limits requests and says little of the data: one id then
 
 
@@ -63,7 +63,7 @@ def _numbers(feature: DenseFeature, size: int, rng: np.random.Generator) -> npt.
 
 
 def _bags(feature: SparseFeature, rows: int, size: int, rng: np.random.Generator) -> list[Any]:
-    longest = min(feature.max_length, _LONGEST_BAG) if feature.max_length <= _BAGS_UP_TO else 1
+    longest = min(feature.max_length, _MAX_BAG) if feature.max_length <= _BAGS_UP_TO else 1
     if longest == 1 and not feature.weighted:
         return _ids(feature, rows, size, rng)
     lengths = rng.integers(1, longest, size, endpoint=True).tolist()
@@ -91,12 +91,12 @@ BodyFormat = Literal["columns", "rows", "torchserve"]
 SHAPES = ("1", "128", "512", "mlperf")
 
 # Enough that no cache on the way knows them all by heart, few enough to encode in a moment.
-_MOST_BODIES, _MOST_SAMPLES = 512, 20_000
+_MAX_BODIES, _MAX_SAMPLES = 512, 20_000
 
 # MLPerf's DLRM queries rank 100 to 700 candidates, 270 on average; this beta distribution has that range and mean.
-_LEAST, _MOST, _MEAN = 100, 700, 270
+_MIN_CANDIDATES, _MAX_CANDIDATES, _MEAN = 100, 700, 270
 _ALPHA = 1.2
-_BETA = _ALPHA * (_MOST - _MEAN) / (_MEAN - _LEAST)
+_BETA = _ALPHA * (_MAX_CANDIDATES - _MEAN) / (_MEAN - _MIN_CANDIDATES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +110,15 @@ class Body:
 def sample_counts(shape: str, rng: np.random.Generator) -> list[int]:
     """Samples of each body for a shape: a number of samples, or ``mlperf``. DataError for another word."""
     if shape == "mlperf":
-        drawn = _LEAST + (_MOST - _LEAST) * rng.beta(_ALPHA, _BETA, _MOST_SAMPLES // _MEAN)
-        return [int(n) for n in np.rint(drawn)]
-    if not shape.isdecimal() or not 1 <= int(shape) <= _MOST_SAMPLES:
-        raise DataError(
-            f'shape "{shape}": give a number of samples from 1 to {_MOST_SAMPLES}, or mlperf (100 to 700 a request)'
+        drawn = _MIN_CANDIDATES + (_MAX_CANDIDATES - _MIN_CANDIDATES) * rng.beta(
+            _ALPHA, _BETA, _MAX_SAMPLES // _MEAN
         )
-    return [int(shape)] * min(_MOST_BODIES, max(4, _MOST_SAMPLES // int(shape)))
+        return [int(n) for n in np.rint(drawn)]
+    if not shape.isdecimal() or not 1 <= int(shape) <= _MAX_SAMPLES:
+        raise DataError(
+            f'shape "{shape}": give a number of samples from 1 to {_MAX_SAMPLES}, or mlperf (100 to 700 a request)'
+        )
+    return [int(shape)] * min(_MAX_BODIES, max(4, _MAX_SAMPLES // int(shape)))
 
 
 def random_bodies(
@@ -201,7 +203,7 @@ assert set(_FORMATS) == set(get_args(BodyFormat))
 
 
 def _samples_of(request: Any) -> int:
-    """How many samples a request of one of the handler's shapes asks for; 1 for others."""
+    """Number of samples that a request of one of the handler's shapes asks for; 1 for others."""
     if not isinstance(request, dict):
         return 1
     for name in ("instances", "candidates"):

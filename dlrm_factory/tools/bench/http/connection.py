@@ -40,16 +40,16 @@ _LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 
 class Owner(Protocol):
-    """Who is told what becomes of a request."""
+    """Observer of a connection and its requests."""
 
     def ready(self, connection: Connection) -> None:
-        """It can send: just opened, or just answered."""
+        """Take ``connection``, which can send: just opened, or just answered."""
 
     def answered(self, connection: Connection, status: int) -> None:
         """The whole answer is there. `ready` or `lost` follows."""
 
     def lost(self, connection: Connection, *, unanswered: bool) -> None:
-        """It is closed, with or without a request on its way."""
+        """Drop ``connection``, which is closed, with or without a request on its way."""
 
 
 class Connection(asyncio.Protocol):

@@ -47,7 +47,7 @@ def authorization(endpoint: Endpoint) -> str | None:
 
 
 def served_declaration(endpoint: Endpoint, model: str) -> DLRMDeclaration:
-    """Of a model that the run directory's server serves. ServingError where it cannot be found out."""
+    """Declaration of a model that the run directory's server serves. ServingError where it cannot be found out."""
     if endpoint.local is None:
         raise ServingError(
             f"what {endpoint.url} serves is not known here; name the model's declaration or archive with "
@@ -67,7 +67,7 @@ def served_declaration(endpoint: Endpoint, model: str) -> DLRMDeclaration:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerUse:
-    """Of one process, between two moments.
+    """CPU and memory of one process, between two moments.
 
     Fields:
         name: ``frontend`` for the process that listens, ``worker`` for TorchServe's workers, else the program's.

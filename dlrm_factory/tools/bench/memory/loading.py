@@ -51,7 +51,7 @@ class Loading:
 
 
 def measure_loading(folder: Path) -> Loading:
-    """Of the sealed weights in ``folder``, in a fresh process. WeightsError if they cannot be loaded."""
+    """Time the load of the sealed weights in ``folder``, in a fresh process. WeightsError if they cannot be loaded."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", __name__, str(folder)],
         capture_output=True,

@@ -20,9 +20,8 @@ from dlrm_factory.model.dtypes import row_bytes
 from dlrm_factory.tools.bench.http.bodies import Body, http_requests, sample_counts
 from dlrm_factory.tools.bench.http.driving import Load, drive
 from dlrm_factory.tools.bench.http.server import authorization
-from dlrm_factory.tools.bench.memory.imports import imports_alone
 from dlrm_factory.tools.bench.memory.loading import Loading, measure_loading
-from dlrm_factory.tools.bench.memory.smaps import Memory, mapped_file, memory_of
+from dlrm_factory.tools.bench.memory.smaps import Memory, imports_alone, mapped_file, memory_of
 from dlrm_factory.tools.bench.random_archive import table_bytes
 from dlrm_factory.tools.server import (
     LogMarks,
@@ -51,7 +50,7 @@ _PAGE = 4096
 def touching_bodies(declaration: DLRMDeclaration) -> list[Body]:
     """Bodies that look up one row of each page of each table, with nothing else in them.
 
-    They hold 100 to 700 samples: a worker that sees batches of one size alone needs less memory.
+    Bodies hold 100 to 700 samples: a worker that sees batches of one size alone needs less memory.
     """
     columns = {f.name: _rows_of_pages(declaration, f.table) for f in declaration.sparse_features}
     hidden = [feature.name for feature in declaration.sparse_features if feature.ids != "index"]
@@ -93,7 +92,7 @@ _PORTS = ("inference_address", "management_address", "metrics_address", "grpc_in
 _LOADED = re.compile(r"Loaded the model in .* in (?P<seconds>[\d.]+) s")
 _TOUCHED = 0.98  # of the table file's pages; the last page of a table may hold no whole row
 _ROUND_S = 1.0
-_MOST_ROUNDS = 30
+_MAX_ROUNDS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +121,7 @@ class ScaledMemory:
     touched: bool
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Encode for JSON."""
         return {
             "workers": [{"pid": worker.pid, "memory": worker.memory.as_dict()} for worker in self.workers],
             "ready_s": self.ready_s,
@@ -152,11 +151,11 @@ class MemoryReport:
 
     @property
     def holds(self) -> bool:
-        """Whether each worker stays within `allowed`."""
+        """True if each worker stays within `allowed`."""
         return self.heaviest <= self.allowed
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Encode for JSON."""
         return {
             "table_bytes": self.table_bytes,
             "scales": [scale.as_dict() for scale in self.scales],
@@ -247,7 +246,7 @@ def _pids(server: RunningServer) -> list[int]:
 
 
 def _archive_folder(server: RunningServer) -> Path:
-    """Where the archive lies unpacked."""
+    """Folder in which the archive lies unpacked."""
     table_file = mapped_file(_pids(server)[0], TABLE_FILE)
     if table_file is None:
         raise ServingError(f"the worker maps no {TABLE_FILE}; was the archive made by `dlrm archive`?")
@@ -273,7 +272,7 @@ def _touch(server: RunningServer, bodies: Sequence[Body], table_file_bytes: int)
         warmup_s=0.0,
         duration_s=_ROUND_S,
     )
-    for _ in range(_MOST_ROUNDS):
+    for _ in range(_MAX_ROUNDS):
         outcome = drive(load)
         if outcome.failed:
             raise ServingError(f"requests failed: {outcome.statuses} {outcome.failures}")
