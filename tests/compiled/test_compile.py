@@ -22,13 +22,12 @@ from support.sharding import DTYPES, declared, mixed_shardings
 from dlrm_factory import scorer as scorer_module
 from dlrm_factory.compiled import best_precision, dense_library, library_path
 from dlrm_factory.compiled.build import build_in_subprocess, compiler, few_samples_library, is_built
-from dlrm_factory.compiled.cache import cache_folder
-from dlrm_factory.compiled.dense_library import FEW_SAMPLES
+from dlrm_factory.compiled.dense_library import FEW_SAMPLES, cache_folder
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.goldens import add_goldens
 from dlrm_factory.scorer import Scorer, probabilities
-from dlrm_factory.weights import seal_weights
 from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
+from dlrm_factory.weights.sealed import seal_weights
 
 
 def seal(declaration, folder, *, precision="fp32", seed=5):

@@ -17,7 +17,7 @@ from dlrm_factory.config import ShardingOptions, tiny
 from dlrm_factory.errors import PlanError, WeightsError
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.scorer import Scorer, probabilities
-from dlrm_factory.weights import RandomRows
+from dlrm_factory.weights.rows import RandomRows
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +90,8 @@ def test_an_id_past_the_table_stops_instead_of_reading_row_0():
 
 
 def test_sealed_weights_cannot_be_trained(tmp_path):
-    from dlrm_factory.weights import seal_weights
     from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
+    from dlrm_factory.weights.sealed import seal_weights
 
     path = tmp_path / "c.safetensors"
     save_checkpoint(path, tiny(), random_state(tiny()))

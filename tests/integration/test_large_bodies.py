@@ -15,9 +15,9 @@ from support.batches import random_state
 from support.server import ask, serving
 
 from dlrm_factory.config import ServingOptions, tiny
-from dlrm_factory.tools.archive import archive_model
+from dlrm_factory.tools.archive.sealing import archive_model
 from dlrm_factory.tools.server import RunningServer
-from dlrm_factory.tools.server.properties import load_properties
+from dlrm_factory.tools.server.settings import load_properties
 from dlrm_factory.weights.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.integration

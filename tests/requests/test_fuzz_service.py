@@ -21,8 +21,8 @@ from dlrm_factory.config import ServingOptions, tiny
 from dlrm_factory.requests.formats.arrow import MEDIA_TYPE
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
-from dlrm_factory.weights import seal_weights
 from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
+from dlrm_factory.weights.sealed import seal_weights
 
 pa = pytest.importorskip("pyarrow")
 
