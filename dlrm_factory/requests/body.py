@@ -11,7 +11,6 @@ import msgspec
 
 from dlrm_factory.errors import LimitError, RequestError
 from dlrm_factory.features import shown
-from dlrm_factory.requests.duplicates import check_duplicate_keys
 from dlrm_factory.requests.form import read_form
 
 __all__ = ["find_body", "read_body", "read_object"]
@@ -53,11 +52,8 @@ def find_body(
 
 
 def read_object(raw: Any) -> dict[str, Any]:
-    """The JSON object in ``raw``, see `find_body`. RequestError if it holds none, or a key twice."""
-    body = raw
-    if isinstance(raw, bytes):
-        body = _decode(raw)
-        check_duplicate_keys(raw, body)
+    """The JSON object in ``raw``, see `find_body`; of a key written twice the last counts. RequestError if none."""
+    body = _decode(raw) if isinstance(raw, bytes) else raw
     if not isinstance(body, dict):
         raise RequestError(f"the body is {shown(body)}; send a JSON object")
     return body

@@ -112,6 +112,9 @@ TAKEN = {
     "upstream bags": b'{"float_features": [1, null], "id_list_features.lengths": [0, 2, 1],'
     b' "id_list_features.values": [7, 3, 4]}',
     "strings": b'{"instances": [{"user_id": "u17"}]}',
+    "columns with keys twice": b'{"inputs": {"price": [1], "price": [2]}, "output": "logit", "output": "probability"}',
+    "rows with keys twice": b'{"instances": [{"price": 1, "price": 2, "user_id": 4, "p\\u0072ice": null}]}',
+    "upstream with a key twice": OWN[:-1] + b', "float_features": [3, 4]}',
     "colons in strings": b'{"instances": [{"user_id": ["a:b", "::"], "price": 3}]}',
 }
 
@@ -131,15 +134,13 @@ LEFT = [
     b'{"inputs": [1]}',
     b'{"instances": []}',
     b'{"instances": [{}, {}]}',
-    b'{"inputs": {"price": [1], "price": [2]}}',
-    b'{"inputs": {"price": [1], "price": [2], "user_id": ["\\u003a"]}}',
-    b'{"instances": [{"price": 1, "price": 1, "age_days": 3, "user_id": 4, "item_id": 5}]}',
+    b'{"inputs": {"price": [1, 2], "price": [2]}}',
+    b'{"instances": [{"price": "1", "price": 1}]}',
     b'{"instances": [{"price": 1}], "output": "odds"}',
     b'{"instances": [{"prise": 1}]}',
     b'{"inputs": {"item_id": [200]}}',
     b'{"inputs": {"item_id": [true]}}',
     b'{"inputs": {"price": [1e39]}}',
-    OWN[:-1] + b', "float_features": [1, 2]}',
     OWN.replace(b"[1, 1, 1]", b"[1, 1, 2]"),
     OWN.replace(b"[1, 1, 1]", b"[1, -1, 3]"),
     OWN.replace(b"[1, 1, 1]", b"[1, 1]"),

@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from dlrm_factory.batch.feature_batch import FeatureBatch
 from dlrm_factory.features import FeatureError
-from dlrm_factory.requests.counting import count_byte
 from dlrm_factory.requests.formats.columns.layout import Layout, Layouts
 from dlrm_factory.requests.formats.columns.nulls import STAND_IN, mark_nulls
 from dlrm_factory.requests.formats.columns.values import bag_column
@@ -27,6 +26,7 @@ __all__ = ["ColumnsReader"]
 
 # A parser keeps several times the size of the largest body it has seen.
 _MOST_BYTES_KEPT = 1 << 20
+_SHORT_BYTES = 4096
 # Whatever simdjson or a value of an unexpected kind raises: the reference reader knows what it means.
 _DOUBTS = (
     Doubt,
@@ -83,7 +83,7 @@ class ColumnsReader:
             output = _output_of(document)
             columns = document[b"inputs"]
             layout = self._layouts.of(tuple(columns.keys()))
-            batch = self._batch(columns, layout, arrays=count_byte(raw, "["), nulls=nulls)
+            batch = self._batch(columns, layout, arrays=_count_brackets(raw), nulls=nulls)
         except _DOUBTS:
             return None
         finally:
@@ -153,6 +153,13 @@ class ColumnsReader:
         spread = np.zeros((self._sparse_features, sent.shape[1]), dtype=sent.dtype)
         spread[layout.sparse] = sent
         return spread
+
+
+def _count_brackets(raw: bytes) -> int:
+    """Opening brackets in ``raw``; in long texts some times faster than bytes.count."""
+    if len(raw) < _SHORT_BYTES:
+        return raw.count(b"[")
+    return int(np.count_nonzero(np.frombuffer(raw, dtype=np.uint8) == ord("[")))
 
 
 def _parser_type() -> Any:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import msgspec
 
 from dlrm_factory.batch.feature_batch import FeatureBatch
-from dlrm_factory.requests.counting import count_byte
 from dlrm_factory.requests.formats.fast.doubt import DOUBTS
 from dlrm_factory.requests.formats.predictions import predictions
 from dlrm_factory.requests.formats.rows.structs import body_decoder, column_type, row_type
@@ -31,9 +30,6 @@ _MOST_BYTES_A_FEATURE = 256
 
 _FLOATS = f'"{FLOATS}"'.encode()
 
-# The only escape that becomes a colon; its last digit may be of either case.
-_ESCAPED_COLON = b"\\u003"
-
 
 class Sample(NamedTuple):
     """One request's sample, as it was sent.
@@ -41,14 +37,12 @@ class Sample(NamedTuple):
     Fields:
         place: of the request.
         values: see `RowValues`.
-        keys: colons in the body less values: what its other keys add, and what values without a key take away.
         as_logit: what its score is to be.
         content: the answer's JSON content, from a list of one score.
     """
 
     place: int
     values: Values
-    keys: int
     as_logit: bool
     content: Content
 
@@ -78,7 +72,7 @@ class GatheringReader:
 
     def read(self, bodies: Sequence[tuple[int, bytes | bytearray]]) -> list[Gathered]:
         """The requests among ``bodies``, pairs of place and JSON, that are right; at most max_samples together."""
-        found = [(raw, sample) for place, raw in bodies if (sample := self._sample(place, raw)) is not None]
+        found = [sample for place, raw in bodies if (sample := self._sample(place, raw)) is not None]
         most = max(self._most_samples, 1)
         return [
             gathered
@@ -94,8 +88,7 @@ class GatheringReader:
                 return self._of_rows(place, raw)
             if raw.find(_FLOATS, 0, _WITHIN) >= 0:
                 values, output = self._upstream.read(raw)
-                keys = 3 + (output is not ABSENT) - len(values)
-                return Sample(place, values, keys, output == "logit", score)
+                return Sample(place, values, output == "logit", score)
         except DOUBTS:
             pass
         return None
@@ -107,43 +100,21 @@ class GatheringReader:
         values = [value for (value,) in msgspec.structs.astuple(body.inputs)]
         if values == self._nothing:  # without a column nobody knows how many samples there are
             return None
-        return Sample(place, values, 1 + (body.output is not ABSENT), body.output == "logit", predictions)
+        return Sample(place, values, body.output == "logit", predictions)
 
     def _of_rows(self, place: int, raw: bytes | bytearray) -> Sample | None:
         if self._rows is None:
             return None
         body = self._rows(raw)
         values = msgspec.structs.astuple(body.instances[0])
-        return Sample(place, values, 1 + (body.output is not ABSENT), body.output == "logit", predictions)
+        return Sample(place, values, body.output == "logit", predictions)
 
-    def _join(self, found: Sequence[tuple[bytes | bytearray, Sample]]) -> Iterator[Gathered]:
-        """Batches of all that are right.
-
-        A member has a colon, so no body has fewer colons than members; if all together have as many, so has each.
-        """
-        colons = count_byte(b"".join([raw for raw, _ in found]), ":") - sum([s.keys for _, s in found])
-        samples = [sample for _, sample in found]
+    def _join(self, samples: Sequence[Sample]) -> Iterator[Gathered]:
+        """Batches of all that are right."""
         try:
-            yield Gathered(samples, self._values.encode([s.values for s in samples], colons))
-        except DOUBTS:
-            yield from self._halve([sample for raw, sample in found if _is_whole(raw, sample)])
-
-    def _halve(self, samples: Sequence[Sample]) -> Iterator[Gathered]:
-        try:
-            if samples:
-                yield Gathered(samples, self._values.encode([s.values for s in samples], None))
+            yield Gathered(samples, self._values.encode([sample.values for sample in samples]))
         except DOUBTS:
             if len(samples) > 1:
                 half = len(samples) // 2
-                yield from self._halve(samples[:half])
-                yield from self._halve(samples[half:])
-
-
-def _is_whole(raw: bytes | bytearray, sample: Sample) -> bool:
-    """Whether no key in ``raw`` came twice: each of its colons is a member's of ``sample``, or in a string of it."""
-    texts = [value for value in sample.values if type(value) is str]
-    texts += [text for value in sample.values if type(value) is list for text in value if type(text) is str]
-    if texts and _ESCAPED_COLON in raw:
-        return False
-    values = len(sample.values) - sample.values.count(ABSENT)
-    return raw.count(b":") == sample.keys + values + sum(text.count(":") for text in texts)
+                yield from self._join(samples[:half])
+                yield from self._join(samples[half:])

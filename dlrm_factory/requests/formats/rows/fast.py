@@ -1,7 +1,4 @@
-"""``instances`` of numbers and strings, read by msgspec into one small struct a row: no dict, no key a value.
-
-msgspec is the reference reader too. What it does not tell, a key that came twice, the count of colons does.
-"""
+"""``instances`` of numbers and strings, read by msgspec into one small struct a row: no dict, no key a value."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ from typing import Any
 import msgspec
 
 from dlrm_factory.features import FeatureError
-from dlrm_factory.requests.counting import count_byte
 from dlrm_factory.requests.formats.fast.doubt import DOUBTS
 from dlrm_factory.requests.formats.paths import element, member
 from dlrm_factory.requests.formats.predictions import predictions
@@ -40,8 +36,7 @@ class RowsReader:
             rows = list(map(msgspec.structs.astuple, body.instances))
             if len(rows) > self._max_samples:
                 return None
-            colons = count_byte(raw, ":") - (1 if body.output is msgspec.UNSET else 2)
-            batch = self._values.encode(rows, colons)
+            batch = self._values.encode(rows)
         except DOUBTS:
             return None
         output: Output = "probability" if body.output is msgspec.UNSET else body.output

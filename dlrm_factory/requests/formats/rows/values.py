@@ -10,7 +10,6 @@ import msgspec
 import numpy as np
 
 from dlrm_factory.batch.feature_batch import FeatureBatch
-from dlrm_factory.requests.formats.fast.doubt import Doubt
 from dlrm_factory.requests.formats.shape import RequestReader
 
 __all__ = ["ABSENT", "Bag", "Number", "RowValues", "Values"]
@@ -32,18 +31,12 @@ class RowValues:
         self._defaults = [float(feature.default) for feature in reader.encoder.declaration.dense_features]
         self._no_ids = [0] * len(reader.encoder.declaration.sparse_features)
 
-    def encode(self, rows: Sequence[Values], colons: int | None) -> FeatureBatch:
-        """The samples. Doubt, or FeatureError, for what the reference reader must look at.
+    def encode(self, rows: Sequence[Values]) -> FeatureBatch:
+        """The samples, from all values of each. FeatureError for what the reference reader must look at."""
+        batch = self._numbers_only(rows)
+        return self._any(rows) if batch is None else batch
 
-        Args:
-            rows: all values of each sample.
-            colons: written in the rows. As many as there are values: then no key came twice, and no string holds
-                one. None if that is known.
-        """
-        batch = self._numbers_only(rows, colons)
-        return self._any(rows, colons) if batch is None else batch
-
-    def _numbers_only(self, rows: Sequence[Values], colons: int | None) -> FeatureBatch | None:
+    def _numbers_only(self, rows: Sequence[Values]) -> FeatureBatch | None:
         """The samples, if no feature has more than one number in a row, else None."""
         dense: list[Any] = []
         ids: list[Any] = []
@@ -53,14 +46,11 @@ class RowValues:
             ids += row[first:]
         if not rows:
             return None
-        values = len(dense) + len(ids)
         try:
-            by_row, _, absent_numbers = _numbers("d", dense, self._defaults)
-            flat, ids_left_out, absent_ids = _numbers("q", ids, self._no_ids)
+            by_row, _ = _numbers("d", dense, self._defaults)
+            flat, ids_left_out = _numbers("q", ids, self._no_ids)
         except (TypeError, OverflowError):
             return None
-        if colons is not None and colons != values - absent_numbers - absent_ids:
-            raise Doubt
         numbers = np.frombuffer(by_row).reshape(len(rows), -1).T
         by_feature = np.frombuffer(flat, dtype=np.int64).reshape(len(rows), -1).T
         if not ids_left_out:
@@ -69,15 +59,12 @@ class RowValues:
         there[ids_left_out] = False
         return self._encoder.encode_ones(numbers, by_feature, there.reshape(len(rows), -1).T)
 
-    def _any(self, rows: Sequence[Values], colons: int | None) -> FeatureBatch:
+    def _any(self, rows: Sequence[Values]) -> FeatureBatch:
         """The samples of any rows."""
-        absent = sum(row.count(ABSENT) for row in rows)
-        if colons is not None and colons != len(rows) * len(self._encoder.names) - absent:
-            raise Doubt
         columns: dict[str, Sequence[Any]] = dict(
             zip(self._encoder.names, zip(*rows, strict=True), strict=False)
         )
-        for name, column in columns.items() if absent else ():
+        for name, column in columns.items():
             if ABSENT in column:
                 columns[name] = [None if value is ABSENT else value for value in column]
         return self._encoder.encode(columns, len(rows))
@@ -85,19 +72,17 @@ class RowValues:
 
 def _numbers(
     code: Literal["d", "q"], values: list[Any], defaults: Sequence[float]
-) -> tuple[array[Any], list[int], int]:
+) -> tuple[array[Any], list[int]]:
     """``values``, rows of as many as there are ``defaults``. TypeError for what is no number, null or absent.
 
-    Returns the numbers, the places without one, which hold its default, and how many of those are absent.
+    Returns the numbers, and the places without one, which hold its default.
     """
     try:
-        return array(code, values), [], 0  # unlike NumPy, array takes nothing but numbers
+        return array(code, values), []  # unlike NumPy, array takes nothing but numbers
     except TypeError:
         pass
     absent = ABSENT
     places = [i for i, value in enumerate(values) if value is None or value is absent]
-    unsaid = 0
     for i in places:
-        unsaid += values[i] is absent
         values[i] = defaults[i % len(defaults)]
-    return array(code, values), places, unsaid
+    return array(code, values), places
