@@ -1,4 +1,4 @@
-"""The entry that TorchServe loads. The only module of the project that knows TorchServe.
+"""The entry that TorchServe loads. The only module of the project that imports TorchServe.
 
 TorchServe takes the one class that this file defines, calls `initialize` once and `handle` for every batch.
 torch-model-archiver copies it to the archive's root, next to the packages ``dlrm_factory`` and ``handler``.
@@ -55,13 +55,13 @@ from dlrm_factory.batch import FeatureBatch  # noqa: E402
 from dlrm_factory.config import DLRMDeclaration  # noqa: E402
 from dlrm_factory.errors import DLRMError  # noqa: E402
 from dlrm_factory.goldens import golden_batch, read_goldens  # noqa: E402
-from dlrm_factory.requests.answers import answer_again  # noqa: E402
+from dlrm_factory.requests.answers import answer_scaled_away  # noqa: E402
 from dlrm_factory.requests.replay import replay  # noqa: E402
 from dlrm_factory.requests.service import DLRMService  # noqa: E402
 from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer  # noqa: E402
 from handler.calls import answer_calls  # noqa: E402
 from handler.draining import Draining  # noqa: E402
-from handler.request_id import REQUEST_ID, request_id_of  # noqa: E402
+from handler.request import REQUEST_ID, request_id_of  # noqa: E402
 from handler.worker import prepare_worker, settle, share_cores  # noqa: E402
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class DLRMHandler:
         for i, answer in enumerate(answers):
             if i in again and "ts_stream_next" not in context.get_response_headers(i):
                 # By HTTP: an answer by gRPC reaches its own call or none.
-                answers[i] = answer = answer_again()
+                answers[i] = answer = answer_scaled_away()
             context.set_response_content_type(i, answer.content_type)
             for name, value in answer.headers.items():
                 context.set_response_header(i, name, value)

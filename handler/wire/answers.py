@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from handler.request_id import REQUEST_ID
+from handler.request import REQUEST_ID
 
 __all__ = ["answer_writer"]
 

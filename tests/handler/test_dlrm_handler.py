@@ -22,6 +22,7 @@ from dlrm_factory.config import ServingOptions, tiny
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.goldens import add_goldens
 from dlrm_factory.host.worker_file import WorkerFolder, worker_folder
+from dlrm_factory.requests.request import Request
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.weights import seal_folder, seal_weights
@@ -109,9 +110,7 @@ def test_one_body_and_status_a_request(proven: Path, caplog: pytest.LogCaptureFi
     }
     assert all(phrase.isascii() and phrase.isprintable() for _, phrase in context.statuses.values())
     assert context.content_types == dict.fromkeys(range(4), "application/json")
-    direct = DLRMService(Scorer.load(proven)).handle(
-        [{"body": body} for body in BODIES], [{"explain": "False"}] * 4
-    )
+    direct = DLRMService(Scorer.load(proven)).handle([Request(body, error_key=True) for body in BODIES])
     assert bodies == [answer.body for answer in direct]
 
 
@@ -230,8 +229,6 @@ def test_torchserve_loads_the_archives_own_code(sealed: Path, tmp_path: Path) ->
     assert found["code"] == 200
     assert [status for status, _ in found["statuses"]] == [200, 400, 200, 413]
     assert all(path.startswith(str(root)) for path in found["code_from"])
-    expected = DLRMService(Scorer.load(sealed)).handle(
-        [{"body": body} for body in BODIES], [{"explain": "False"}] * 4
-    )
+    expected = DLRMService(Scorer.load(sealed)).handle([Request(body, error_key=True) for body in BODIES])
     for answer in expected:
         assert answer.body.decode() in found["frame"]

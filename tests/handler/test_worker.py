@@ -17,9 +17,15 @@ import torch
 from support.checkout import ROOT
 
 from dlrm_factory.config import ServingOptions
-from handler.allocator import keep_memory
-from handler.worker import prepare_worker, settle, share_cores
-from handler.worker_lines import are_wanted, quiet_reads, thin_out_times
+from handler.worker import (
+    are_wanted,
+    keep_memory,
+    prepare_worker,
+    quiet_reads,
+    settle,
+    share_cores,
+    thin_out_times,
+)
 
 
 class Metrics:
@@ -131,7 +137,7 @@ def test_an_unknown_torchserve_is_left_as_it_is(
 FAULTS = """
 import resource, sys
 import numpy as np
-from handler.allocator import keep_memory
+from handler.worker import keep_memory
 if sys.argv[1] == "kept":
     assert keep_memory()
 def work():

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 
 from dlrm_factory.config import tiny
 from dlrm_factory.features import FeatureEncoder
-from dlrm_factory.requests.body import read_body
 from dlrm_factory.requests.decoding import RequestDecoder
 from dlrm_factory.requests.formats import RequestReader, decode_body
 from dlrm_factory.requests.formats.fast import GatheringReader
+from dlrm_factory.requests.request import Request, read_object
 
 READER = RequestReader(encoder=FeatureEncoder(tiny()), max_samples=6)
 
 
 def read(text: str) -> dict[str, Any]:
-    return read_body({"body": text.encode()}, 100_000)
+    return read_object(text.encode())
 
 
 OWN = '"id_list_features.lengths": [0, 0, 0], "id_list_features.values": []'
@@ -46,7 +46,7 @@ def test_the_last_counts_in_every_reader(text: str) -> None:
     raw = text.encode()
     reference = decode_body(read(text), READER)
     gathered = GatheringReader(READER).read([(0, raw)])
-    alone = RequestDecoder(READER, 10_000).decode({"body": raw})
+    alone = RequestDecoder(READER, 10_000).decode(Request(raw))
     for batch in (reference.batch, alone.batch, *(each.batch for each in gathered)):
         assert batch.dense[:, 0].tolist() == [7]
         np.testing.assert_array_equal(batch.lengths, [[0], [0], [0]])

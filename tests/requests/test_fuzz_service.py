@@ -19,6 +19,7 @@ import msgspec
 import pytest
 from support.batches import random_state
 from support.broken_bodies import attempts, good_request
+from support.handed import handle
 
 from dlrm_factory.config import ServingOptions, tiny
 from dlrm_factory.requests.formats.arrow import MEDIA_TYPE
@@ -179,13 +180,13 @@ def test_odd_bodies_are_no_fault_of_ours_and_harm_no_neighbour(service: DLRMServ
         batch = list(sent_bodies(rng))
         rng.shuffle(batch)
         good = [shape(rng) for shape in (rows, ranking, kserve, arrow)]
-        alone = [service.handle([{"body": bytearray(body)}], [headers])[0] for body, headers in good]
+        alone = [handle(service, [{"body": bytearray(body)}], [headers])[0] for body, headers in good]
         assert [answer.status for answer in alone] == [200] * len(good)
         places = sorted(rng.sample(range(len(batch)), len(good)))
         for place, each in zip(places, good, strict=True):
             batch.insert(place, each)
-        answers = service.handle(
-            [{"body": bytearray(body)} for body, _ in batch], [headers for _, headers in batch]
+        answers = handle(
+            service, [{"body": bytearray(body)} for body, _ in batch], [headers for _, headers in batch]
         )
         for (body, _), answer in zip(batch, answers, strict=True):
             statuses[answer.status] += 1

@@ -1,14 +1,44 @@
+"""Requests as TorchServe hands them over → what was sent, and what is asked."""
+
 from __future__ import annotations
 
 import json
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dlrm_factory.errors import LimitError, RequestError
-from dlrm_factory.requests.body import read_body
+from dlrm_factory.requests.request import Ask, read_bytes, read_object
+from handler.request import REQUEST_ID, read_request, request_id_of
+
+
+def read_body(sent: dict[str, Any], max_body_bytes: int, headers: Any = None) -> dict[str, Any]:
+    return read_object(read_bytes(read_request(sent, headers or {}), max_body_bytes))
+
+
+@pytest.mark.parametrize(
+    ("headers", "ask", "error_key"),
+    [
+        ({}, Ask.SCORES, False),
+        ({"explain": "False", "describe": "False", "url_path": ""}, Ask.SCORES, False),
+        ({"explain": "False", "describe": "False"}, Ask.SCORES, True),
+        ({"explain": "True", "url_path": ""}, Ask.EXPLANATION, False),
+        ({"explain": "True"}, Ask.EXPLANATION, True),
+        ({"explain": {"content-type": "text/plain"}, "url_path": ""}, Ask.SCORES, False),
+        ({"describe": "True"}, Ask.SCORES, False),
+    ],
+)
+def test_what_is_asked(headers: dict[str, Any], ask: Ask, error_key: bool) -> None:
+    found = read_request({"body": b"{}"}, headers)
+    assert (found.body, found.headers, found.mistake) == (b"{}", headers, None)
+    assert (found.ask, found.error_key) == (ask, error_key)
+
+
+def test_a_question_for_the_description_has_no_body() -> None:
+    found = read_request({}, {"describe": "True", "explain": "False"})
+    assert (found.ask, found.mistake) == (Ask.DESCRIPTION, None)
+    assert read_request({}, {"describe": "False"}).mistake is not None
+
 
 OBJECT = {"instances": [{"user_id": "a=b&c é", "price": 1.5}]}
 TEXT = json.dumps(OBJECT, ensure_ascii=False)
@@ -37,46 +67,6 @@ def form(text: str) -> dict[str, bytearray]:
 )
 def test_every_way_that_torchserve_hands_a_body_over(request_: dict[str, Any]) -> None:
     assert read_body(request_, 1000) == OBJECT
-
-
-@pytest.mark.parametrize(
-    ("raw", "said"),
-    [
-        (b"", "is empty"),
-        (b" \n", "is empty"),
-        (b"{", "is not JSON"),
-        (b"{}{}", "is not JSON"),
-        (b"{'a': 1}", "is not JSON"),
-        (b'{"a": NaN}', 'near "NaN}"'),
-        (b'{"a": Infinity}', 'near "Infinity}"'),
-        (b'{"a": 1,}', "is not JSON"),
-        (b'{"a": 01}', "is not JSON"),
-        (b"\x00", "is not JSON"),
-        (b"{} \n\x00", "is not JSON"),
-        (b'{"a": "\x00"}', "is not JSON"),
-        (b"\xef\xbb\xbf{}", "byte order mark"),
-        ('{"a": 1}'.encode("utf-16"), "UTF-16"),
-        ('{"a": 1}'.encode("utf-16-le"), "UTF-16"),
-        ('{"a": 1}'.encode("utf-32-be"), "UTF-32"),
-        (b'{"a": "\xff"}', "is not UTF-8"),
-        (b'{"a": "\xed\xa0\x80"}', "is not UTF-8"),
-        (b'{"a": "\\ud800"}', "half a surrogate pair"),
-        (b'{"a": "\\ud800\\n"}', "half a surrogate pair"),
-        (b'{"a": 1e999}', "out of range"),
-        (b'{"a": -1e999}', "out of range"),
-        pytest.param(b'{"a": ' + b"9" * 5000 + b"}", "out of range", id="5000 digits"),
-        pytest.param(b"[" * 100_000, "nested too deeply", id="brackets"),
-        pytest.param(b'{"a":' * 100_000, "nested too deeply", id="braces"),
-        (b"null", "the body is null"),
-        (b'"{}"', 'the body is "{}"'),
-        (b"[1]", "a list of 1"),
-    ],
-)
-def test_what_is_no_json_object(raw: bytes, said: str) -> None:
-    with pytest.raises(RequestError) as caught:
-        read_body({"body": raw}, 10_000_000)
-    assert said in caught.value.message
-    assert (caught.value.code, caught.value.path) == (400, "$")
 
 
 @pytest.mark.parametrize(
@@ -116,31 +106,26 @@ def test_a_form_that_is_whole_but_no_object() -> None:
         read_body({TEXT: bytearray()}, 10, FORM)
 
 
-@pytest.mark.parametrize("compress", ["gzip", "zlib", "bz2"])
-def test_a_compressed_body(compress: str) -> None:
-    raw = __import__(compress).compress(TEXT.encode())
-    with pytest.raises(
-        RequestError, match="compressed with gzip" if compress == "gzip" else "the body is not"
-    ):
-        read_body({"body": raw}, 1000, {"Content-Encoding": compress})
-
-
 def test_text_with_half_a_surrogate_pair() -> None:
     with pytest.raises(RequestError, match="surrogate"):
         read_body({"body": '{"a": "\ud800"}'}, 1000)
 
 
-@pytest.mark.parametrize("body", [b" " * 11, bytearray(11), " " * 11, "é" * 6])
-def test_a_body_over_the_limit(body: Any) -> None:
-    with pytest.raises(LimitError, match=r"over max_body_bytes 10;") as caught:
-        read_body({"body": body}, 10)
-    assert caught.value.code == 413
+@pytest.mark.parametrize("text", [" " * 11, "é" * 6])
+def test_text_over_the_limit(text: str) -> None:
+    with pytest.raises(LimitError, match=r"over max_body_bytes 10;"):
+        read_body({"body": text}, 10)
 
 
-def test_a_body_at_the_limit() -> None:
-    assert read_body({"body": b'{"a": 123}'}, 10) == {"a": 123}
+@pytest.mark.parametrize("name", [REQUEST_ID, "X-Dlrm-Request-Id", "X-DLRM-Request-Id"])
+def test_an_id_comes_back_as_it_is(name: str) -> None:
+    assert request_id_of({"Host": "a", name: "7f-3/b~!"}) == "7f-3/b~!"
+    assert request_id_of({name: "x" * 128}) == "x" * 128
 
 
-@given(st.integers())
-def test_integers_are_exact(number: int) -> None:
-    assert read_body({"body": b'{"a": %d}' % number}, 1000) == {"a": number}
+@pytest.mark.parametrize(
+    "value", ["", "x" * 129, "a b", "a\r\nX: y", "a\n", "\xe9", "\x00", {"content-type": "a"}]
+)
+def test_what_is_no_id_is_left_out(value: object) -> None:
+    assert request_id_of({REQUEST_ID: value}) is None
+    assert request_id_of({}) is None
