@@ -61,6 +61,7 @@ from dlrm_factory.requests.service import DLRMService  # noqa: E402
 from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer  # noqa: E402
 from handler.calls import answer_calls  # noqa: E402
 from handler.draining import Draining  # noqa: E402
+from handler.metrics import ReadMetrics  # noqa: E402
 from handler.request import REQUEST_ID, request_id_of  # noqa: E402
 from handler.worker import prepare_worker, settle, share_cores  # noqa: E402
 
@@ -88,6 +89,7 @@ class DLRMHandler:
         except DLRMError as error:
             logger.error("The archive in %s cannot be served: %s", folder, error)
             raise
+        self._read_metrics = ReadMetrics(self._service.read_counts)
         self._draining = Draining.for_model(str(context.system_properties["model_dir"]))
         settle()
         logger.info("Loaded the model in %s in %.1f s", folder, time.perf_counter() - started)
@@ -97,6 +99,7 @@ class DLRMHandler:
         self._draining.hold()
         headers = [context.get_all_request_header(i) for i in range(len(data))]
         answers = answer_calls(self._service, data, headers, context)
+        self._read_metrics.report(context.metrics)
         again = self._draining.begin_answers(context.request_ids)
         for i, answer in enumerate(answers):
             if i in again and "ts_stream_next" not in context.get_response_headers(i):
