@@ -1,4 +1,4 @@
-"""Front door of the client: asks a served model for scores. It needs httpx and NumPy, not torch."""
+"""Front door of the client: asks a served model for scores. It needs httpx, NumPy and filelock, not torch."""
 
 from dlrm_factory.tools.client.answers import Explanation, ModelDescription, RankedCandidate
 from dlrm_factory.tools.client.async_client import AsyncDLRMClient

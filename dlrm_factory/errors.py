@@ -8,7 +8,9 @@
     ├── WeightsError              a checkpoint or table file is missing, misshapen, damaged or unsafe
     ├── ArchiveError              an archive cannot be staged, sealed or read
     ├── DataError                 training data is unreadable or does not match the declaration
+    ├── FeatureError              a value is wrong, its place not known yet; becomes a RequestError or a DataError
     ├── ServingError              TorchServe cannot be started, reached or told what to do
+    │   └── NotAnswering          a model's workers are ready, and the model does not answer
     ├── StackError                the installed packages do not work together
     ├── ClientError               a client's call failed; its own tree is in `dlrm_factory.client`
     └── RequestError              one request is wrong: HTTP 4xx, with the path of the mistake

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -9,6 +10,8 @@ from typing import Protocol
 from dlrm_factory.requests.formats.fast import ReadCounts
 
 __all__ = ["FAILURES", "FAST_READS", "REFERENCE_READS", "Metrics", "ReadMetrics"]
+
+logger = logging.getLogger(__name__)
 
 FAST_READS, REFERENCE_READS, FAILURES = "DLRMFastReads", "DLRMReferenceReads", "DLRMFastReaderFailures"
 
@@ -41,10 +44,15 @@ class ReadMetrics:
             return
         self._due = now + self._every_s
         current = self._now()
-        for name, value in current.items():
-            if value > self._reported[name]:
-                # TorchServe adds its own to the dimensions, in place.
-                metrics.add_counter(name, value - self._reported[name], dimensions=[])
+        try:
+            for name, value in current.items():
+                if value > self._reported[name]:
+                    # TorchServe adds its own to the dimensions, in place.
+                    metrics.add_counter(name, value - self._reported[name], dimensions=[])
+        except Exception:
+            # It would fail the batch, whose answers are there.
+            logger.exception("Requests by reader cannot be reported; no more reports are made")
+            self._due = float("inf")
         self._reported = current
 
     def _now(self) -> dict[str, int]:

@@ -74,7 +74,7 @@ def compiled_dense(
     """
     if _RUNNER is None:
         logger.warning(
-            "torch %s has no torch._C._aoti.AOTIModelContainerRunnerCpu, by which compiled code is run; scoring eagerly",
+            "torch %s has no torch._C._aoti.AOTIModelContainerRunnerCpu, which runs compiled code; scoring eagerly",
             torch.__version__,
         )
         return None

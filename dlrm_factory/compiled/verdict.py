@@ -8,7 +8,6 @@ that is started again, follows it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Literal
 
 import msgspec
 import xxhash
+from filelock import FileLock, Timeout
 
 from dlrm_factory.weights.seal import read_seal
 
@@ -64,11 +64,19 @@ def write_verdict(path: Path, verdict: Verdict) -> None:
 
 @contextlib.contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
-    """Hold the lock file beside ``path``: one process of the host is in the block, and the others wait."""
-    with path.with_name(f"{path.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("Waiting for another process, which compiles the dense parts (pid %d)", os.getpid())
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    """Hold the lock file beside ``path``: one process of the host is in the block, and the others wait.
+
+    OSError if it cannot be locked.
+    """
+    # Only locks that end with their process: a soft one, left behind by a killed worker of another container, would
+    # make this one wait for ever.
+    lock = FileLock(path.with_name(f"{path.name}.lock"), fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("Waiting for another process, which compiles the dense parts (pid %d)", os.getpid())
+        lock.acquire(timeout=-1)
+    try:
         yield
+    finally:
+        lock.release()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import xxhash
+from filelock import lock_descriptor
 
 from dlrm_factory.host.cache import cache_folder
 
@@ -40,7 +40,8 @@ def check_once(paths: Sequence[Path], what: str, check: Callable[[], None], *, a
         return True
     try:
         with contextlib.suppress(OSError):  # a disk that cannot lock: several may check at once
-            fcntl.flock(stamp, fcntl.LOCK_EX)
+            # The stamp is its own lock, so that both are forgotten at once and no lock file is left over.
+            lock_descriptor(stamp)
         # The stamp is written after the check: what a killed process leaves is empty, and counts for nothing.
         if not again and os.pread(stamp, len(_PASSED), 0) == _PASSED.encode():
             with contextlib.suppress(OSError):

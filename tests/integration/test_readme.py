@@ -56,6 +56,8 @@ def test_the_commands_of_the_readme_in_their_order(tmp_path):
     answers = re.findall(r'"predictions": ?\[([^\]]*)\]', done.output)
     assert [len(answer.split(",")) for answer in answers] == [1, 2, 2, 1]
     assert all(0 < float(score) < 1 for answer in answers for score in answer.split(","))
+    kept = script.partition("./scripts/demo --keep\n")[2]
+    assert kept[: kept.index(".venv/bin/dlrm stop")] in done.output
     assert "2 workers ready" in done.output
     assert '"status": "Processing worker updates..."' in done.output
     assert "t_C26" in done.output

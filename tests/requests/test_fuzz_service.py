@@ -196,6 +196,7 @@ def test_odd_bodies_are_no_fault_of_ours_and_harm_no_neighbour(service: DLRMServ
             found = list(floats(json.loads(answers[place].body)))
             assert found == pytest.approx(list(floats(json.loads(expected.body))), abs=1e-5)
     assert not wrong, "\n".join(wrong[:10])
+    assert service.read_counts.failures == 0
     print(statuses)
     assert statuses[200] > BODIES / 8
     assert statuses[400] > BODIES / 8

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.lock_holder import lock_holder
 
 from dlrm_factory.weights.stamps import check_once
 
@@ -138,3 +142,35 @@ def test_workers_that_start_together_check_once(file: Path, tmp_path: Path) -> N
         worker.join(30)
         assert worker.exitcode == 0
     assert (tmp_path / "log").read_text() == "checked\n"
+
+
+@contextmanager
+def _checking(file: Path) -> Iterator[None]:
+    """Block that runs inside of the check of ``file``."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def check() -> None:
+        entered.set()
+        leave.wait(120)
+
+    thread = threading.Thread(target=check_once, args=([file], "seal", check))
+    thread.start()
+    try:
+        assert entered.wait(60)
+        yield
+    finally:
+        leave.set()
+        thread.join(60)
+
+
+def test_a_worker_that_is_killed_while_it_checks_blocks_nobody(file: Path) -> None:
+    check, results = Counter(), []
+    with lock_holder(lambda: _checking(file)) as holder:
+        waiting = threading.Thread(target=lambda: results.append(check_once([file], "seal", check)))
+        waiting.start()
+        waiting.join(0.3)
+        assert check.calls == 0
+        holder.kill()
+        waiting.join(60)
+    assert results == [True]
+    assert check.calls == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import os
 import time
@@ -13,10 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 import httpx
+from filelock import lock_descriptor
 
 from dlrm_factory.errors import ServingError
 
-__all__ = ["BearerAuth", "KeyFileAuth", "TokenKind", "is_refused", "read_key"]
+__all__ = ["BearerAuth", "KeyFileAuth", "TokenKind", "is_refused", "read_key", "take_turns"]
 
 TokenKind = Literal["inference", "management", "API"]
 
@@ -132,7 +132,7 @@ class KeyFileAuth(httpx.Auth):
 
     def _renew(self, refused: str, management: str, request: httpx.Request) -> Flow:
         """Once it is our turn: renew the token, unless another has done so. TorchServe writes the file anew."""
-        with _turns(self.key_file) as is_ours:
+        with take_turns(self.key_file) as is_ours:
             given_up = time.monotonic() + _LONGEST_TURN_S
             while not is_ours() and time.monotonic() < given_up:
                 yield _PAUSE_S
@@ -157,8 +157,9 @@ class KeyFileAuth(httpx.Auth):
 
 
 @contextmanager
-def _turns(file: Path) -> Iterator[Callable[[], bool]]:
+def take_turns(file: Path) -> Iterator[Callable[[], bool]]:
     """A function that says whether it is our turn to change ``file``: from its first True to the end of the block."""
+    # The key file is its own lock: whoever may only read it and its folder takes turns too. A FileLock would write.
     try:
         descriptor = os.open(file, os.O_RDONLY)
     except OSError as error:
@@ -166,12 +167,9 @@ def _turns(file: Path) -> Iterator[Callable[[], bool]]:
 
     def is_ours() -> bool:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+            return lock_descriptor(descriptor, blocking=False)
         except OSError:  # a file system without locks
             return True
-        return True
 
     try:
         yield is_ours

@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import shutil
 import tempfile
@@ -23,6 +22,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from dlrm_factory.errors import ServingError
 
@@ -125,12 +126,14 @@ class RunDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the folder against a second start at the same time. Raises ServingError when it is held."""
-        with (self.root / ".lock").open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ServingError(f"another `dlrm serve` is starting in {self.root}; wait for it") from error
+        """Hold the folder against a second start at the same time. ServingError if it is held or cannot be."""
+        try:
+            lock = FileLock(self.root / ".lock", timeout=0).acquire()
+        except Timeout:
+            raise ServingError(f"another `dlrm serve` is starting in {self.root}; wait for it") from None
+        except OSError as error:
+            raise ServingError(f"run directory {self.root} cannot be locked: {error.strerror}") from error
+        with lock:
             yield
 
     def make_tmp(self) -> Path:

@@ -14,7 +14,18 @@ from dlrm_factory.errors import ArchiveError
 from dlrm_factory.tools.archive.packing import HANDLER_FILE, LEFT_OUT, pack_code
 
 # What a server host has. `ts` is TorchServe itself.
-ALLOWED = {"torch", "torchrec", "fbgemm_gpu", "numpy", "msgspec", "safetensors", "xxhash", "yaml", "ts"}
+ALLOWED = {
+    "torch",
+    "torchrec",
+    "fbgemm_gpu",
+    "filelock",
+    "numpy",
+    "msgspec",
+    "safetensors",
+    "xxhash",
+    "yaml",
+    "ts",
+}
 OURS = {"dlrm_factory", "handler"}
 # What a server host may have. Without pyarrow a request in Arrow gets an error of its own; without simdjson decoding
 # is slower.

@@ -6,12 +6,14 @@ import asyncio
 import json
 import threading
 import time
+from contextlib import contextmanager
 
 import httpx
 import pytest
+from support.lock_holder import lock_holder
 
 from dlrm_factory.errors import ServingError
-from dlrm_factory.tools.client.tokens import KeyFileAuth, read_key
+from dlrm_factory.tools.client.tokens import KeyFileAuth, read_key, take_turns
 
 REFUSED = {"code": 400, "type": "InvalidKeyException", "message": "Token Authorization failed."}
 
@@ -110,6 +112,43 @@ def test_of_many_tasks_one_renews_while_the_others_go_on(server):
 
     assert asyncio.run(ask_all()) == [b"{}"] * 12
     assert server.requests.count("/token") == 1
+
+
+@contextmanager
+def turn(key_file):
+    with take_turns(key_file) as is_ours:
+        assert is_ours()
+        yield
+
+
+def test_a_program_that_was_killed_while_it_renewed_blocks_nobody(server):
+    server.keys["inference"] = "expired"
+    answers = []
+    with lock_holder(lambda: turn(server.key_file)) as holder:
+        waiting = threading.Thread(target=lambda: answers.append(post(server).content))
+        waiting.start()
+        waiting.join(0.3)
+        assert "/token" not in server.requests
+        holder.kill()
+        waiting.join(60)
+    assert answers == [b"{}"]
+    assert server.requests.count("/token") == 1
+
+
+def test_who_may_only_read_the_file_takes_turns_too(server, tmp_path):
+    server.key_file.chmod(0o400)
+    tmp_path.chmod(0o500)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    try:
+        with take_turns(server.key_file) as is_ours, take_turns(server.key_file) as is_another_ones:
+            assert is_ours()
+            assert not is_another_ones()
+            assert is_ours()
+        with turn(server.key_file):
+            pass
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+    finally:
+        tmp_path.chmod(0o700)
 
 
 def test_a_renewal_that_fails_gives_the_turn_back(server):

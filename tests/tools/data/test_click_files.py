@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 
 from dlrm_factory.errors import DataError
+from dlrm_factory.tools.data import click_files
 from dlrm_factory.tools.data.click_files import read_chunks
-from dlrm_factory.tools.training import click_files
 
 HEADER = b"click,price,age_days,user_id,item_id,item_tags\n"
 

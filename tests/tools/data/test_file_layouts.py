@@ -10,10 +10,10 @@ import pytest
 
 from dlrm_factory.config import criteo
 from dlrm_factory.errors import DataError
+from dlrm_factory.tools.data import file_layouts
 from dlrm_factory.tools.data.click_files import ClickFiles, declared_columns
 from dlrm_factory.tools.data.encoding import encode_chunk
 from dlrm_factory.tools.data.file_layouts import CRITEO_COLUMNS, layout_of
-from dlrm_factory.tools.training import file_layouts
 
 LINE = "\t".join(["1", "", "-2", "3", *["7"] * 10, "68fd1e64", "", *["0b153874"] * 24])
 OTHER = "\t".join(["0", *["0"] * 13, *["05db9164"] * 26])

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from dlrm_factory.config import criteo, demo, tiny
+from dlrm_factory.tools.data import ground_truth as module
 from dlrm_factory.tools.data.click_files import declared_columns, read_chunks
 from dlrm_factory.tools.data.clicks import generate_clicks, read_clicks
 from dlrm_factory.tools.data.generate import default_rows, generate
 from dlrm_factory.tools.data.ground_truth import ground_truth
 from dlrm_factory.tools.metrics.metrics import auc
-from dlrm_factory.tools.training import ground_truth as module
 
 
 def ignore(progress) -> None:

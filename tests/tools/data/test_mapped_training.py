@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from dlrm_factory.config import tiny
+from dlrm_factory.tools.data import block_pages, clicks, dataset, split
 from dlrm_factory.tools.data.clicks import generate_clicks
 from dlrm_factory.tools.data.dataset import ClickDataset
 from dlrm_factory.tools.data.split import epoch_windows
-from dlrm_factory.tools.training import block_pages, clicks, dataset, split, train
+from dlrm_factory.tools.training import train
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from dlrm_factory.tools.data import memory
 from dlrm_factory.tools.data.memory import memory_for_rows
-from dlrm_factory.tools.training import memory
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ from support.raw_features import raw_declaration
 
 from dlrm_factory.config import tiny
 from dlrm_factory.errors import DataError
+from dlrm_factory.tools.data import clicks as clicks_module
 from dlrm_factory.tools.data.clicks import generate_clicks, read_clicks
 from dlrm_factory.tools.data.sides import first_rows
 from dlrm_factory.tools.data.split import split_rows
-from dlrm_factory.tools.training import clicks as clicks_module
 
 
 def read(declaration, paths, **options):

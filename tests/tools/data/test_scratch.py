@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from dlrm_factory.config import tiny
 from dlrm_factory.errors import DataError
+from dlrm_factory.tools.data import block_pages, clicks, dataset, dataset_building, scratch, split
 from dlrm_factory.tools.data.clicks import generate_clicks, read_clicks
 from dlrm_factory.tools.data.scratch import Scratch
 from dlrm_factory.tools.data.split import epoch_order, epoch_windows
-from dlrm_factory.tools.training import block_pages, clicks, dataset, dataset_building, scratch, split
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from dlrm_factory.config import tiny
 from dlrm_factory.errors import DataError
+from dlrm_factory.tools.data import time_split
 from dlrm_factory.tools.data.bad_rows import BadRowLedger
 from dlrm_factory.tools.data.click_files import Chunk
 from dlrm_factory.tools.data.clicks import read_clicks
 from dlrm_factory.tools.data.time_split import find_time_split
-from dlrm_factory.tools.training import time_split
 
 
 def chunks_of(times: list, *sizes: int) -> list[Chunk]:

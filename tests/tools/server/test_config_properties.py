@@ -57,7 +57,9 @@ def test_only_archives_of_a_local_model_store_may_be_loaded_by_url(url, allowed)
 
 
 def test_the_package_carries_the_same_file():
-    assert (ROOT / "dlrm_factory" / "serving" / "config.properties").read_bytes() == CONFIG.read_bytes()
+    assert (
+        ROOT / "dlrm_factory" / "tools" / "server" / "config.properties"
+    ).read_bytes() == CONFIG.read_bytes()
 
 
 def test_the_log_configuration_it_names_exists():

@@ -5,6 +5,7 @@ import stat
 
 import psutil
 import pytest
+from support.lock_holder import lock_holder
 
 from dlrm_factory.errors import ServingError
 from dlrm_factory.tools.server.processes import is_running
@@ -101,6 +102,25 @@ def test_a_second_start_at_the_same_time_is_refused(run_dir):
     with run_dir.locked(), refused, run_dir.locked():
         pass
     with run_dir.locked():
+        pass
+
+
+def test_a_start_that_was_killed_does_not_block_the_next_one(run_dir):
+    with lock_holder(run_dir.locked) as holder:
+        with pytest.raises(ServingError, match="another `dlrm serve` is starting"), run_dir.locked():
+            pass
+        holder.kill()
+        holder.join(60)
+        with run_dir.locked():
+            pass
+
+
+def test_a_run_directory_that_cannot_be_locked_is_named(run_dir):
+    (run_dir.root / ".lock").mkdir()
+    with (
+        pytest.raises(ServingError, match=f"{run_dir.root} cannot be locked: Is a directory"),
+        run_dir.locked(),
+    ):
         pass
 
 

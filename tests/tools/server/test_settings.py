@@ -30,7 +30,7 @@ def settings(base, store, **ports):
 def test_base_is_the_named_file_then_the_folders_own_then_the_shipped(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert base_config(None).name == "config.properties"
-    assert base_config(None).parent.name == "serving"
+    assert base_config(None).parent.name == "server"
     (tmp_path / "config.properties").write_text("")
     assert base_config(None) == tmp_path / "config.properties"
     (tmp_path / "mine").write_text("")

@@ -6,7 +6,8 @@ nested arrays, gives the first of a key that comes twice, and skips a byte order
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -40,6 +41,8 @@ _SHORT_BYTES = 4096
 STAND_IN = -997  # as many characters as null; both an id and a dense value
 _STAND_IN = str(STAND_IN).encode()
 _NULL = b"null"
+# Messages of errors in a document, such as "DEPTH_ERROR: The JSON document was too deep".
+_SIMDJSON_ERROR = re.compile(r"[A-Z_]+: ")
 
 T = TypeVar("T", np.int64, np.bool_)
 Int64 = npt.NDArray[np.int64]
@@ -78,26 +81,40 @@ class ColumnsReader:
 
     def _read(self, raw: bytes, *, nulls: int) -> DecodedRequest | None:
         """The request in ``raw``, in which numbers stand for ``nulls`` nulls."""
-        parser: Any = self._parser if len(raw) <= _MAX_BYTES_KEPT else self._simdjson.Parser()
-        document = columns = None
         try:
-            document = self._object(_parse(parser, raw))
-            output = _output_of(document)
-            columns = self._object(document[b"inputs"])
-            layout = self._layouts.of(tuple(columns.keys()))
-            batch = self._batch(columns, layout, arrays=_count_brackets(raw), nulls=nulls)
+            output, layout, encode = self._parse(raw, nulls)
+            batch = encode()
         except FALL_BACKS:
             return None
-        except Exception:
-            self._parser = self._simdjson.Parser()  # whoever keeps the traceback keeps this one's document
-            raise
-        finally:
-            del document, columns  # a parser takes the next body only when nothing refers to this one
         path_of = partial(_path_of, layout)
         return DecodedRequest(batch=batch, output=output, form=PlainForm.PREDICTIONS, path_of=path_of)
 
-    def _batch(self, columns: Any, layout: _Layout, *, arrays: int, nulls: int) -> FeatureBatch:
-        """The samples of ``columns``, an object in a body with ``arrays`` opening brackets."""
+    def _parse(self, raw: bytes, nulls: int) -> tuple[Output, _Layout, Callable[[], FeatureBatch]]:
+        """The output asked for, the layout, and the encoding that remains to be done.
+
+        Nothing of simdjson's is left behind: a parser takes the next body only when nothing refers to its last
+        document. So the encoding, whose errors may hold their callers' frames, comes later.
+        """
+        parser: Any = self._parser if len(raw) <= _MAX_BYTES_KEPT else self._simdjson.Parser()
+        try:
+            document = self._object(_document(parser, raw))
+            output = _output_of(document)
+            columns = self._object(document[b"inputs"])
+            layout = self._layouts.of(tuple(columns.keys()))
+            return output, layout, self._arrays(columns, layout, arrays=_count_brackets(raw), nulls=nulls)
+        except FALL_BACKS:
+            raise
+        except Exception:
+            self._parser = self._simdjson.Parser()  # whoever keeps the traceback keeps this one's document
+            raise
+
+    def _arrays(
+        self, columns: Any, layout: _Layout, *, arrays: int, nulls: int
+    ) -> Callable[[], FeatureBatch]:
+        """Encoding of the samples of ``columns``, an object in a body with ``arrays`` opening brackets.
+
+        It holds arrays, and nothing of simdjson's.
+        """
         dense_columns = [columns[key] for key in layout.dense_keys]
         sparse_columns = [columns[key] for key in layout.sparse_keys]
         self._check_arrays(dense_columns + sparse_columns)
@@ -109,7 +126,7 @@ class ColumnsReader:
             ids, there, id_nulls = self._ones(sparse_columns, layout, size, marked=nulls > 0)
             if nulls != dense_nulls + id_nulls:
                 raise FallBack
-            return self._encoder.encode_ones(dense, ids, there)
+            return partial(self._encoder.encode_ones, dense, ids, there)
         bags = [_bag_column(column, size, marked=nulls > 0) for column in sparse_columns]
         # Every bracket opens a column or a bag. (One in a string makes the count too large, never too small.)
         if arrays != layout.columns + sum(bag.arrays for bag in bags):
@@ -120,7 +137,7 @@ class ColumnsReader:
         for i, bag in zip(layout.sparse, bags, strict=True):
             lengths[i] = bag.lengths
         ids = np.concatenate([_NO_IDS, *(bag.ids for bag in bags)])
-        return self._encoder.encode_arrays(dense, lengths, ids)
+        return partial(self._encoder.encode_arrays, dense, lengths, ids)
 
     def _object(self, value: Any) -> Any:
         if type(value) is not self._simdjson.Object:
@@ -186,13 +203,13 @@ def _simdjson() -> Any:
     return simdjson
 
 
-def _parse(parser: Any, raw: bytes) -> Any:
+def _document(parser: Any, raw: bytes) -> Any:
     try:
         return parser.parse(raw)
     except ValueError:
         raise FallBack from None
     except RuntimeError as error:
-        if not str(error).startswith("BIGINT_ERROR"):  # a parser whose last document is still in use, for one
+        if not _SIMDJSON_ERROR.match(str(error)):  # a parser whose last document is still in use, for one
             raise
         raise FallBack from None
 
