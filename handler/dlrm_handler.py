@@ -63,7 +63,7 @@ from handler.calls import answer_calls  # noqa: E402
 from handler.draining import Draining  # noqa: E402
 from handler.metrics import ReadMetrics  # noqa: E402
 from handler.request import REQUEST_ID, request_id_of  # noqa: E402
-from handler.worker import prepare_worker, settle, share_cores  # noqa: E402
+from handler.worker import freeze_loaded, prepare_worker, share_cores  # noqa: E402
 
 if TYPE_CHECKING:
     from ts.context import Context
@@ -77,7 +77,7 @@ class DLRMHandler:
     """Scores TorchServe's batches with the model in the archive."""
 
     def initialize(self, context: Context) -> None:
-        """Prepare, load, prove, settle. Raises `DLRMError` after one log line if the archive is broken.
+        """Prepare, load, prove, freeze. Raises `DLRMError` after one log line if the archive is broken.
 
         A worker that cannot reproduce the archive's golden requests raises, so it never reports ready.
         """
@@ -91,7 +91,7 @@ class DLRMHandler:
             raise
         self._read_metrics = ReadMetrics(self._service.read_counts)
         self._draining = Draining.for_model(str(context.system_properties["model_dir"]))
-        settle()
+        freeze_loaded()
         logger.info("Loaded the model in %s in %.1f s", folder, time.perf_counter() - started)
 
     def handle(self, data: list[dict[str, Any]], context: Context) -> list[bytes]:
@@ -140,7 +140,7 @@ def _load(folder: Path, context: Context) -> DLRMService:
 
 
 def _warm_up_batch(declaration: DLRMDeclaration) -> FeatureBatch:
-    """As many samples as TorchServe batches requests: dense 0, one id 0 in every bag."""
+    """Samples as many as TorchServe batches requests: dense 0, one id 0 in every bag."""
     size, features = declaration.serving.batch_requests, len(declaration.sparse_features)
     return FeatureBatch(
         dense=np.zeros((size, len(declaration.dense_features)), dtype=np.float32),

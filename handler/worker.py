@@ -22,8 +22,17 @@ from dlrm_factory.config.declaration import ServingOptions
 from handler.wire import install_reads, install_whole_messages
 
 __all__ = [
-    "KEPT_BYTES", "MAPPED_ABOVE_BYTES", "PREDICTION_TIME", "TORCHREC_CALLS", "are_wanted", "keep_memory",
-    "prepare_worker", "quiet_reads", "settle", "share_cores", "thin_out_times",
+    "KEPT_BYTES",
+    "MAPPED_ABOVE_BYTES",
+    "PREDICTION_TIME",
+    "TORCHREC_CALLS",
+    "freeze_loaded",
+    "keep_memory",
+    "lines_wanted",
+    "prepare_worker",
+    "quiet_reads",
+    "share_cores",
+    "thin_out_times",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -55,7 +64,7 @@ def prepare_worker(version: str, metrics: Any) -> None:
         return
     if _SERVICE in sys.modules and _CONTEXT in sys.modules:
         install_whole_messages(protocol, sys.modules[_SERVICE], sys.modules[_CONTEXT], version)
-    if not are_wanted():
+    if not lines_wanted():
         quiet_reads(protocol)
         if metrics is not None:
             thin_out_times(metrics)
@@ -76,7 +85,7 @@ def share_cores(serving: ServingOptions) -> None:
         )
 
 
-def settle() -> None:
+def freeze_loaded() -> None:
     """Take all that is loaded out of the garbage collector's sight.
 
     A full collection walks all of TorchRec, for 160 ms in the middle of somebody's request.
@@ -100,7 +109,7 @@ def keep_memory() -> bool:
     return bool(mallopt(_M_MMAP_THRESHOLD, MAPPED_ABOVE_BYTES) and mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES))
 
 
-def are_wanted() -> bool:
+def lines_wanted() -> bool:
     """True if somebody asked for TorchServe's own lines."""
     return os.environ.get("DLRM_LOG_LEVEL", "warn").lower() in ("info", "debug", "trace", "all")
 

@@ -55,7 +55,7 @@ class ExplanationForm(AnswerForm):
 
 
 def explain(request: DecodedRequest, reader: RequestReader) -> DecodedRequest:
-    """The same request, answered with contributions. LimitError if it needs more than max_samples samples."""
+    """``request`` to be answered with contributions. LimitError if it needs more than max_samples samples."""
     size, names = len(request.batch), reader.encoder.names
     needed = size * (len(names) + 1)
     if needed > reader.max_samples:

@@ -36,7 +36,7 @@ __all__ = ["DLRMService", "LogitScorer"]
 logger = logging.getLogger(__name__)
 
 # No dense feature of this size is a measurement; layers of float32 overflow somewhere above it.
-_SUSPICIOUS = 1e6
+_MAX_MEASUREMENT = 1e6
 
 # Places of the requests, and their samples.
 _Read = tuple[Sequence[int], DecodedRequest | Gathered]
@@ -194,7 +194,7 @@ class DLRMService:
             dense: float32 [dense features] of ``sample``, as the model gets them.
         """
         feature = int(np.abs(dense).argmax()) if len(dense) else 0
-        if not len(dense) or abs(dense[feature]) < _SUSPICIOUS:
+        if not len(dense) or abs(dense[feature]) < _MAX_MEASUREMENT:
             logger.error("The model gave a score that is not a finite number; are its weights finite?")
             return answer_internal_error("the model gave a score that is not a finite number")
         name = self._scorer.declaration.dense_names[feature]

@@ -18,11 +18,11 @@ from support.checkout import ROOT
 
 from dlrm_factory.config import ServingOptions
 from handler.worker import (
-    are_wanted,
+    freeze_loaded,
     keep_memory,
+    lines_wanted,
     prepare_worker,
     quiet_reads,
-    settle,
     share_cores,
     thin_out_times,
 )
@@ -80,7 +80,7 @@ def test_the_log_level_brings_them_back(
     monkeypatch.delenv("DLRM_LOG_LEVEL", raising=False)
     if level is not None:
         monkeypatch.setenv("DLRM_LOG_LEVEL", level)
-    assert are_wanted() == wanted
+    assert lines_wanted() == wanted
 
 
 @pytest.mark.usefixtures("_threads_restored")
@@ -105,7 +105,7 @@ def test_more_threads_than_cores_are_one_warning(
 def test_what_is_loaded_is_out_of_the_collectors_sight() -> None:
     before = gc.get_freeze_count()
     try:
-        settle()
+        freeze_loaded()
         assert gc.get_freeze_count() > before
         assert len(gc.get_objects()) < 10_000
     finally:

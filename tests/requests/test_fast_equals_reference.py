@@ -1,4 +1,4 @@
-"""The quick readers read what the reference reads, and leave the rest to it."""
+"""Fast readers read what the reference reads, and leave the rest to it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ COLUMNS = [ColumnsReader(reader) for reader in READERS]
 
 
 def fast(raw: bytes, reader: RequestReader) -> DecodedRequest | None:
-    """What the quick readers of either shape make of ``raw``; they must not depend on being asked rightly.
+    """Request that the fast readers of either shape make of ``raw``; they must not depend on being asked rightly.
 
     The reader of columns expects what it met before: nulls, or none. So it is asked in either mood.
     """

@@ -253,6 +253,15 @@ def test_a_score_that_is_not_finite_is_that_requests_error() -> None:
     assert [answer.status for answer in answers] == [200, 400, 200, 500]
     assert json.loads(answers[1].body)["path"] == "$.instances[0].price"
     assert json.loads(answers[2].body) == {"predictions": [2.0]}
+    paths = {
+        b'{"inputs": {"item_id": [3], "price": [3e38]}}': "$.inputs.price[0]",
+        b'{"instances": [{"item_id": 3, "price": 3e38}]}': "$.instances[0].price",
+        OWN.replace(b"[1, 2]", b"[3e38, 2]"): "$.float_features[0]",
+    }
+    answers = handle(DLRMService(Overflowing()), [{"body": raw} for raw in paths])
+    assert [json.loads(answer.body)["path"] for answer in answers] == list(paths.values())
+    # One decoding gave all of this: read alone, by the reference, each says the same.
+    assert answers == handle(Alone(Overflowing()), [{"body": raw} for raw in paths])
 
 
 def test_a_fault_in_reading_together_leaves_each_to_be_read_alone(

@@ -78,7 +78,7 @@ class Gathered(NamedTuple):
 
     @property
     def context(self) -> None:
-        """None: samples of several requests share nothing."""
+        """No context: samples of several requests share nothing."""
         return
 
     @property

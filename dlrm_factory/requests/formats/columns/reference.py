@@ -67,7 +67,7 @@ def check_columns(
 
 
 def column_path(columns: Mapping[str, Sequence[Any]], error: FeatureError, path: str) -> str:
-    """Where the wrong value stands; ``path`` is that of ``columns``."""
+    """Path of the wrong value; ``path`` is that of ``columns``."""
     column = member(path, error.feature)
     if error.feature not in columns:
         return column

@@ -80,12 +80,12 @@ def columns_of(rows: Sequence[dict[str, Any]]) -> dict[str, Sequence[Any]]:
 
 
 def row_path(rows: Sequence[Mapping[str, Any]], error: FeatureError, path: str) -> str:
-    """Where the wrong value stands; ``path`` is that of ``rows``."""
+    """Path of the wrong value; ``path`` is that of ``rows``."""
     return value_path(rows[error.sample], error, element(path, error.sample))
 
 
 def value_path(row: Mapping[str, Any], error: FeatureError, path: str) -> str:
-    """Where the wrong value stands; ``path`` is that of ``row``."""
+    """Path of the wrong value; ``path`` is that of ``row``."""
     return bag_element(member(path, error.feature), row.get(error.feature), error)
 
 
