@@ -29,7 +29,7 @@ class Ask(Enum):
     DESCRIPTION = "description"
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True, gc=False):
     """One request, whatever it came by.
 
     Fields:
