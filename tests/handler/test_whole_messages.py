@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.depth import examples
 from support.worker_wire import FakeSocket, fresh_module, inference, request
 
-from handler.request_id import REQUEST_ID
+from handler.request import REQUEST_ID
 from handler.wire import KNOWN_VERSION, install_reads, install_whole_messages
 
 PROTOCOL, SERVICE = "ts.protocol.otf_message_handler", "ts.service"

@@ -83,7 +83,7 @@ CUTE = frozenset(
         "pour_into",
         "pour",
         "SplitChunk",
-        "encode_ones",
+        "encode_single_valued",
         "_TELLING",
         "TELLING",
         "_UNBORN",

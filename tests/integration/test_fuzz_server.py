@@ -23,6 +23,7 @@ from support.server import serving
 
 from dlrm_factory.config import ServingOptions, tiny
 from dlrm_factory.features import FeatureEncoder
+from dlrm_factory.requests.request import Request
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer, probabilities
 from dlrm_factory.tools.archive.sealing import archive_model
@@ -53,7 +54,7 @@ class Fuzzed:
 
     def service_answer(self, body: bytes) -> tuple[int, Any]:
         """What the handler's core makes of ``body`` alone."""
-        (answer,) = DLRMService(self.scorer).handle([{"body": bytearray(body)}])
+        (answer,) = DLRMService(self.scorer).handle([Request(bytearray(body))])
         return answer.status, json.loads(answer.body)
 
     def pids(self) -> list[int]:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.batches import random_state
 from support.depth import examples
+from support.handed import handle
 
 from dlrm_factory.batch import FeatureBatch, SharedContext, tile_context, to_dense, to_keyed_jagged_tensor
 from dlrm_factory.config import tiny
@@ -79,7 +80,7 @@ class Recorder:
 def ask(service: DLRMService, bodies: list[dict[str, Any]]) -> list[Any]:
     # Not ASCII: the strings go as UTF-8.
     raw = [json.dumps({**body, "output": "logit"}, ensure_ascii=False).encode() for body in bodies]
-    answers = service.handle([{"body": bytearray(each)} for each in raw])
+    answers = handle(service, [{"body": bytearray(each)} for each in raw])
     assert [answer.status for answer in answers] == [200] * len(bodies), answers
     return [json.loads(answer.body) for answer in answers]
 

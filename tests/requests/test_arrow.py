@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.depth import examples
+from support.handed import handle
 
 from dlrm_factory.config import tiny
 from dlrm_factory.errors import RequestError
@@ -51,7 +52,7 @@ def assert_same(one: DecodedRequest, other: DecodedRequest) -> None:
     for field in ("dense", "lengths", "values"):
         a, b = getattr(one.batch, field), getattr(other.batch, field)
         assert (a.dtype, a.shape, a.tolist()) == (b.dtype, b.shape, b.tolist()), field
-    assert (one.output, one.content) == (other.output, other.content)
+    assert (one.output, one.form) == (other.output, other.form)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +204,7 @@ def test_over_the_wire(service: Any) -> None:
     assert looks_like_arrow(raw)
     bad = stream(pa.table({"price": ["x"]}))
     requests = [{"body": bytearray(raw)}, {"body": raw}, {"body": bad}, {"body": b"\xff\xff\xff\xffgarbage"}]
-    plain, arrow, wrong, garbage = service.handle(requests, [{}, ACCEPT, ACCEPT, {}])
+    plain, arrow, wrong, garbage = handle(service, requests, [{}, ACCEPT, ACCEPT, {}])
     assert json.loads(plain.body) == {"predictions": [0.8, 1.9]}
     assert plain.content_type == "application/json"
     assert (arrow.status, arrow.content_type) == (200, MEDIA_TYPE)
@@ -223,13 +224,13 @@ def test_json_asked_for_arrow(service: Any) -> None:
         "id_list_features.values": [],
     }
     for headers in (ACCEPT, {"accept": f"application/json;q=0.1, {MEDIA_TYPE}"}):
-        arrow, one = service.handle([body, {"body": json.dumps(upstream).encode()}], [headers] * 2)
+        arrow, one = handle(service, [body, {"body": json.dumps(upstream).encode()}], [headers] * 2)
         assert pa.ipc.open_stream(arrow.body).read_all()["score"].to_pylist() == [0.5]
         assert one.content_type == "application/json"
 
 
 def test_called_arrow_but_not(service: Any) -> None:
-    (answer,) = service.handle([{"body": b'{"instances": []}'}], [{"Content-Type": MEDIA_TYPE}])
+    (answer,) = handle(service, [{"body": b'{"instances": []}'}], [{"Content-Type": MEDIA_TYPE}])
     assert answer.status == 400
     assert "not an Arrow stream" in json.loads(answer.body)["message"]
 
@@ -238,7 +239,7 @@ def test_without_pyarrow(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     pyarrow.cache_clear()
     good = {"body": b'{"instances": [{}]}'}
-    answers = service.handle([{"body": RAW}, good, good], [{}, ACCEPT, {}])
+    answers = handle(service, [{"body": RAW}, good, good], [{}, ACCEPT, {}])
     assert [answer.status for answer in answers] == [400, 400, 200]
     assert "install pyarrow" in json.loads(answers[0].body)["message"]
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.batches import random_batch, random_state
+from support.handed import handle
 
 from dlrm_factory.batch import FeatureBatch
 from dlrm_factory.config import ServingOptions, tiny
@@ -32,7 +33,7 @@ def wide(scorer: Any) -> DLRMService:
 
 def ask(service: DLRMService, *bodies: Any, headers: Any = None) -> list[tuple[int, Any]]:
     requests = [{"body": json.dumps(body).encode()} for body in bodies]
-    answers = service.handle(requests, headers or [EXPLAIN] * len(bodies))
+    answers = handle(service, requests, headers or [EXPLAIN] * len(bodies))
     return [(answer.status, json.loads(answer.body)) for answer in answers]
 
 

@@ -14,10 +14,14 @@ from dlrm_factory.features.arrow import plain_column, plain_type, pyarrow
 from dlrm_factory.requests.formats import decode_body
 from dlrm_factory.requests.formats.arrow.columns import as_list, bags, numbers, wrong_type
 from dlrm_factory.requests.formats.arrow.stream import read_table
-from dlrm_factory.requests.formats.mistakes import Mistakes
-from dlrm_factory.requests.formats.paths import element, member
-from dlrm_factory.requests.formats.predictions import predictions
-from dlrm_factory.requests.formats.shape import DecodedRequest, Output, RequestReader, check_samples
+from dlrm_factory.requests.formats.mistakes import Mistakes, element, member
+from dlrm_factory.requests.formats.shape import (
+    DecodedRequest,
+    Output,
+    PlainForm,
+    RequestReader,
+    check_samples,
+)
 
 __all__ = ["decode_arrow"]
 
@@ -50,7 +54,7 @@ def _decode(table: Any, reader: RequestReader) -> DecodedRequest:
         try:
             batch = _encode(columns, table.num_rows, reader)
             kind: Output = "logit" if output == "logit" else "probability"
-            return DecodedRequest(batch=batch, output=kind, content=predictions, path_of=_path_of)
+            return DecodedRequest(batch=batch, output=kind, form=PlainForm.PREDICTIONS, path_of=_path_of)
         except (FeatureError, pyarrow().ArrowException):  # explained below
             pass
     try:

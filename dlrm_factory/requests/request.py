@@ -1,20 +1,19 @@
-"""One request as TorchServe hands it over → the bytes of its body → the JSON object in them."""
+"""One request: what was sent, and what is asked; its body → the JSON object in it."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
 import msgspec
 
 from dlrm_factory.errors import LimitError, RequestError
 from dlrm_factory.features import shown
-from dlrm_factory.requests.duplicates import check_duplicate_keys
-from dlrm_factory.requests.form import read_form
 
-__all__ = ["find_body", "read_body", "read_object"]
+__all__ = ["Ask", "Request", "read_bytes", "read_object"]
 
 _DECODER = msgspec.json.Decoder()
 _AT_BYTE = re.compile(r"\(byte (\d+)\)$")
@@ -22,62 +21,53 @@ _HALF_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
-def read_body(
-    request: Mapping[str, Any], max_body_bytes: int, headers: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """The body's JSON object. RequestError if it holds none, LimitError if it is too large."""
-    return read_object(find_body(request, max_body_bytes, headers))
+class Ask(Enum):
+    """Answer that a client asks for."""
+
+    SCORES = "scores"
+    EXPLANATION = "explanation"
+    DESCRIPTION = "description"
 
 
-def find_body(
-    request: Mapping[str, Any], max_body_bytes: int, headers: Mapping[str, Any] | None = None
-) -> Any:
-    """The body: bytes, or what Python's own decoder has made of it already.
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """One request, whatever it came by.
 
-    RequestError if there is none, LimitError if it is too large.
-
-    Args:
-        request: an element of the list that TorchServe gives a handler. Its value is bytes where TorchServe's
-            decode_input_request is false.
-        headers: the request's, if they are known.
+    Fields:
+        body: bytes as they were sent, or the object that another decoder has made of them.
+        headers: of HTTP. The case of their names is the client's.
+        ask: a description needs no body.
+        error_key: an error carries its message under ``error`` too, where KServe's and Triton's clients read it.
+        mistake: the error that answers it, if there is no body to read.
     """
-    raw = request["body"] if "body" in request else request.get("data")
-    if raw is None:
-        raw = read_form(request, headers or {})
-    if isinstance(raw, str):
-        raw = _utf8(raw)
-    if isinstance(raw, (bytes, bytearray)):
-        _check_size(len(raw), max_body_bytes)
-        return bytes(raw)
-    return raw
+
+    body: Any = b""
+    headers: Mapping[str, Any] = {}
+    ask: Ask = Ask.SCORES
+    error_key: bool = False
+    mistake: RequestError | None = None
+
+
+def read_bytes(request: Request, max_body_bytes: int) -> Any:
+    """Its body: bytes, or the object. RequestError if there is none, LimitError if it is too large."""
+    if request.mistake is not None:
+        raise request.mistake
+    raw = request.body
+    if not isinstance(raw, (bytes, bytearray)):
+        return raw
+    if len(raw) > max_body_bytes:
+        raise LimitError(
+            f"the body has {len(raw)} bytes, over max_body_bytes {max_body_bytes}; send fewer samples a request, "
+            "or raise serving.max_body_bytes in the declaration"
+        )
+    return bytes(raw)
 
 
 def read_object(raw: Any) -> dict[str, Any]:
-    """The JSON object in ``raw``, see `find_body`. RequestError if it holds none, or a key twice."""
-    body = raw
-    if isinstance(raw, bytes):
-        body = _decode(raw)
-        check_duplicate_keys(raw, body)
+    """The JSON object in ``raw``, see `read_bytes`; of a key written twice the last counts. RequestError if none."""
+    body = _decode(raw) if isinstance(raw, bytes) else raw
     if not isinstance(body, dict):
         raise RequestError(f"the body is {shown(body)}; send a JSON object")
     return body
-
-
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        raise RequestError(
-            "the body holds half a surrogate pair, which is not Unicode; send valid UTF-8"
-        ) from None
-
-
-def _check_size(size: int, max_body_bytes: int) -> None:
-    if size > max_body_bytes:
-        raise LimitError(
-            f"the body has {size} bytes, over max_body_bytes {max_body_bytes}; send fewer samples a request, "
-            "or raise serving.max_body_bytes in the declaration"
-        )
 
 
 def _decode(raw: bytes) -> Any:
@@ -90,7 +80,7 @@ def _decode(raw: bytes) -> Any:
     except msgspec.ValidationError:
         problem = "holds a number out of range, such as 1e999 or an integer of thousands of digits"
     except msgspec.DecodeError as error:
-        problem = _what_is_wrong(raw, str(error))
+        problem = _problem(raw, str(error))
     raise RequestError(f"the body {problem}; send one JSON object in UTF-8")
 
 
@@ -99,7 +89,7 @@ def _compressed(raw: bytes) -> str | None:
     return f"is compressed with {names[0]}, which is not taken" if names else None
 
 
-def _what_is_wrong(raw: bytes, message: str) -> str:
+def _problem(raw: bytes, message: str) -> str:
     if not raw.strip():
         return "is empty"
     if raw.startswith(b"\xef\xbb\xbf"):
@@ -115,7 +105,7 @@ def _what_is_wrong(raw: bytes, message: str) -> str:
 
 
 def _python_reads(raw: bytes) -> bool:
-    """Whether ``raw`` is JSON whose strings are whole; json, unlike msgspec, takes half a surrogate pair."""
+    """Tell if ``raw`` is JSON whose strings are whole; json, unlike msgspec, takes half a surrogate pair."""
     try:
         json.dumps(json.loads(raw), ensure_ascii=False).encode()
     except UnicodeEncodeError:
