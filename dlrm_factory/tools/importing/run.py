@@ -125,6 +125,9 @@ def import_weights(
 
     Args:
         paths: a file, the files of all ranks, or a folder.
+        declaration: the model, its tables in the order in which it was built.
+        output: the safetensors file to write.
+        source_format: the kind of ``paths``; auto looks at them.
         vocabularies: by table, a text file with one id a line, in the order of the rows.
         progress: called with bytes done and in all.
 
@@ -158,9 +161,15 @@ def import_weights(
 def first_declaration(
     paths: Sequence[Path], beside: Path, *, source_format: SourceFormat = "auto"
 ) -> DLRMDeclaration:
-    """A declaration to start from, out of the names and shapes in ``paths``. ``beside``: a folder to work in.
+    """Derive a declaration to start from, out of the names and shapes of weights.
 
-    WeightsError if they cannot be loaded safely, or are of no model that can be declared.
+    Args:
+        paths: a file, the files of all ranks, or a folder.
+        beside: a folder on disk to work in.
+        source_format: the kind of ``paths``; auto looks at them.
+
+    Raises:
+        WeightsError: the weights cannot be loaded safely, or are of no model that can be declared.
     """
     with Scratch(beside) as scratch:
         source = open_source(paths, source_format, scratch)

@@ -210,12 +210,14 @@ def draft_declaration(
     file_format: FileFormat = "auto",
     observe: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> Draft:
-    """A first declaration for the data in ``paths``, which loads and trains as it is.
+    """Draft a first declaration for the data in ``paths``, which loads and trains as it is.
 
     Args:
+        paths: CSV, Parquet or Criteo files, or folders of them.
         label: a column of 0 and 1, or a comparison such as ``rating >= 4``.
         rows: look at the first so many only.
-        observe: told of the rows done and, if known, of how many there are.
+        file_format: of the files; auto goes by their names and first lines.
+        observe: called with the rows done and, if known, their number in all.
 
     Raises:
         DataError: the files cannot be read, the label is none, or no column can be a feature.

@@ -149,20 +149,12 @@ def _mark_percentiles(axes: Any, outcome: Outcome) -> None:
 
 
 def _figure(columns: int) -> tuple[Any, Any]:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(
-        1, columns, figsize=(5.5 * columns, 4.2), layout="constrained", squeeze=False
-    )
-    return figure, axes[0]
+    figure = Figure(figsize=(5.5 * columns, 4.2), layout="constrained")
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
 def _save(figure: Any, title: str, path: Path) -> None:
-    from matplotlib import pyplot
-
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
