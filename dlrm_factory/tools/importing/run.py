@@ -26,8 +26,15 @@ __all__ = [
     "first_declaration",
     "first_declaration_text",
     "import_weights",
-    "read_vocabularies",
 ]
+
+Progress = Callable[[int, int], None]
+_LOOK_OVER = """\
+# A first declaration, from the shapes of {source}. Look over:
+# - the order of the tables: it must be that in which the model was built, or every score is wrong
+# - the names of the features, and how they are prepared (ids, transform, default)
+# - pooling, and features that share a table, which the weights do not tell
+"""
 
 
 def read_vocabularies(files: Mapping[str, Path], declaration: DLRMDeclaration) -> Vocabularies | None:
@@ -79,16 +86,6 @@ def _ids(path: Path, table: str, declaration: DLRMDeclaration) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise WeightsError(f"{path}: cannot be read as UTF-8 text: {error}") from None
     return ids
-
-
-Progress = Callable[[int, int], None]
-
-_LOOK_OVER = """\
-# A first declaration, from the shapes of {source}. Look over:
-# - the order of the tables: it must be that in which the model was built, or every score is wrong
-# - the names of the features, and how they are prepared (ids, transform, default)
-# - pooling, and features that share a table, which the weights do not tell
-"""
 
 
 class ImportReport(msgspec.Struct, frozen=True, kw_only=True):

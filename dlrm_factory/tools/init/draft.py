@@ -24,12 +24,13 @@ from dlrm_factory.tools.init.roles import Role, as_dense, embedding_dim, layer_s
 
 __all__ = [
     "Draft",
-    "declaration_text",
     "draft_declaration",
     "passes",
 ]
 
 _FEW, _MANY, _VERY_MANY = 2_000, 1_000_000, 10_000_000
+
+_WIDTH = 10**6  # never fold a line
 
 
 def passes(rows: int) -> list[str]:
@@ -70,9 +71,6 @@ def passes(rows: int) -> list[str]:
         f"evaluate_every: {max(rows // batch // 10, 1)}",
         "learning_rate_decay: linear",
     ]
-
-
-_WIDTH = 10**6  # never fold a line
 
 
 def declaration_text(

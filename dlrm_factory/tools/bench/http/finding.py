@@ -29,6 +29,9 @@ _RUNS = 7
 _CLOSE_ENOUGH = 0.04  # of the rate: runs differ by more than that
 _OPEN_CONNECTIONS = 256
 
+_FORMATS = (".svg", ".png", ".pdf")
+_BLUE, _RED, _GREEN = "#4c78a8", "#e45756", "#54a24b"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -94,10 +97,6 @@ def _holds(outcome: Outcome, rate: float, bound_ms: float) -> bool:
     offered = (len(outcome.latencies) + outcome.failed) / outcome.window_s
     kept_up = outcome.rate >= _KEPT_UP * min(rate, offered)
     return kept_up and outcome.failed == 0 and outcome.latency_ms(99) <= bound_ms
-
-
-_FORMATS = (".svg", ".png", ".pdf")
-_BLUE, _RED, _GREEN = "#4c78a8", "#e45756", "#54a24b"
 
 
 def check_picture(path: Path) -> None:
