@@ -27,6 +27,8 @@ __all__ = [
     "split",
 ]
 
+_BLOCK = 4
+
 
 class FeatureBatch(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """B samples, checked and encoded: what a request becomes and what the model takes.
@@ -140,9 +142,6 @@ def select_bags(
     positions = jagged_indices(starts, lengths.reshape(-1))
     weights = None if batch.weights is None else batch.weights[positions]
     return FeatureBatch(dense=dense, lengths=lengths, values=batch.values[positions], weights=weights)
-
-
-_BLOCK = 4
 
 
 def pad_samples(batch: FeatureBatch) -> FeatureBatch:

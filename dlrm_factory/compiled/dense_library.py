@@ -39,15 +39,27 @@ __all__ = [
     "Verdict",
     "cache_folder",
     "compiled_dense",
-    "library_name",
     "library_path",
     "one_at_a_time",
     "read_verdict",
-    "verdict_path",
     "write_verdict",
 ]
 
 _LAYOUT = 7  # raised when DenseNet or how it is compiled changes
+
+logger = logging.getLogger(__name__)
+CompiledDense = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+TryOut = Callable[[CompiledDense], str | None]
+Runner = Callable[[list[torch.Tensor]], list[torch.Tensor]]
+# Up to so many samples, code of its own is faster than a library's products. bf16: 0.05 ms in place of 0.2 ms for one
+# sample, the same for 16. fp32: 0.08 ms in place of 0.10 ms for one, the same for 8.
+FEW_SAMPLES: dict[Precision, int] = {"bf16": 16, "fp32": 8}
+# Without torch's public wrapper, which reads how to flatten the arguments from JSON at every call: 0.1 ms. It is
+# private, so another release of torch may have none.
+_RUNNER: Any = getattr(getattr(torch._C, "_aoti", None), "AOTIModelContainerRunnerCpu", None)
+
+# What a worker does after it has compiled, or given up, before TorchServe ends it for being late.
+_REST_OF_START_S = 60
 
 
 def library_name(declaration: DLRMDeclaration, dense_weights: bytes, precision: Precision) -> str:
@@ -78,9 +90,6 @@ def library_name(declaration: DLRMDeclaration, dense_weights: bytes, precision: 
     digest = xxhash.xxh3_128(dense_weights)
     digest.update(shape.encode())
     return f"dense-{digest.hexdigest()}.so"
-
-
-logger = logging.getLogger(__name__)
 
 
 class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -138,22 +147,6 @@ def one_at_a_time(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-CompiledDense = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-TryOut = Callable[[CompiledDense], str | None]
-Runner = Callable[[list[torch.Tensor]], list[torch.Tensor]]
-
-# Up to so many samples, code of its own is faster than a library's products. bf16: 0.05 ms in place of 0.2 ms for one
-# sample, the same for 16. fp32: 0.08 ms in place of 0.10 ms for one, the same for 8.
-FEW_SAMPLES: dict[Precision, int] = {"bf16": 16, "fp32": 8}
-
-# Without torch's public wrapper, which reads how to flatten the arguments from JSON at every call: 0.1 ms. It is
-# private, so another release of torch may have none.
-_RUNNER: Any = getattr(getattr(torch._C, "_aoti", None), "AOTIModelContainerRunnerCpu", None)
-
-# What a worker does after it has compiled, or given up, before TorchServe ends it for being late.
-_REST_OF_START_S = 60
 
 
 def library_path(folder: Path, declaration: DLRMDeclaration, precision: Precision) -> Path | None:

@@ -31,6 +31,9 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 # Flags of /proc/cpuinfo with which bf16 matrix products are faster than fp32 ones.
 _BF16_FLAGS = ("amx_bf16", "avx512_bf16")
 
+# Layers of the bottom MLP with so many weights at most cost too little in float32 to be narrowed.
+MAX_FLOAT_WEIGHTS = 1 << 15
+
 
 @functools.cache
 def _cpu_flags() -> frozenset[str]:
@@ -54,10 +57,6 @@ def cpu_capability() -> str:
         flag for flag in (*_BF16_FLAGS, "avx512f", "avx2", "avx512_vnni") if flag in _cpu_flags()
     )
     return f"{platform.machine()}/{vector}/{native}"
-
-
-# Layers of the bottom MLP with so many weights at most cost too little in float32 to be narrowed.
-MAX_FLOAT_WEIGHTS = 1 << 15
 
 
 def model_feature_order(declaration: DLRMDeclaration) -> list[int]:

@@ -37,6 +37,9 @@ _MISSING = 0.15  # of the values in random rows
 
 Id = int | str
 
+Row = Mapping[str, Any]
+Float32 = npt.NDArray[np.float32]
+
 
 def generated_rows(declaration: DLRMDeclaration, vocabularies: Vocabularies | None) -> list[dict[str, Any]]:
     """16 rows by name, raw values, the same for the same declaration and vocabularies.
@@ -118,10 +121,6 @@ def _number(feature: DenseFeature, random: np.random.Generator) -> float:
     if feature.takes_log:
         number = math.expm1(min(abs(number), 20.0))
     return float(f"{number:.4g}")
-
-
-Row = Mapping[str, Any]
-Float32 = npt.NDArray[np.float32]
 
 
 def add_goldens(folder: Path, *, real_rows: Sequence[Row] = (), trained: RowSource | None = None) -> Goldens:

@@ -21,18 +21,19 @@ _LABELLED_SHARE = 0.04  # of the tallest bar: a lower block has no room for its 
 
 
 def draw_plan(plan: TablePlan, path: Path) -> None:
-    """Draw ``plan`` into ``path``. PlanError for a format that is not .svg, .png or .pdf."""
+    """Draw ``plan`` into the file ``path``: .svg, .png or .pdf.
+
+    One bar a rank, one block a shard, in bytes. PlanError for another format.
+    """
     if path.suffix.lower() not in _FORMATS:
         raise PlanError(f"{path}: cannot draw this format; use one of {', '.join(_FORMATS)}")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     ranks = plan.hardware.world_size
     tallest = max(plan.rank_bytes()) or 1
-    figure, axes = pyplot.subplots(figsize=(max(5.0, 1.6 * ranks + 3.0), 5.5), layout="constrained")
+    figure = Figure(figsize=(max(5.0, 1.6 * ranks + 3.0), 5.5), layout="constrained")
+    axes = figure.subplots()
     heights = [0.0] * ranks
     for table in sorted(plan.tables, key=lambda table: -table.bytes):
         for shard in table.shards:
@@ -70,4 +71,3 @@ def draw_plan(plan: TablePlan, path: Path) -> None:
     )
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)

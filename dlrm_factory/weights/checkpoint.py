@@ -88,7 +88,10 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """The checkpoint at ``path``, checked against the declaration it carries."""
+    """Open the checkpoint at ``path``, checked against the declaration it carries; tables stay on disk.
+
+    WeightsError if the file is missing, damaged or misshapen.
+    """
     return Checkpoint(Path(path))
 
 

@@ -82,7 +82,7 @@ CUTE = frozenset(
         "crowded",
         "pour_into",
         "pour",
-        "SplitChunk",
+        "SidedChunk",
         "encode_single_valued",
         "_TELLING",
         "TELLING",

@@ -33,7 +33,6 @@ __all__ = [
     "check_listing",
     "check_manifest",
     "list_folder",
-    "list_tar",
     "read_archive_listing",
     "read_text",
     "tar_members",
@@ -41,6 +40,14 @@ __all__ = [
 
 TAR_SUFFIX = ".tar.gz"
 _BROKEN = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError)
+
+_MAX_ENTRIES = 10_000
+_MAX_BYTES = 16 << 40  # a whole archive, unpacked
+_MAX_TEXT = 16 << 20  # a file that is read here or imported by a worker
+_TEXT = (".py", ".yaml", ".yml", ".json", ".txt")
+_CONFIG_FILE = "model-config.yaml"
+_CREATED = re.compile(r"\d\d/\d\d/\d{4} \d\d:\d\d:\d\d")
+_NUMBERS = re.compile(r"[0-9]+(\.[0-9a-z]+)*")
 
 
 def list_tar(path: Path, *, max_files: int, max_bytes: int) -> dict[str, int]:
@@ -82,15 +89,6 @@ def _checked_name(path: Path, member: tarfile.TarInfo) -> str:
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE):
         raise ArchiveError(f'{path}: holds "{name}", which is not a plain file; do not use it')
     return name.partition("/")[2] or name
-
-
-_MAX_ENTRIES = 10_000
-_MAX_BYTES = 16 << 40  # a whole archive, unpacked
-_MAX_TEXT = 16 << 20  # a file that is read here or imported by a worker
-_TEXT = (".py", ".yaml", ".yml", ".json", ".txt")
-_CONFIG_FILE = "model-config.yaml"
-_CREATED = re.compile(r"\d\d/\d\d/\d{4} \d\d:\d\d:\d\d")
-_NUMBERS = re.compile(r"[0-9]+(\.[0-9a-z]+)*")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,15 +32,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MANIFEST",
-    "ArchiveFormat",
     "archive_model",
     "check_names",
-    "manifest_json",
 ]
 
 # The archiver's own rule for model names; a version is a part of URLs.
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-.]*")
 _VERSION = re.compile(r"[A-Za-z0-9_\-.]+")
+
+ArchiveFormat = Literal["default", "directory"]
+_BLOCK = 8 << 20
+# Weights hardly compress, and deflating them takes minutes a gigabyte.
+_STORED = (".bin", ".safetensors")
+_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def check_names(model_name: str, version: str) -> None:
@@ -69,14 +73,6 @@ def manifest_json(model_name: str, version: str) -> str:
         moment = datetime.fromtimestamp(int(epoch), tz=timezone.utc)
         manifest["createdOn"] = moment.strftime("%d/%m/%Y %H:%M:%S")
     return json.dumps(manifest, indent=2)
-
-
-ArchiveFormat = Literal["default", "directory"]
-
-_BLOCK = 8 << 20
-# Weights hardly compress, and deflating them takes minutes a gigabyte.
-_STORED = (".bin", ".safetensors")
-_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def archive_model(

@@ -41,6 +41,15 @@ __all__ = [
 # holds that nothing packed imports it but the front doors, and that what is packed keeps to a server's packages.
 LEFT_OUT = "tools"
 
+MODEL_CONFIG_FILE = "model-config.yaml"
+_HEAD = """\
+# How TorchServe runs this model, from `serving` and `sharding.device` of declaration.yaml.
+# What stands here wins over config.properties.
+"""
+_MAX_FIGURE = 200  # characters
+Progress = Callable[[int, int], None]
+Weights = Checkpoint | SealedWeights
+
 
 def pack_code(folder: Path) -> None:
     """Copy the packages into ``folder``, and the handler file to its root, where TorchServe looks for it."""
@@ -69,14 +78,6 @@ def _copy_package(source: Path, target: Path, *, leave_out: frozenset[str]) -> N
     shutil.copytree(source, target, ignore=ignored, copy_function=shutil.copyfile)
 
 
-MODEL_CONFIG_FILE = "model-config.yaml"
-
-_HEAD = """\
-# How TorchServe runs this model, from `serving` and `sharding.device` of declaration.yaml.
-# What stands here wins over config.properties.
-"""
-
-
 def model_config(declaration: DLRMDeclaration) -> str:
     """The file's text: one key of TorchServe's a line, each with its meaning."""
     serving = declaration.serving
@@ -94,12 +95,6 @@ def model_config(declaration: DLRMDeclaration) -> str:
         ),
     ]
     return _HEAD + "".join(f"{key}: {value}  # {meaning}\n" for key, value, meaning in lines)
-
-
-_MAX_FIGURE = 200  # characters
-
-Progress = Callable[[int, int], None]
-Weights = Checkpoint | SealedWeights
 
 
 def stage(weights: Path, folder: Path, *, force: bool = False, progress: Progress | None = None) -> None:

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from dlrm_factory.tools.archive.verification import Verification
 
 __all__ = [
-    "MaxAucLoss",
-    "MaxDifference",
-    "MaxDrift",
-    "MinOverlap",
     "archive",
     "stage",
     "verify",

@@ -17,10 +17,9 @@ from dlrm_factory.tools.cli.declarations import declaration_of
 
 __all__ = [
     "bench",
-    "decode",
-    "handle",
-    "score",
 ]
+
+bench = typer.Typer(help="Measure the server, the workers' memory and the parts.", no_args_is_help=True)
 
 
 def decode(
@@ -178,6 +177,5 @@ def handle(
     )
 
 
-bench = typer.Typer(help="Measure the server, the workers' memory and the parts.", no_args_is_help=True)
 for _command in (decode, score, handle, http, memory):
     bench.command()(_command)

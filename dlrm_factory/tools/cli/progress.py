@@ -44,6 +44,8 @@ __all__ = [
     "training_progress",
 ]
 
+_COMPILED = "dlrm_factory.compiled"
+
 
 @contextmanager
 def byte_progress(description: str) -> Iterator[Callable[[int, int], None]]:
@@ -170,9 +172,6 @@ class LoadProgress(Watcher):
     def window_ended(self) -> None:
         if self._meter:
             self._meter.end()
-
-
-_COMPILED = "dlrm_factory.compiled"
 
 
 class WorkerWait:

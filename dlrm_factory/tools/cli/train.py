@@ -32,11 +32,7 @@ if TYPE_CHECKING:
     from dlrm_factory.tools.training import Progress, TrainingReport
 
 __all__ = [
-    "TrainingCall",
-    "leads",
     "train",
-    "train_rank",
-    "train_spawned_rank",
 ]
 
 

@@ -41,14 +41,19 @@ __all__ = [
     "belongs_to",
     "finish",
     "foreign_answer",
-    "read_description",
-    "read_explanations",
-    "read_ranking",
-    "read_scores",
     "with_request_id",
 ]
 
 Float32 = npt.NDArray[np.float32]
+
+# TorchServe sets X-Request-Id itself, to an id of its own.
+REQUEST_ID_HEADER = "x-dlrm-request-id"
+T = TypeVar("T")
+Output = Literal["probability", "logit"]
+# Or a table of pandas, polars or PyArrow, for either.
+Rows = Sequence[Mapping[str, Any]] | Any
+Columns = Mapping[str, Any] | Any
+_JSON = {"Content-Type": "application/json", "Accept": "application/json"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +138,6 @@ def read_description(answer: Any) -> ModelDescription:
     )
 
 
-# TorchServe sets X-Request-Id itself, to an id of its own.
-REQUEST_ID_HEADER = "x-dlrm-request-id"
-
-
 def with_request_id(request: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of an httpx request with a new id in its headers."""
     return {**request, "headers": {**request.get("headers", {}), REQUEST_ID_HEADER: secrets.token_hex(8)}}
@@ -151,15 +152,6 @@ def belongs_to(response: httpx.Response, request: dict[str, Any]) -> bool:
 def foreign_answer(response: httpx.Response) -> httpx.RemoteProtocolError:
     """Make the error for an answer that belongs to another request: as if the connection had broken."""
     return httpx.RemoteProtocolError("the answer belongs to another request", request=response.request)
-
-
-T = TypeVar("T")
-Output = Literal["probability", "logit"]
-# Or a table of pandas, polars or PyArrow, for either.
-Rows = Sequence[Mapping[str, Any]] | Any
-Columns = Mapping[str, Any] | Any
-
-_JSON = {"Content-Type": "application/json", "Accept": "application/json"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,8 @@ __all__ = [
     "error_of_silence",
 ]
 
+_MAX_CHARACTERS = 500
+
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
@@ -102,9 +104,6 @@ class NotReachable(ClientError):
 
 class TimedOut(NotReachable):
     """No answer came in time. The server may still be working on it, so it is not asked again."""
-
-
-_MAX_CHARACTERS = 500
 
 
 def error_of_answer(response: httpx.Response) -> ClientError:

@@ -29,6 +29,16 @@ __all__ = [
     "take_turns",
 ]
 
+TokenKind = Literal["inference", "management", "API"]
+# More than twice, because a program that does not wait for its turn may renew the token at the same time.
+_ATTEMPTS = 5
+# TorchServe writes the file in place, so for a moment a reader may meet half of it.
+_READS, _PAUSE_S = 4, 0.02
+# Whoever renews takes milliseconds; one that hangs must not keep the others for ever.
+_MAX_TURN_S = 15.0
+Pause = float  # seconds
+Flow = Generator[httpx.Request | Pause, httpx.Response | None, None]
+
 
 def is_loopback(url: str) -> bool:
     """True if ``url`` is on this machine."""
@@ -48,19 +58,6 @@ def address_problem(url: str) -> str | None:
     if parsed.scheme not in ("http", "https") or not parsed.host:
         return f"{url} is not like http://127.0.0.1:8080"
     return None
-
-
-TokenKind = Literal["inference", "management", "API"]
-
-# More than twice, because a program that does not wait for its turn may renew the token at the same time.
-_ATTEMPTS = 5
-# TorchServe writes the file in place, so for a moment a reader may meet half of it.
-_READS, _PAUSE_S = 4, 0.02
-# Whoever renews takes milliseconds; one that hangs must not keep the others for ever.
-_MAX_TURN_S = 15.0
-
-Pause = float  # seconds
-Flow = Generator[httpx.Request | Pause, httpx.Response | None, None]
 
 
 def read_key(key_file: Path, kind: TokenKind) -> str:

@@ -31,9 +31,6 @@ from dlrm_factory.tools.data.dataset import ClickDataset, Int64, slices
 
 __all__ = [
     "BASELINE",
-    "MAX_CATEGORIES",
-    "MAX_INDICATORS",
-    "Baseline",
     "Columns",
     "TreeObserver",
     "check_baseline",
@@ -47,6 +44,24 @@ Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
 
 _COLUMN_BLOCK = 65_536
+
+TreeObserver = Callable[[int, int], None]  # trees grown, and the most there will be
+BASELINE = "LightGBM"  # as people read it
+MAX_TREES = 1000
+PATIENCE = 30
+STOPPING_SHARE = 0.1
+_BLOCK = 16_384
+_MANY_ROWS = 100_000
+_PARAMETERS = {
+    "objective": "binary",
+    "metric": "binary_logloss",
+    "learning_rate": 0.1,
+    "num_leaves": 63,
+    "min_data_in_leaf": 50,
+    "deterministic": True,
+    "force_row_wise": True,
+    "verbosity": -1,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,27 +165,6 @@ def _sparse(name: str, weighted: bool, counts: Int64, longest: int) -> _Sparse:
     codes = np.full(len(counts), kept, dtype=np.int32)
     codes[order] = np.arange(kept, dtype=np.int32)
     return _Sparse(name=name, is_category=is_category, codes=codes, kept=kept, weighted=weighted)
-
-
-TreeObserver = Callable[[int, int], None]  # trees grown, and the most there will be
-
-BASELINE = "LightGBM"  # as people read it
-
-MAX_TREES = 1000
-PATIENCE = 30
-STOPPING_SHARE = 0.1
-_BLOCK = 16_384
-_MANY_ROWS = 100_000
-_PARAMETERS = {
-    "objective": "binary",
-    "metric": "binary_logloss",
-    "learning_rate": 0.1,
-    "num_leaves": 63,
-    "min_data_in_leaf": 50,
-    "deterministic": True,
-    "force_row_wise": True,
-    "verbosity": -1,
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,11 +28,12 @@ from dlrm_factory.tools.evaluation.slice_values import SliceValues
 from dlrm_factory.tools.metrics.metrics import AucDifference, auc, compare_aucs, log_loss
 
 __all__ = [
-    "Scored",
     "compare",
     "evaluate",
-    "score",
 ]
+
+_NOTABLE = 0.001  # of AUC: a significant difference below it is too small to pay for much
+Float32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +92,6 @@ def slice_values(declaration: DLRMDeclaration, column: str) -> SliceValues:
     )
 
 
-_NOTABLE = 0.001  # of AUC: a significant difference below it is too small to pay for much
-
-
 def compare(
     labels: npt.NDArray[np.uint8],
     model: npt.NDArray[np.float32],
@@ -131,9 +129,6 @@ def _judgement(one: str, other: str, found: AucDifference) -> str:
 
 def _undefined(one: str, other: str) -> str:
     return f"There are fewer than 2 clicks or fewer than 2 non-clicks, so {one} and {other} cannot be compared by AUC."
-
-
-Float32 = npt.NDArray[np.float32]
 
 
 def evaluate(

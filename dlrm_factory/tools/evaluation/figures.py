@@ -22,9 +22,6 @@ __all__ = [
     "CALIBRATION_BINS",
     "Curves",
     "Figures",
-    "Histogram",
-    "Reliability",
-    "Roc",
     "curves_of",
     "measure",
     "sigmoid",
@@ -35,6 +32,8 @@ Int64 = npt.NDArray[np.int64]
 
 _ROC_POINTS = 500
 _HISTOGRAM_BINS = 50
+
+CALIBRATION_BINS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,9 +117,6 @@ def _histogram(labels: npt.NDArray[np.uint8], scores: Float64) -> Histogram:
     edges = np.linspace(0.0, top, _HISTOGRAM_BINS + 1)
     clicks, others = (np.histogram(scores[labels == label], bins=edges)[0] for label in (1, 0))
     return Histogram(edges=edges, clicks=clicks.astype(np.int64), others=others.astype(np.int64))
-
-
-CALIBRATION_BINS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,34 @@ __all__ = [
 
 _UNDEFINED = "not defined"
 
+_SLICE_COLUMNS = (
+    "samples",
+    "base rate",
+    "AUC ± 95%",
+    "log-loss",
+    "normalised entropy",
+    "calibration",
+)
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 62rem; margin: 2rem auto;
+  padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }
+th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; overflow-wrap: anywhere; }
+thead th { border-bottom: 2px solid #888; }
+figure { display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top; max-width: 100%; }
+figure svg { max-width: 100%; height: auto; }
+.judgement { border-left: 4px solid #4c78a8; padding: .4rem 1rem; background: #f3f6fa; }
+.note { color: #555; font-size: .9rem; }
+"""
+_CAPTIONS = {
+    "roc": "ROC curve: share of clicks found against share of non-clicks taken along, over all thresholds",
+    "calibration": "Calibration: clicks against predicted clicks, in bins of about equally many samples",
+    "scores": "Scores of clicks and of non-clicks",
+    "learning": "Learning curve: log-loss and AUC over the training samples seen",
+}
+
 
 def figure_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     """Headings, and a row for each figure: its name, each model's value, the best reachable one where it is known."""
@@ -72,16 +100,6 @@ def _share_sentence(evaluation: Evaluation) -> str | None:
         return None
     name = evaluation.models[0].name
     return f"{name} comes {best.share:.1%} of the way from an AUC of 0.5 to the best reachable one."
-
-
-_SLICE_COLUMNS = (
-    "samples",
-    "base rate",
-    "AUC ± 95%",
-    "log-loss",
-    "normalised entropy",
-    "calibration",
-)
 
 
 def slice_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
@@ -130,28 +148,6 @@ _FIGURES: tuple[tuple[str, Callable[[Figures], str]], ...] = (
     ("calibration", lambda f: _number(f.calibration)),
     ("expected calibration error", lambda f: _number(f.calibration_error)),
 )
-
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 62rem; margin: 2rem auto;
-  padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }
-th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; overflow-wrap: anywhere; }
-thead th { border-bottom: 2px solid #888; }
-figure { display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top; max-width: 100%; }
-figure svg { max-width: 100%; height: auto; }
-.judgement { border-left: 4px solid #4c78a8; padding: .4rem 1rem; background: #f3f6fa; }
-.note { color: #555; font-size: .9rem; }
-"""
-
-_CAPTIONS = {
-    "roc": "ROC curve: share of clicks found against share of non-clicks taken along, over all thresholds",
-    "calibration": "Calibration: clicks against predicted clicks, in bins of about equally many samples",
-    "scores": "Scores of clicks and of non-clicks",
-    "learning": "Learning curve: log-loss and AUC over the training samples seen",
-}
 
 
 def page(evaluation: Evaluation, pictures: Mapping[str, str]) -> str:

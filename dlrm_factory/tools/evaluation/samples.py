@@ -28,11 +28,8 @@ from dlrm_factory.tools.evaluation.models import EvaluatedModel
 from dlrm_factory.weights.held_out import HeldOut
 
 __all__ = [
-    "Block",
-    "Encoder",
     "EvaluationSource",
     "Samples",
-    "chunks_of_files",
     "samples_of",
 ]
 

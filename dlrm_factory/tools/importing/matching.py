@@ -19,16 +19,8 @@ from dlrm_factory.tools.importing.opening import BEST, SourceFormat
 from dlrm_factory.tools.importing.weights import Piece, Source, SourceWeight
 
 __all__ = [
-    "DLRM_S",
-    "OPTIMIZERS",
-    "SNAPSHOT",
-    "TORCHREC",
-    "WRAPPERS",
     "Matched",
     "Named",
-    "Naming",
-    "Stripped",
-    "ignored_names",
     "match",
     "name_weights",
     "names_of",
@@ -57,6 +49,33 @@ OPTIMIZERS = ("optimizer", "optimizers", "optimizer_state_dict", "opt_state_dict
 
 _ROOTS = ("sparse_arch", "dense_arch", "inter_arch", "over_arch", "emb_l", "bot_l", "top_l", "v_W_l")
 _ANCHOR = re.compile(rf"(?:^|\.)(?:{'|'.join(_ROOTS)})\.")
+
+Naming = Literal["torchrec", "dlrm_s_pytorch", "snapshot"]
+_OURS = f"{EMBEDDINGS_PREFIX}.{{table}}.weight"
+_Rule = tuple[str, str]  # (ours, the source's)
+# {table}: a table's name; {number}: its place; {name}: all of a name that no other rule has; {i}: a layer, from 0;
+# {twice}: 2 * i, as a Sequential counts that has an activation after each layer; {last}: 2 * (layers - 1);
+# {kind}: weight or bias.
+TORCHREC: tuple[_Rule, ...] = ((_OURS, _OURS), ("{name}", "{name}"))
+DLRM_S: tuple[_Rule, ...] = (
+    (_OURS, "emb_l.{number}.weight"),
+    ("dense_arch.model._mlp.{i}._linear.{kind}", "bot_l.{twice}.{kind}"),
+    ("over_arch.model.0._mlp.{i}._linear.{kind}", "top_l.{twice}.{kind}"),
+    ("over_arch.model.1.{kind}", "top_l.{last}.{kind}"),
+)
+# Of `dlrm train --checkpoint-dir`.
+SNAPSHOT: tuple[_Rule, ...] = ((_OURS, "tables/{table}/weight"), ("{name}", "dense/{name}"))
+_RULES: dict[Naming, tuple[_Rule, ...]] = {
+    "torchrec": TORCHREC,
+    "dlrm_s_pytorch": DLRM_S,
+    "snapshot": SNAPSHOT,
+}
+# Buffers that older versions kept in the state dict; they follow from the sizes.
+_BUFFERS = ("inter_arch.triu_indices",)
+_MAX_PROBLEMS = 3  # of one weight; the rest is alike
+Span = tuple[int, int]
+_MAX_SHOWN = 20
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,33 +125,6 @@ def _prefix(name: str) -> str | None:
     start = match.start() + (name[match.start()] == ".")
     prefix = name[:start]
     return prefix if all(part in WRAPPERS for part in prefix.split(".")[:-1]) else None
-
-
-Naming = Literal["torchrec", "dlrm_s_pytorch", "snapshot"]
-
-_OURS = f"{EMBEDDINGS_PREFIX}.{{table}}.weight"
-_Rule = tuple[str, str]  # (ours, the source's)
-
-# {table}: a table's name; {number}: its place; {name}: all of a name that no other rule has; {i}: a layer, from 0;
-# {twice}: 2 * i, as a Sequential counts that has an activation after each layer; {last}: 2 * (layers - 1);
-# {kind}: weight or bias.
-TORCHREC: tuple[_Rule, ...] = ((_OURS, _OURS), ("{name}", "{name}"))
-DLRM_S: tuple[_Rule, ...] = (
-    (_OURS, "emb_l.{number}.weight"),
-    ("dense_arch.model._mlp.{i}._linear.{kind}", "bot_l.{twice}.{kind}"),
-    ("over_arch.model.0._mlp.{i}._linear.{kind}", "top_l.{twice}.{kind}"),
-    ("over_arch.model.1.{kind}", "top_l.{last}.{kind}"),
-)
-# Of `dlrm train --checkpoint-dir`.
-SNAPSHOT: tuple[_Rule, ...] = ((_OURS, "tables/{table}/weight"), ("{name}", "dense/{name}"))
-
-_RULES: dict[Naming, tuple[_Rule, ...]] = {
-    "torchrec": TORCHREC,
-    "dlrm_s_pytorch": DLRM_S,
-    "snapshot": SNAPSHOT,
-}
-# Buffers that older versions kept in the state dict; they follow from the sizes.
-_BUFFERS = ("inter_arch.triu_indices",)
 
 
 def names_of(naming: Naming, declaration: DLRMDeclaration, ours: Iterable[str]) -> dict[str, str]:
@@ -192,10 +184,6 @@ def _spelled(rule: _Rule, declaration: DLRMDeclaration) -> list[_Rule]:
         for i in steps
         for kind in ("weight", "bias")
     ]
-
-
-_MAX_PROBLEMS = 3  # of one weight; the rest is alike
-Span = tuple[int, int]
 
 
 def tiling_problems(weight: SourceWeight) -> list[str]:
@@ -265,10 +253,6 @@ def _missing(weight: SourceWeight, rows: Span, columns: Span, width: int) -> str
 
 def _shown(what: str, first: int, last: int) -> str:
     return f"{what} {first} to {last - 1}"
-
-
-_MAX_SHOWN = 20
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,13 +27,29 @@ from dlrm_factory.tools.importing.weights import Piece, Scratch, Source, SourceW
 __all__ = [
     "BEST",
     "SourceFormat",
-    "join_columns",
     "open_source",
-    "read_safetensors",
 ]
 
 BEST = "best/"  # what early stopping keeps
 _PART = re.compile(r"(tables/.+/weight)/columns-(\d{1,9})-(\d{1,9})")
+
+_PLACES = "DCP_SHARDING_INFO"
+_OWN_METADATA = "dlrm"
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+SourceFormat = Literal["auto", "torchrec", "dlrm_s_pytorch", "dcp", "safetensors"]
+_TORCH_ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
+_MAX_HEADER = 100 << 20  # what safetensors itself takes
 
 
 def join_columns(source: Source) -> Source:
@@ -60,22 +76,6 @@ def join_columns(source: Source) -> Source:
 
 def _moved(piece: Piece, columns: int) -> Piece:
     return replace(piece, offsets=(piece.offsets[0], piece.offsets[1] + columns))
-
-
-_PLACES = "DCP_SHARDING_INFO"
-_OWN_METADATA = "dlrm"
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 class _Place(msgspec.Struct):
@@ -140,12 +140,6 @@ def _places(metadata: dict[str, str], path: Path) -> dict[str, _Place]:
 
 def _loader(file: Any, name: str) -> Callable[[], torch.Tensor]:
     return lambda: file.get_tensor(name)
-
-
-SourceFormat = Literal["auto", "torchrec", "dlrm_s_pytorch", "dcp", "safetensors"]
-
-_TORCH_ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
-_MAX_HEADER = 100 << 20  # what safetensors itself takes
 
 
 def open_source(paths: Sequence[Path], source_format: SourceFormat, scratch: Scratch) -> Source:

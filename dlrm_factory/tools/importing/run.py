@@ -26,8 +26,15 @@ __all__ = [
     "first_declaration",
     "first_declaration_text",
     "import_weights",
-    "read_vocabularies",
 ]
+
+Progress = Callable[[int, int], None]
+_LOOK_OVER = """\
+# A first declaration, from the shapes of {source}. Look over:
+# - the order of the tables: it must be that in which the model was built, or every score is wrong
+# - the names of the features, and how they are prepared (ids, transform, default)
+# - pooling, and features that share a table, which the weights do not tell
+"""
 
 
 def read_vocabularies(files: Mapping[str, Path], declaration: DLRMDeclaration) -> Vocabularies | None:
@@ -81,16 +88,6 @@ def _ids(path: Path, table: str, declaration: DLRMDeclaration) -> list[str]:
     return ids
 
 
-Progress = Callable[[int, int], None]
-
-_LOOK_OVER = """\
-# A first declaration, from the shapes of {source}. Look over:
-# - the order of the tables: it must be that in which the model was built, or every score is wrong
-# - the names of the features, and how they are prepared (ids, transform, default)
-# - pooling, and features that share a table, which the weights do not tell
-"""
-
-
 class ImportReport(msgspec.Struct, frozen=True, kw_only=True):
     """Summary of an import.
 
@@ -125,6 +122,9 @@ def import_weights(
 
     Args:
         paths: a file, the files of all ranks, or a folder.
+        declaration: the model, its tables in the order in which it was built.
+        output: the safetensors file to write.
+        source_format: the kind of ``paths``; auto looks at them.
         vocabularies: by table, a text file with one id a line, in the order of the rows.
         progress: called with bytes done and in all.
 
@@ -158,9 +158,15 @@ def import_weights(
 def first_declaration(
     paths: Sequence[Path], beside: Path, *, source_format: SourceFormat = "auto"
 ) -> DLRMDeclaration:
-    """A declaration to start from, out of the names and shapes in ``paths``. ``beside``: a folder to work in.
+    """Derive a declaration to start from, out of the names and shapes of weights.
 
-    WeightsError if they cannot be loaded safely, or are of no model that can be declared.
+    Args:
+        paths: a file, the files of all ranks, or a folder.
+        beside: a folder on disk to work in.
+        source_format: the kind of ``paths``; auto looks at them.
+
+    Raises:
+        WeightsError: the weights cannot be loaded safely, or are of no model that can be declared.
     """
     with Scratch(beside) as scratch:
         source = open_source(paths, source_format, scratch)

@@ -20,7 +20,6 @@ from dlrm_factory.errors import WeightsError
 
 __all__ = [
     "REMEDY",
-    "STAND_INS",
     "Record",
     "SavedDTensor",
     "SavedLocalShards",
@@ -28,9 +27,18 @@ __all__ = [
     "SavedShardedTensor",
     "SavedTensor",
     "is_torch_file",
-    "only_stand_ins",
     "read_torch_file",
 ]
+
+_TORCH = "torch.distributed"
+_ZIP = b"PK\x03\x04"
+_OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch before 1.6: a pickled magic number, then pickles and tensors
+_MAX_PICKLE = 256 << 20
+_MAX_MEMBERS = 200_000
+REMEDY = """save its weights in a form that holds no program, where the model is at hand:
+    import torch.distributed.checkpoint as dcp
+    state = {name: t for name, t in model.state_dict().items()}
+    dcp.save(state, checkpoint_id="weights_folder")  # on every rank; or, unsharded, safetensors.torch.save_file"""
 
 
 class Record:
@@ -94,7 +102,6 @@ def _member(owner: Any, name: Any) -> Any:
     raise TypeError(f"getattr of {owner!r}")
 
 
-_TORCH = "torch.distributed"
 # The only globals that a file may name, beside torch's own for plain tensors.
 STAND_INS: dict[str, Any] = {
     f"{_TORCH}._shard.sharded_tensor.api.ShardedTensor": SavedShardedTensor,
@@ -153,17 +160,6 @@ def only_stand_ins() -> Iterator[None]:
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(before)
-
-
-_ZIP = b"PK\x03\x04"
-_OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch before 1.6: a pickled magic number, then pickles and tensors
-_MAX_PICKLE = 256 << 20
-_MAX_MEMBERS = 200_000
-
-REMEDY = """save its weights in a form that holds no program, where the model is at hand:
-    import torch.distributed.checkpoint as dcp
-    state = {name: t for name, t in model.state_dict().items()}
-    dcp.save(state, checkpoint_id="weights_folder")  # on every rank; or, unsharded, safetensors.torch.save_file"""
 
 
 def is_torch_file(path: Path) -> bool:

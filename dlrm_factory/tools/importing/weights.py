@@ -26,6 +26,10 @@ __all__ = [
 
 Shape = tuple[int, ...]
 
+_SMALL = 1 << 20  # elements; below it a tensor is made in memory
+_COPY = 16 << 20
+_BLOCK = 4 << 20  # elements
+
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
@@ -77,10 +81,6 @@ def whole_piece(shape: Iterable[int], origin: str, load: Callable[[], torch.Tens
     if any(size < 0 for size in shape):
         raise WeightsError(f"{origin}: holds a weight with the shape {shape}; the file is damaged")
     return Piece(offsets=(0,) * len(shape), shape=shape, origin=origin, load=load)
-
-
-_SMALL = 1 << 20  # elements; below it a tensor is made in memory
-_COPY = 16 << 20
 
 
 class Scratch:
@@ -142,9 +142,6 @@ class Scratch:
     def _path(self) -> Path:
         self._made += 1
         return self._folder / str(self._made)
-
-
-_BLOCK = 4 << 20  # elements
 
 
 def float_tensor(

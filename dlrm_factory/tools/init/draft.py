@@ -23,12 +23,13 @@ from dlrm_factory.tools.init.roles import Role, as_dense, embedding_dim, layer_s
 
 __all__ = [
     "Draft",
-    "declaration_text",
     "draft_declaration",
     "passes",
 ]
 
 _FEW, _MANY, _VERY_MANY = 2_000, 1_000_000, 10_000_000
+
+_WIDTH = 10**6  # never fold a line
 
 
 def passes(rows: int) -> list[str]:
@@ -69,9 +70,6 @@ def passes(rows: int) -> list[str]:
         f"evaluate_every: {max(rows // batch // 10, 1)}",
         "learning_rate_decay: linear",
     ]
-
-
-_WIDTH = 10**6  # never fold a line
 
 
 def declaration_text(
@@ -209,12 +207,14 @@ def draft_declaration(
     file_format: FileFormat = "auto",
     observe: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> Draft:
-    """A first declaration for the data in ``paths``, which loads and trains as it is.
+    """Draft a first declaration for the data in ``paths``, which loads and trains as it is.
 
     Args:
+        paths: CSV, Parquet or Criteo files, or folders of them.
         label: a column of 0 and 1, or a comparison such as ``rating >= 4``.
         rows: look at the first so many only.
-        observe: told of the rows done and, if known, of how many there are.
+        file_format: of the files; auto goes by their names and first lines.
+        observe: called with the rows done and, if known, their number in all.
 
     Raises:
         DataError: the files cannot be read, the label is none, or no column can be a feature.

@@ -15,16 +15,25 @@ from dlrm_factory.features.arrow import is_list, is_number, is_text
 from dlrm_factory.features.ids import mix_int64
 
 __all__ = [
-    "MAX_EXACT",
     "ColumnProfile",
     "Distinct",
-    "NumberSample",
 ]
 
 UInt64 = npt.NDArray[np.uint64]
 
 MAX_EXACT = 1 << 20
 _BITS = 14  # 16,384 registers: a standard error of 1.04 / sqrt(16384) = 0.8%
+
+Float64 = npt.NDArray[np.float64]
+_MAX_KEPT = 1 << 18
+Int64 = npt.NDArray[np.int64]
+_NUMBER = r"^\s*-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*$"
+_WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"  # as an id is written: no leading zero, no decimal point
+_ZEROS = r"^-?0[0-9]"
+_ISO = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([ Tt].*)?$"
+_NO_NUMBER = ("nan", "na", "n/a", "null", "none")
+_BOOLEAN = ("true", "false")
+_EXAMPLES = 5
 
 
 class Distinct:
@@ -71,11 +80,6 @@ def _first_one(bits: UInt64) -> npt.NDArray[np.uint8]:
     return np.where(bits >> np.uint64(11) == 0, 64 - _BITS + 1, places).astype(np.uint8)
 
 
-Float64 = npt.NDArray[np.float64]
-
-_MAX_KEPT = 1 << 18
-
-
 class NumberSample:
     """Least and greatest of all numbers; quantiles of every k-th one, where k grows with the data."""
 
@@ -108,17 +112,6 @@ class NumberSample:
     def long_tailed(self) -> bool:
         """Mostly small and none much below 0, with some at least eight times the median: counts, prices."""
         return self.least > -10 and self.quantile(0.99) >= 8 * max(self.quantile(0.5), 1)
-
-
-Int64 = npt.NDArray[np.int64]
-
-_NUMBER = r"^\s*-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*$"
-_WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"  # as an id is written: no leading zero, no decimal point
-_ZEROS = r"^-?0[0-9]"
-_ISO = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([ Tt].*)?$"
-_NO_NUMBER = ("nan", "na", "n/a", "null", "none")
-_BOOLEAN = ("true", "false")
-_EXAMPLES = 5
 
 
 @dataclass(slots=True)

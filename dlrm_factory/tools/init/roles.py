@@ -13,16 +13,11 @@ from dlrm_factory.features import shown
 from dlrm_factory.tools.init.profile import ColumnProfile
 
 __all__ = [
-    "MAX_VOCABULARY",
     "Role",
     "as_dense",
     "bag_length",
     "embedding_dim",
-    "is_feature_name",
-    "is_numeric",
     "layer_sizes",
-    "names_id",
-    "names_time",
     "role_of",
     "table_rows",
 ]
@@ -41,6 +36,23 @@ _ID = frozenset(
     )
 )  # fmt: skip
 _TIME = frozenset(["time", "timestamp", "ts", "date", "datetime", "day", "created", "updated", "at", "when"])
+
+MAX_VOCABULARY = 1_000_000  # more ids are hashed
+_STEPS = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
+_MAX_ROWS = 2**31 - 1
+_DIMS = (8, 16, 32, 64)
+_CODES = 64  # whole numbers with so few values and hardly a gap are codes
+_UNIQUE_ROWS = 20
+_UNIQUE_BEGINNING = 1000  # in a short beginning an id may well not have come again yet
+_NUMERIC = 0.95  # of the cells, for a column of numbers with mistakes
+_SEPARATED = 0.05
+_EPOCHS = (
+    (6e8, 2.5e9),
+    (6e11, 2.5e12),
+    (6e14, 2.5e15),
+    (6e17, 2.5e18),
+)  # s, ms, us, ns since 1970: 1989 to 2049
+_DATES = (19_000_101, 21_001_231)  # 20260131
 
 
 def is_feature_name(name: str) -> bool:
@@ -61,12 +73,6 @@ def names_time(name: str) -> bool:
 def _last(name: str) -> str:
     words = [word.lower() for word in _WORD.findall(name)]
     return words[-1] if words else ""
-
-
-MAX_VOCABULARY = 1_000_000  # more ids are hashed
-_STEPS = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
-_MAX_ROWS = 2**31 - 1
-_DIMS = (8, 16, 32, 64)
 
 
 def table_rows(ids: int, room: float = 1.2) -> int:
@@ -96,20 +102,6 @@ def layer_sizes(dim: int) -> tuple[list[int], list[int]]:
 def _rounded_up(number: float) -> int:
     power = 10 ** math.floor(math.log10(number))
     return next(math.ceil(step * power) for step in _STEPS if step * power >= number)
-
-
-_CODES = 64  # whole numbers with so few values and hardly a gap are codes
-_UNIQUE_ROWS = 20
-_UNIQUE_BEGINNING = 1000  # in a short beginning an id may well not have come again yet
-_NUMERIC = 0.95  # of the cells, for a column of numbers with mistakes
-_SEPARATED = 0.05
-_EPOCHS = (
-    (6e8, 2.5e9),
-    (6e11, 2.5e12),
-    (6e14, 2.5e15),
-    (6e17, 2.5e18),
-)  # s, ms, us, ns since 1970: 1989 to 2049
-_DATES = (19_000_101, 21_001_231)  # 20260131
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

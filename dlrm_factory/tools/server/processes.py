@@ -33,6 +33,8 @@ MARK = "DLRM_SERVER_RUN_DIR"
 _JAVA_GRACE_S = 30.0
 _WORKER_GRACE_S = 3.0
 
+_LAUNCHER_TIMEOUT_S = 60
+
 
 def is_running(state: ServerState) -> bool:
     """True if the Java process of ``state`` is alive; a zombie or a reused pid is not."""
@@ -107,9 +109,6 @@ def _lives(process: psutil.Process) -> bool:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False
-
-
-_LAUNCHER_TIMEOUT_S = 60
 
 
 def launch(

@@ -27,7 +27,6 @@ __all__ = [
     "wait_for_models",
     "wait_for_server",
     "wait_for_workers",
-    "wait_until_answering",
     "worker_lines",
 ]
 
@@ -47,6 +46,16 @@ _MAX_LINES = 8
 # What a worker says when it compiles, or waits for another process that does.
 _COMPILES = ("Compiling the dense parts ", "Waiting for another process, which compiles ")
 _COMPILING = "compiling the model's dense parts, about 30 s, once for this machine"
+
+_POLL_S = 0.2
+# Between TorchServe's word that a load failed and the last line of the worker's traceback.
+_LOG_LAG_S = 1.0
+# A ready worker answers in milliseconds; this leaves time for a full queue before it.
+_MAX_ANSWER_S = 60.0
+# TorchServe hears of a worker's end sooner than this.
+_MAX_ENDED_S = 5.0
+# Workers that are started anew beside a failed thread have been seen to get no requests either.
+_RESTART = "Start the server again: `dlrm stop`, then `dlrm serve`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,15 +174,6 @@ def _size(path: Path) -> int:
         return 0
 
 
-_POLL_S = 0.2
-# Between TorchServe's word that a load failed and the last line of the worker's traceback.
-_LOG_LAG_S = 1.0
-# A ready worker answers in milliseconds; this leaves time for a full queue before it.
-_MAX_ANSWER_S = 60.0
-# TorchServe hears of a worker's end sooner than this.
-_MAX_ENDED_S = 5.0
-
-
 class NotAnswering(ServingError):
     """A model that TorchServe calls ready and that does not answer: only a new start of the server helps."""
 
@@ -283,10 +283,6 @@ def wait_until_answering(
         f'model "{model}" does not answer: TorchServe calls its workers ready, but none has answered within '
         f"{end - start:.0f} s. {_RESTART}"
     )
-
-
-# Workers that are started anew beside a failed thread have been seen to get no requests either.
-_RESTART = "Start the server again: `dlrm stop`, then `dlrm serve`"
 
 
 def _check_ended(model: str, ended: Sequence[Worker], since: dict[int, float]) -> None:

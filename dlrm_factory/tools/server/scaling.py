@@ -20,7 +20,13 @@ from dlrm_factory.tools.server.readiness import LogMarks, NotAnswering, Progress
 from dlrm_factory.tools.server.rundir import ServerState
 from dlrm_factory.tools.server.server import running_server
 
-__all__ = ["Drain", "Probe", "Scaled", "core_oversubscription", "scale_model", "scale_workers"]
+__all__ = [
+    "Drain",
+    "Scaled",
+    "core_oversubscription",
+    "scale_model",
+    "scale_workers",
+]
 
 # A worker that is at work on one batch for longer is ended all the same: its requests get a retryable error.
 MAX_DRAIN_S = 5.0

@@ -81,7 +81,18 @@ class RunningServer:
 
 
 def start_server(options: ServeOptions, tell: Callable[[Progress], None] = lambda _: None) -> RunningServer:
-    """Starts TorchServe, returns once every worker is ready. Raises ServingError, leaving nothing behind."""
+    """Start TorchServe as ``dlrm serve`` does; returns once every worker of every model is ready.
+
+    The server outlives this process; `stop_server` ends it.
+
+    Args:
+        options: models, ports, folders and limits.
+        tell: called with the progress.
+
+    Raises:
+        ServingError: no such archive, a port that is taken, a worker that dies while it loads, or a time-out.
+            Nothing is left behind.
+    """
     java = find_java()
     models = find_models(options.model_store, options.models)
     run_dir = RunDir.at(options.run_dir)
@@ -149,7 +160,14 @@ def _start(
 
 
 def stop_server(path: Path) -> int:
-    """Ends the server of the run directory at ``path`` with its workers; returns how many processes."""
+    """End the server of the run directory at ``path`` with its workers, as ``dlrm stop`` does.
+
+    Returns:
+        The number of processes ended; 0 if no server runs there.
+
+    Raises:
+        ServingError: a process does not end.
+    """
     run_dir = RunDir.at(path)
     state = run_dir.read_state()
     # First, so that whoever watches the server knows that its end is meant.

@@ -18,7 +18,6 @@ from dlrm_factory.tools.server.store import ServedModel
 __all__ = [
     "ENCODING",
     "LOG_CONFIG",
-    "Address",
     "ServerSettings",
     "base_config",
     "check_free",
@@ -39,6 +38,20 @@ _BLANK = " \t\f"
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _SEPARATOR = re.compile(r"((?:\\.|[^\\=:\s])*)[ \t\f]*[=:]?[ \t\f]*(.*)", re.DOTALL)
 _CONTROL = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
+
+LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
+# The repository's own file, here by a link: one source, in a checkout and where the package is installed.
+_SHIPPED = Path(__file__).with_name("config.properties")
+_ADDRESSES = {
+    "inference_address": ("inference", 8080, "--port"),
+    "management_address": ("management", 8081, "--management-port"),
+    "metrics_address": ("metrics", 8082, "--metrics-port"),
+}
+# TorchServe's default gRPC ports; nobody asked for them, so they must not keep a second server from starting.
+_GRPC_DEFAULTS = {"grpc_inference_port": "7070", "grpc_management_port": "7071"}
+# Relative paths mean "beside the file that says so", not "in the run directory", where TorchServe runs.
+_PATHS = ("keystore", "private_key_file", "certificate_file", "metrics_config", "cpp_log_config")
+_HTTP = re.compile(r"http://(?P<host>[^:/]+)(?::(?P<port>\d+))?/?", re.IGNORECASE)
 
 
 def load_properties(path: Path) -> dict[str, str]:
@@ -153,22 +166,6 @@ def holder_of(port: int) -> str:
         return f" by {psutil.Process(pids[0]).name()} (pid {pids[0]})" if pids else ""
     except (psutil.Error, OSError):
         return ""
-
-
-LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
-# The repository's own file, here by a link: one source, in a checkout and where the package is installed.
-_SHIPPED = Path(__file__).with_name("config.properties")
-
-_ADDRESSES = {
-    "inference_address": ("inference", 8080, "--port"),
-    "management_address": ("management", 8081, "--management-port"),
-    "metrics_address": ("metrics", 8082, "--metrics-port"),
-}
-# TorchServe's default gRPC ports; nobody asked for them, so they must not keep a second server from starting.
-_GRPC_DEFAULTS = {"grpc_inference_port": "7070", "grpc_management_port": "7071"}
-# Relative paths mean "beside the file that says so", not "in the run directory", where TorchServe runs.
-_PATHS = ("keystore", "private_key_file", "certificate_file", "metrics_config", "cpp_log_config")
-_HTTP = re.compile(r"http://(?P<host>[^:/]+)(?::(?P<port>\d+))?/?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)

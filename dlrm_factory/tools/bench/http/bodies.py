@@ -16,10 +16,8 @@ from dlrm_factory.config import DenseFeature, DLRMDeclaration, SparseFeature
 from dlrm_factory.errors import DataError
 
 __all__ = [
-    "SHAPES",
     "Body",
     "BodyFormat",
-    "Columns",
     "http_requests",
     "random_bodies",
     "random_columns",
@@ -33,6 +31,15 @@ _MISSING = 0.02  # share of cells left empty
 _ZIPF_SHIFT = 10.0
 _MAX_BAG = 5
 _BAGS_UP_TO = 100  # a higher max_length limits requests and says little of the data: one id then
+
+BodyFormat = Literal["columns", "rows", "torchserve"]
+SHAPES = ("1", "128", "512", "mlperf")
+# Enough that no cache on the way knows them all by heart, few enough to encode in a moment.
+_MAX_BODIES, _MAX_SAMPLES = 512, 20_000
+# MLPerf's DLRM queries rank 100 to 700 candidates, 270 on average; this beta distribution has that range and mean.
+_MIN_CANDIDATES, _MAX_CANDIDATES, _MEAN = 100, 700, 270
+_ALPHA = 1.2
+_BETA = _ALPHA * (_MAX_CANDIDATES - _MEAN) / (_MEAN - _MIN_CANDIDATES)
 
 
 def random_columns(declaration: DLRMDeclaration, size: int, rng: np.random.Generator) -> Columns:
@@ -84,19 +91,6 @@ def _ids(feature: SparseFeature, rows: int, size: int, rng: np.random.Generator)
         return list(numbers)
     name = feature.name.removesuffix("_id")
     return [f"{name}_{number}" for number in numbers]
-
-
-BodyFormat = Literal["columns", "rows", "torchserve"]
-
-SHAPES = ("1", "128", "512", "mlperf")
-
-# Enough that no cache on the way knows them all by heart, few enough to encode in a moment.
-_MAX_BODIES, _MAX_SAMPLES = 512, 20_000
-
-# MLPerf's DLRM queries rank 100 to 700 candidates, 270 on average; this beta distribution has that range and mean.
-_MIN_CANDIDATES, _MAX_CANDIDATES, _MEAN = 100, 700, 270
-_ALPHA = 1.2
-_BETA = _ALPHA * (_MAX_CANDIDATES - _MEAN) / (_MEAN - _MIN_CANDIDATES)
 
 
 @dataclass(frozen=True, kw_only=True)

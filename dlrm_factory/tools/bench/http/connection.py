@@ -9,12 +9,16 @@ from typing import Protocol, cast
 
 __all__ = [
     "Connection",
-    "Owner",
     "precise_event_loop",
 ]
 
 # epoll waits whole milliseconds, rounded up: a request due in 0.2 ms would be sent 0.8 ms late.
 _COARSE_S = 0.002
+
+_HEAD_END = b"\r\n\r\n"
+_LENGTH = b"\r\ncontent-length:"
+_CHUNKED = b"\r\ntransfer-encoding: chunked"
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 
 class _PreciseSelector(selectors.EpollSelector):
@@ -31,12 +35,6 @@ class _PreciseSelector(selectors.EpollSelector):
 def precise_event_loop() -> asyncio.AbstractEventLoop:
     """A new event loop on epoll."""
     return asyncio.SelectorEventLoop(_PreciseSelector())
-
-
-_HEAD_END = b"\r\n\r\n"
-_LENGTH = b"\r\ncontent-length:"
-_CHUNKED = b"\r\ntransfer-encoding: chunked"
-_LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 
 class Owner(Protocol):

@@ -29,6 +29,9 @@ _RUNS = 7
 _CLOSE_ENOUGH = 0.04  # of the rate: runs differ by more than that
 _OPEN_CONNECTIONS = 256
 
+_FORMATS = (".svg", ".png", ".pdf")
+_BLUE, _RED, _GREEN = "#4c78a8", "#e45756", "#54a24b"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -96,10 +99,6 @@ def _holds(outcome: Outcome, rate: float, bound_ms: float) -> bool:
     return kept_up and outcome.failed == 0 and outcome.latency_ms(99) <= bound_ms
 
 
-_FORMATS = (".svg", ".png", ".pdf")
-_BLUE, _RED, _GREEN = "#4c78a8", "#e45756", "#54a24b"
-
-
 def check_picture(path: Path) -> None:
     """DataError for a format that cannot be drawn: asked before the benchmark, not after it."""
     if path.suffix.lower() not in _FORMATS:
@@ -149,20 +148,12 @@ def _mark_percentiles(axes: Any, outcome: Outcome) -> None:
 
 
 def _figure(columns: int) -> tuple[Any, Any]:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(
-        1, columns, figsize=(5.5 * columns, 4.2), layout="constrained", squeeze=False
-    )
-    return figure, axes[0]
+    figure = Figure(figsize=(5.5 * columns, 4.2), layout="constrained")
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
 def _save(figure: Any, title: str, path: Path) -> None:
-    from matplotlib import pyplot
-
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)

@@ -38,13 +38,20 @@ from dlrm_factory.weights.seal import TABLE_FILE
 
 __all__ = [
     "MemoryReport",
-    "ScaledMemory",
-    "WorkerMemory",
     "measure_memory",
     "touching_bodies",
 ]
 
 _PAGE = 4096
+
+MODEL = "dlrm"
+# Each further worker may take this share of the tables, beyond what its imports take.
+ALLOWED_SHARE = 0.05
+_PORTS = ("inference_address", "management_address", "metrics_address", "grpc_inference_port")
+_LOADED = re.compile(r"Loaded the model in .* in (?P<seconds>[\d.]+) s")
+_TOUCHED = 0.98  # of the table file's pages; the last page of a table may hold no whole row
+_ROUND_S = 1.0
+_MAX_ROUNDS = 30
 
 
 def touching_bodies(declaration: DLRMDeclaration) -> list[Body]:
@@ -82,17 +89,6 @@ def _body(columns: dict[str, list[int]], start: int, size: int) -> Body:
         for name, rows in columns.items()
     }
     return Body(content=json.dumps({"inputs": inputs}).encode(), samples=size)
-
-
-MODEL = "dlrm"
-# Each further worker may take this share of the tables, beyond what its imports take.
-ALLOWED_SHARE = 0.05
-
-_PORTS = ("inference_address", "management_address", "metrics_address", "grpc_inference_port")
-_LOADED = re.compile(r"Loaded the model in .* in (?P<seconds>[\d.]+) s")
-_TOUCHED = 0.98  # of the table file's pages; the last page of a table may hold no whole row
-_ROUND_S = 1.0
-_MAX_ROUNDS = 30
 
 
 @dataclass(frozen=True, kw_only=True)

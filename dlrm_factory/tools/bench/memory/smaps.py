@@ -24,6 +24,18 @@ __all__ = [
 _FIELD = re.compile(r"^(\w+): +(\d+) kB$")
 _MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ *(?P<path>.*)$")
 
+# TorchServe's worker and the archive's handler, as a worker imports them, and then nothing.
+_PROGRAM = """
+import gc, importlib, sys
+sys.path.insert(0, sys.argv[1])
+import ts.model_service_worker, ts.model_loader, ts.service
+importlib.import_module("dlrm_handler")
+import torch
+gc.collect()
+print("imported", flush=True)
+sys.stdin.read()
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
@@ -96,19 +108,6 @@ def _smaps(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise ServingError(f"the memory of process {pid} cannot be read: {error.strerror}") from error
-
-
-# TorchServe's worker and the archive's handler, as a worker imports them, and then nothing.
-_PROGRAM = """
-import gc, importlib, sys
-sys.path.insert(0, sys.argv[1])
-import ts.model_service_worker, ts.model_loader, ts.service
-importlib.import_module("dlrm_handler")
-import torch
-gc.collect()
-print("imported", flush=True)
-sys.stdin.read()
-"""
 
 
 @contextmanager
