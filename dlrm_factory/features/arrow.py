@@ -99,8 +99,7 @@ def plain_column(column: Any) -> Any:
 
 def decoded(column: Any) -> Any:
     """Decode a dictionary of anything but text, whose distinct values are worth keeping."""
-    types = pyarrow().types
-    if types.is_dictionary(column.type) and not is_text(column.type):
+    if pyarrow().types.is_dictionary(column.type) and not is_text(column.type):
         return column.dictionary_decode()
     return column
 
@@ -122,12 +121,12 @@ def integers(column: Any) -> Int64:
     return values.astype(np.int64, copy=False)
 
 
-def above_int64(column: Any) -> npt.NDArray[np.bool_]:
-    """Mask, bool [n], of the integers over 2**63 - 1 in a column without nulls; bool [0] if its type has none."""
+def above_int64(column: Any) -> npt.NDArray[np.bool_] | None:
+    """Mask, bool [n], of the integers over 2**63 - 1 in a column without nulls; None if there are none."""
     if not pyarrow().types.is_uint64(column.type):
-        return np.empty(0, dtype=np.bool_)
+        return None
     over: npt.NDArray[np.bool_] = column.to_numpy(zero_copy_only=True) > np.uint64(INT64_MAX)
-    return over
+    return over if over.any() else None
 
 
 def flatten_column(column: Any) -> tuple[Any, Lengths]:
@@ -136,11 +135,13 @@ def flatten_column(column: Any) -> tuple[Any, Lengths]:
     A list is a bag, whose nulls stay among the values; any other value is a bag of one; a null is an empty bag. A
     dictionary of values or of a list's values is decoded unless it is of text.
     """
-    column = decoded(column)
-    if is_list(column.type):
-        lengths = pyarrow().compute.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=True)
-        # Not `values`: flatten leaves out what a sliced array or a null list hides.
-        return decoded(column.flatten()), lengths
+    # Integers are the most frequent: one question is enough for them.
+    if not pyarrow().types.is_integer(column.type):
+        column = decoded(column)
+        if is_list(column.type):
+            lengths = pyarrow().compute.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=True)
+            # Not `values`: flatten leaves out what a sliced array or a null list hides.
+            return decoded(column.flatten()), lengths
     if not column.null_count:
         return column, np.ones(len(column), dtype=np.int32)
     return column.drop_null(), column.is_valid().to_numpy(zero_copy_only=False).astype(np.int32)
