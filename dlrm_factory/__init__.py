@@ -1,4 +1,9 @@
-"""Sharded TorchRec deep learning recommendation models, from declaration to scores."""
+"""Sharded TorchRec deep learning recommendation models, from declaration to served scores.
+
+All that the command line does is here for Python: `train`, `import_weights`, `evaluate`, `archive_model`, `verify`,
+`stage`, `start_server` and what they take. An archive carries no tools, so on a server's own code those names are
+missing.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +14,20 @@ from dlrm_factory._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from dlrm_factory.batch import FeatureBatch
-    from dlrm_factory.config import DLRMDeclaration, preset, read_declaration
+    from dlrm_factory.config import DLRMDeclaration, criteo, dump_declaration, preset, read_declaration
     from dlrm_factory.errors import DLRMError
     from dlrm_factory.factory import BuiltDLRM, DLRMFactory
+    from dlrm_factory.model.hardware import Hardware
     from dlrm_factory.scorer import Scorer
+    from dlrm_factory.tools.archive.sealing import archive_model
+    from dlrm_factory.tools.archive.staging import stage
+    from dlrm_factory.tools.archive.verification import verify
+    from dlrm_factory.tools.evaluation import EvaluationSource, evaluate, write_report
+    from dlrm_factory.tools.importing import first_declaration, import_weights
+    from dlrm_factory.tools.init import draft_declaration
+    from dlrm_factory.tools.plan_picture import draw_plan
+    from dlrm_factory.tools.server import ServeOptions, scale_workers, start_server, stop_server
+    from dlrm_factory.tools.training import train
     from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
 
 _HOMES = {
@@ -20,12 +35,30 @@ _HOMES = {
     "DLRMDeclaration": "config",
     "DLRMError": "errors",
     "DLRMFactory": "factory",
+    "EvaluationSource": "tools.evaluation",
     "FeatureBatch": "batch",
+    "Hardware": "model.hardware",
     "Scorer": "scorer",
+    "ServeOptions": "tools.server",
+    "archive_model": "tools.archive.sealing",
+    "criteo": "config",
+    "draft_declaration": "tools.init",
+    "draw_plan": "tools.plan_picture",
+    "dump_declaration": "config",
+    "evaluate": "tools.evaluation",
+    "first_declaration": "tools.importing",
+    "import_weights": "tools.importing",
     "open_checkpoint": "weights.checkpoint",
     "preset": "config",
     "read_declaration": "config",
     "save_checkpoint": "weights.checkpoint",
+    "scale_workers": "tools.server",
+    "stage": "tools.archive.staging",
+    "start_server": "tools.server",
+    "stop_server": "tools.server",
+    "train": "tools.training",
+    "verify": "tools.archive.verification",
+    "write_report": "tools.evaluation",
 }
 
 __all__ = [
@@ -33,12 +66,30 @@ __all__ = [
     "DLRMDeclaration",
     "DLRMError",
     "DLRMFactory",
+    "EvaluationSource",
     "FeatureBatch",
+    "Hardware",
     "Scorer",
+    "ServeOptions",
+    "archive_model",
+    "criteo",
+    "draft_declaration",
+    "draw_plan",
+    "dump_declaration",
+    "evaluate",
+    "first_declaration",
+    "import_weights",
     "open_checkpoint",
     "preset",
     "read_declaration",
     "save_checkpoint",
+    "scale_workers",
+    "stage",
+    "start_server",
+    "stop_server",
+    "train",
+    "verify",
+    "write_report",
 ]
 
 

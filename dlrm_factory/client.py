@@ -1,7 +1,7 @@
-"""Front door of the client: asks a served model for scores. It needs httpx, NumPy and filelock, not torch."""
+"""Front door of the client: asks a served model for scores. The client needs httpx, NumPy and filelock, not torch."""
 
-from dlrm_factory.tools.client.answers import Explanation, ModelDescription, RankedCandidate
-from dlrm_factory.tools.client.async_client import AsyncDLRMClient
+from dlrm_factory.tools.client.calls import Explanation, ModelDescription, RankedCandidate
+from dlrm_factory.tools.client.clients import AsyncDLRMClient, DLRMClient
 from dlrm_factory.tools.client.errors import (
     ClientError,
     InvalidRequest,
@@ -15,7 +15,6 @@ from dlrm_factory.tools.client.errors import (
     Unauthorized,
 )
 from dlrm_factory.tools.client.retrying import Retry
-from dlrm_factory.tools.client.sync_client import DLRMClient
 
 __all__ = [
     "AsyncDLRMClient",

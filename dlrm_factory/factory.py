@@ -22,18 +22,16 @@ from dlrm_factory.model.model import load_dense, make_model, table_weight_key, t
 from dlrm_factory.model.plan import Mode, TablePlan, make_plan
 from dlrm_factory.model.quantize import quantize_tables
 from dlrm_factory.model.shard import make_sharder, process_group, shard_model
-from dlrm_factory.weights import (
+from dlrm_factory.weights.checkpoint import Checkpoint
+from dlrm_factory.weights.loading import (
     FloatShard,
-    RandomRows,
-    RowSource,
-    SealedWeights,
-    StateDictRows,
     fill_float_tables,
     fill_quantized_tables,
     float_shards,
     map_quantized_tables,
 )
-from dlrm_factory.weights.checkpoint import Checkpoint
+from dlrm_factory.weights.rows import RandomRows, RowSource, StateDictRows
+from dlrm_factory.weights.sealed import SealedWeights
 
 __all__ = ["BuiltDLRM", "DLRMFactory"]
 
@@ -89,7 +87,7 @@ class DLRMFactory:
         self.declaration = declaration
 
     def plan(self, *, mode: Mode = "quantized", hardware: Hardware | None = None) -> TablePlan:
-        """Where the tables would go on ``hardware`` (the declared one if None). Needs no such hardware here."""
+        """Plan the tables on ``hardware``, the declared one if None, which need not be here."""
         hardware = hardware or hardware_of(self.declaration.sharding)
         return self._plan(make_model(self.declaration, dense_device="meta"), mode, hardware)
 

@@ -37,7 +37,7 @@ from dlrm_factory.errors import DLRMError
 from dlrm_factory.factory import BuiltDLRM, DLRMFactory
 from dlrm_factory.features import Vocabularies
 from dlrm_factory.host.memory_limit import memory_limit
-from dlrm_factory.weights import SealedWeights
+from dlrm_factory.weights.sealed import SealedWeights
 
 __all__ = ["EAGER_TOLERANCE", "TOLERANCE", "Scorer", "probabilities"]
 
@@ -95,12 +95,12 @@ class Scorer:
 
     @property
     def engine(self) -> str:
-        """What scores now: ``eager`` or ``compiled``."""
+        """Engine that scores now: ``eager`` or ``compiled``."""
         return "eager" if self._compiled is None else "compiled"
 
     @property
     def precision(self) -> Precision:
-        """Of the dense parts, once compiled: the declared one, or this CPU's best."""
+        """Precision of the dense parts, once compiled: the declared one, or this CPU's best."""
         wanted = self.declaration.serving.precision
         return best_precision() if wanted == "auto" else wanted
 
@@ -115,7 +115,7 @@ class Scorer:
         """Take the compiled dense parts of the sealed weights in ``folder`` into use, built once for this host.
 
         Scores stay eager, with a log line, where they cannot be had or do not agree with the eager ones. The first
-        process of the host finds that out, and all later ones do as it did (see `dlrm_factory.compiled.verdict`).
+        process of the host finds that out, and all later ones do as it did (see `dlrm_factory.compiled.dense_library`).
 
         Args:
             background: return at once, and go on scoring eagerly until they are there.

@@ -1,9 +1,14 @@
 """Checked samples in columns, and their way into TorchRec's KeyedJaggedTensor."""
 
-from dlrm_factory.batch.feature_batch import FeatureBatch, concatenate, split
+from dlrm_factory.batch.feature_batch import (
+    FeatureBatch,
+    concatenate,
+    pad_rows,
+    pad_samples,
+    select_bags,
+    split,
+)
 from dlrm_factory.batch.jagged import to_dense, to_keyed_jagged_tensor
-from dlrm_factory.batch.padding import pad_rows, pad_samples
-from dlrm_factory.batch.select_bags import select_bags
 from dlrm_factory.batch.shared_context import (
     SharedContext,
     join_contexts,

@@ -33,7 +33,7 @@ def to_keyed_jagged_tensor(
 
 
 def pooling_weights(batch: FeatureBatch, declaration: DLRMDeclaration) -> npt.NDArray[np.float32] | None:
-    """What each row is multiplied by in its bag's sum, float32 [values]; None if the model takes no weights.
+    """Factor of each row in its bag's sum, float32 [values]; None if the model takes no weights.
 
     TorchRec's weights are a whole model's or none, and no kernel of its takes them with mean pooling. So a
     weighted model sums everywhere, and here a mean becomes a sum with weights of 1 / length.

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dlrm_factory.batch.feature_batch import FeatureBatch, concatenate
-from dlrm_factory.batch.select_bags import select_bags
+from dlrm_factory.batch.feature_batch import FeatureBatch, concatenate, select_bags
 
 __all__ = ["SharedContext", "join_contexts", "share_pooled", "tile_context", "with_contexts"]
 
@@ -22,7 +21,7 @@ class SharedContext:
     A feature with ids in a context has an empty bag in each of its samples.
 
     Fields:
-        bags: R contexts. Their dense part is not used: samples carry all their dense features themselves.
+        bags: R contexts. The dense part of contexts is not used: samples carry all their dense features themselves.
         spans: R pairs (start, stop): the samples of the batch that the context belongs to.
     """
 
@@ -61,7 +60,7 @@ def tile_context(batch: FeatureBatch, shared: SharedContext) -> FeatureBatch:
 
 
 def with_contexts(batch: FeatureBatch, shared: SharedContext) -> FeatureBatch:
-    """What to look up: the B samples of ``batch``, then the R contexts, each of these once."""
+    """Samples to look up: the B of ``batch``, then the R contexts, each of these once."""
     return concatenate([batch, shared.bags])
 
 

@@ -1,8 +1,7 @@
 """The fast path on CPU: one lookup over the mapped tables, and the dense parts compiled by AOTInductor."""
 
-from dlrm_factory.compiled.capability import DTYPES, Precision, best_precision, cpu_capability
 from dlrm_factory.compiled.dense_library import CompiledDense, compiled_dense, library_path
-from dlrm_factory.compiled.dense_net import DenseNet
+from dlrm_factory.compiled.dense_net import DTYPES, DenseNet, Precision, best_precision, cpu_capability
 from dlrm_factory.compiled.lookup import DirectLookup
 
 __all__ = [

@@ -23,11 +23,11 @@ import msgspec
 import torch
 import xxhash
 
-from dlrm_factory.compiled.capability import Precision
-from dlrm_factory.compiled.dense_net import DenseNet
+from dlrm_factory.compiled.dense_net import DenseNet, Precision
 from dlrm_factory.config.reading import read_declaration
 from dlrm_factory.model.model import load_dense, make_model
-from dlrm_factory.weights.sealed import DECLARATION_FILE, read_dense
+from dlrm_factory.weights.seal import DECLARATION_FILE
+from dlrm_factory.weights.sealed import read_dense
 
 __all__ = ["build_in_subprocess", "compiler", "few_samples_library", "is_built"]
 
@@ -53,7 +53,7 @@ def compiler() -> str | None:
 
 
 def few_samples_library(library: Path) -> Path:
-    """Where the code for batches of a few samples is, beside ``library``."""
+    """Path, beside ``library``, of the code for batches of a few samples."""
     return library.with_name(f"{library.stem}-few{library.suffix}")
 
 
@@ -73,7 +73,7 @@ def build_in_subprocess(
 ) -> str | None:
     """Compile the dense parts of the sealed weights in ``folder`` into ``library``. None, or why it failed.
 
-    Both kinds of code are compiled at the same time. Where that for a few samples cannot be had, there is ``library``
+    Compiles both kinds of code at the same time. Where that for a few samples cannot be had, there is ``library``
     alone. Checksums of what there is are listed last: see `is_built`.
 
     Args:
@@ -123,7 +123,7 @@ def _checksum(path: Path) -> str:
 def _started(
     folder: Path, library: Path, precision: Precision, kind: Kind
 ) -> Iterator[subprocess.Popen[str]]:
-    """The process that compiles ``library``. It does not outlive the block."""
+    """The process that compiles ``library``; the process does not outlive the block."""
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-W", "ignore", "-m", "dlrm_factory.compiled.build"]
     command += [str(folder.resolve()), str(library), precision, kind]

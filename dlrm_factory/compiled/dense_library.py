@@ -1,14 +1,25 @@
-"""Compiled libraries: found in the cache, or built once for all workers of a host, which all use them or none."""
+"""Compiled library of the dense parts: cached on this host, built in a process of its own, judged once.
+
+All workers of a model on this host score with the compiled code, or all of them eagerly. Compiled and eager scores
+differ in their last digits, so workers that decided each for itself would give a client one score now and another one
+then. The first worker decides and writes the verdict down; every other one, and every one that is started again,
+follows it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import msgspec
 import torch
+import xxhash
+from filelock import FileLock, Timeout
 
 from dlrm_factory.compiled.build import (
     build_in_subprocess,
@@ -16,22 +27,118 @@ from dlrm_factory.compiled.build import (
     few_samples_library,
     is_built,
 )
-from dlrm_factory.compiled.cache import cache_folder, library_name
-from dlrm_factory.compiled.capability import Precision
-from dlrm_factory.compiled.verdict import (
-    Verdict,
-    one_at_a_time,
-    read_verdict,
-    verdict_path,
-    write_verdict,
-)
+from dlrm_factory.compiled.dense_net import Precision, cpu_capability
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import WeightsError
-from dlrm_factory.weights.sealed import DENSE_FILE
+from dlrm_factory.host.cache import cache_folder
+from dlrm_factory.weights.seal import DENSE_FILE, read_seal
 
-__all__ = ["FEW_SAMPLES", "CompiledDense", "compiled_dense", "library_path"]
+__all__ = [
+    "FEW_SAMPLES",
+    "CompiledDense",
+    "Verdict",
+    "cache_folder",
+    "compiled_dense",
+    "library_name",
+    "library_path",
+    "one_at_a_time",
+    "read_verdict",
+    "verdict_path",
+    "write_verdict",
+]
+
+_LAYOUT = 7  # raised when DenseNet or how it is compiled changes
+
+
+def library_name(declaration: DLRMDeclaration, dense_weights: bytes, precision: Precision) -> str:
+    """A name that changes with everything a library depends on: weights, shapes, versions, CPU, threads.
+
+    ``dense_weights``: the file with the dense weights, whole.
+    """
+    shape = repr(
+        (
+            _LAYOUT,
+            declaration.architecture,
+            declaration.dense_arch_layer_sizes,
+            declaration.over_arch_layer_sizes,
+            declaration.dcn_num_layers,
+            declaration.dcn_low_rank_dim,
+            declaration.interaction_branch1_layer_sizes,
+            declaration.interaction_branch2_layer_sizes,
+            declaration.dense_names,
+            [(feature.name, feature.table) for feature in declaration.sparse_features],
+            [table.name for table in declaration.tables],
+            declaration.embedding_dim,
+            precision,
+            torch.__version__,
+            cpu_capability(),
+            torch.get_num_threads(),
+        )
+    )
+    digest = xxhash.xxh3_128(dense_weights)
+    digest.update(shape.encode())
+    return f"dense-{digest.hexdigest()}.so"
+
 
 logger = logging.getLogger(__name__)
+
+
+class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Engine that scores, and for ``eager`` the reason, in the words of a log line."""
+
+    engine: Literal["compiled", "eager"]
+    reason: str = ""
+
+
+def verdict_path(library: Path, folder: Path) -> Path:
+    """Return the file that holds the verdict on ``library`` with the sealed weights in ``folder``, or would.
+
+    The library's name stands for dense weights, shapes, versions, CPU and threads; the seal adds the tables and the
+    golden requests, which the code was tried out with. WeightsError if there is no seal.
+    """
+    files = sorted(read_seal(folder).files.items())
+    digest = xxhash.xxh3_128(library.name.encode())
+    digest.update(msgspec.json.encode(files))
+    return library.with_name(f"verdict-{digest.hexdigest()}.json")
+
+
+def read_verdict(path: Path) -> Verdict | None:
+    """The verdict in ``path``; None if there is none that can be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Verdict)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def write_verdict(path: Path, verdict: Verdict) -> None:
+    """Write ``verdict`` whole or not at all. OSError if it cannot be written."""
+    partial = path.with_suffix(f".{os.getpid()}")
+    try:
+        partial.write_bytes(msgspec.json.encode(verdict) + b"\n")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Hold the lock file beside ``path``: one process of the host is in the block, and the others wait.
+
+    OSError if it cannot be locked.
+    """
+    # Only locks that end with their process: a soft one, left behind by a killed worker of another container, would
+    # make this one wait for ever.
+    lock = FileLock(path.with_name(f"{path.name}.lock"), fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("Waiting for another process, which compiles the dense parts (pid %d)", os.getpid())
+        lock.acquire(timeout=-1)
+    try:
+        yield
+    finally:
+        lock.release()
+
 
 CompiledDense = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 TryOut = Callable[[CompiledDense], str | None]
@@ -46,7 +153,7 @@ _REST_OF_START_S = 60
 
 
 def library_path(folder: Path, declaration: DLRMDeclaration, precision: Precision) -> Path | None:
-    """Where the library for the sealed weights in ``folder`` is or would be on this host; None without a cache."""
+    """Path, on this host, of the library for the sealed weights in ``folder``, built or not; None without a cache."""
     cache = cache_folder()
     if cache is None:
         return None

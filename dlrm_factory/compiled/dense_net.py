@@ -1,17 +1,60 @@
-"""Everything of a DLRM after the lookup, as one module to compile."""
+"""Dense parts of the model as one module to compile, in the CPU's best precision."""
 
 from __future__ import annotations
 
+import functools
+import platform
 from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
 from torchrec.models.dlrm import DLRM
 
-from dlrm_factory.compiled.capability import DTYPES, Precision
 from dlrm_factory.config.declaration import DLRMDeclaration
 
-__all__ = ["MAX_FLOAT_WEIGHTS", "DenseNet", "model_feature_order"]
+__all__ = [
+    "DTYPES",
+    "MAX_FLOAT_WEIGHTS",
+    "DenseNet",
+    "Precision",
+    "best_precision",
+    "cpu_capability",
+    "model_feature_order",
+]
+
+Precision = Literal["fp32", "bf16"]
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+# Flags of /proc/cpuinfo with which bf16 matrix products are faster than fp32 ones.
+_BF16_FLAGS = ("amx_bf16", "avx512_bf16")
+
+
+@functools.cache
+def _cpu_flags() -> frozenset[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), ":")
+    return frozenset(line.partition(":")[2].split())
+
+
+def best_precision() -> Precision:
+    """``bf16`` where the CPU multiplies it natively, else ``fp32``."""
+    return "bf16" if any(flag in _cpu_flags() for flag in _BF16_FLAGS) else "fp32"
+
+
+def cpu_capability() -> str:
+    """A name for everything of this CPU that compiled code may rely on; libraries are not shared across names."""
+    vector = torch.backends.cpu.get_cpu_capability()
+    native = ",".join(
+        flag for flag in (*_BF16_FLAGS, "avx512f", "avx2", "avx512_vnni") if flag in _cpu_flags()
+    )
+    return f"{platform.machine()}/{vector}/{native}"
+
 
 # Layers of the bottom MLP with so many weights at most cost too little in float32 to be narrowed.
 MAX_FLOAT_WEIGHTS = 1 << 15
@@ -106,7 +149,7 @@ class FlatInteraction(nn.Module):
         self.register_buffer("pairs", row * vectors + column, persistent=False)
 
     def filling(self, embedding_dim: int) -> int:
-        """How many columns are added; from then on they are part of what forward returns."""
+        """Number of columns added; from then on they are part of what forward returns."""
         missing = -(embedding_dim + self._first_row + len(self.pairs)) % self.MULTIPLE
         self.pairs = torch.cat([self.pairs, self.pairs.new_zeros(missing)])
         return missing

@@ -19,11 +19,11 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import (
 from dlrm_factory.batch import FeatureBatch
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.model.dtypes import SPARSE_TYPES
-from dlrm_factory.weights import TableFile
+from dlrm_factory.weights.table_file import TableFile
 
 __all__ = ["DirectLookup"]
 
-_MOST_OFFSETS = 1024  # kept at once, of batches of one id a bag; they are slices that share their memory
+_MAX_OFFSETS = 1024  # kept at once, of batches of one id a bag; they are slices that share their memory
 
 
 class DirectLookup:
@@ -110,7 +110,7 @@ class DirectLookup:
         if self._longest_offsets.numel() <= bags:
             self._longest_offsets = torch.arange(2 * bags + 1)
         offsets = self._longest_offsets[: bags + 1]
-        if len(self._cached_offsets) < _MOST_OFFSETS:
+        if len(self._cached_offsets) < _MAX_OFFSETS:
             self._cached_offsets[bags] = offsets
         return offsets
 

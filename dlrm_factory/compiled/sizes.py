@@ -34,7 +34,7 @@ def pieces(samples: int) -> Iterator[tuple[int, int, int]]:
 
 @cache
 def _cheapest(samples: int) -> tuple[int, tuple[int, ...]]:
-    """What the sizes that together hold ``samples`` cost at least, and these, largest first."""
+    """Least cost of sizes that together hold ``samples``, and these sizes, largest first."""
     if samples == 0:
         return 0, ()
     filled = next(size for size in SIZES if size >= samples)

@@ -143,7 +143,7 @@ class ShardingOptions(_Strict, kw_only=True, frozen=True):
 
 
 class ServingOptions(_Strict, kw_only=True, frozen=True):
-    """What goes into the archive's model-config.yaml, and the limits on requests.
+    """Settings of the archive's model-config.yaml, and the limits on requests.
 
     Fields:
         profile: ``throughput`` gathers requests into batches; ``latency`` hands each one over at once.
@@ -183,12 +183,12 @@ class ServingOptions(_Strict, kw_only=True, frozen=True):
 
     @property
     def batch_delay_ms(self) -> int:
-        """How long the first request of a batch waits for others: as declared, else the least there is."""
+        """Milliseconds that the first request of a batch waits for others: as declared, else the least there is."""
         return self.max_batch_delay_ms or 1
 
 
 class TrainingOptions(_Strict, kw_only=True, frozen=True):
-    """How `dlrm train` trains.
+    """Settings of `dlrm train`.
 
     Fields:
         label: the column with 0 or 1, or a comparison such as ``rating >= 4``.
@@ -279,7 +279,7 @@ class DLRMDeclaration(_Strict, kw_only=True, frozen=True):
 
     @property
     def is_weighted(self) -> bool:
-        """Whether any feature's bags carry weights; TorchRec then wants weights for all of them."""
+        """True if any feature's bags carry weights; TorchRec then wants weights for all of them."""
         return any(feature.weighted for feature in self.sparse_features)
 
     @property

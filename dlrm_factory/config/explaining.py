@@ -67,7 +67,7 @@ def _in_words(types: str) -> str:
 
 
 def _found(kind: str, path: str, data: Any) -> str:
-    """What stands at ``path``: its kind, and the value itself when it is short."""
+    """Describe the value at ``path``: its kind, and the value itself when it is short."""
     value = data
     try:
         for step in _STEP.finditer(path):

@@ -1,4 +1,4 @@
-"""What the label is made of: a column of 0 and 1, or a comparison such as ``rating >= 4``."""
+"""Label of the clicks: a column of 0 and 1, or a comparison such as ``rating >= 4``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Comparison:
     number: float
 
     def __call__(self, numbers: Any) -> Any:
-        """Whether each of ``numbers`` is so."""
+        """Compare each of ``numbers``: a mask."""
         return _OPERATORS[self.operator](numbers, self.number)
 
     def example(self, click: bool) -> float:

@@ -43,9 +43,9 @@ _NOT_YAML = (
     ArithmeticError,
 )
 
-_MOST_BYTES = 16 << 20
-_MOST_DEPTH = 50  # a declaration has 4; PyYAML's C parser overruns the stack at some thousands
-_MOST_EVENTS = 2_000_000
+_MAX_BYTES = 16 << 20
+_MAX_DEPTH = 50  # a declaration has 4; PyYAML's C parser overruns the stack at some thousands
+_MAX_EVENTS = 2_000_000
 
 # YAML 1.1, which PyYAML speaks, takes 1e-3 and 1.5e3 for text: it wants a dot and a sign.
 _EXPONENT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
@@ -64,7 +64,7 @@ def read_declaration(path: str | Path) -> DLRMDeclaration:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
+            data = file.read(_MAX_BYTES + 1)
         text = data.decode("utf-8")
     except FileNotFoundError:
         raise ConfigError(["there is no such file"], str(path)) from None
@@ -75,8 +75,8 @@ def read_declaration(path: str | Path) -> DLRMDeclaration:
 
 def parse_declaration(text: str, *, source: str = "") -> DLRMDeclaration:
     """The declaration in YAML ``text``; ``source`` names it in errors."""
-    if len(text) > _MOST_BYTES:
-        raise ConfigError([f"is longer than {_MOST_BYTES} characters, so it is no declaration"], source)
+    if len(text) > _MAX_BYTES:
+        raise ConfigError([f"is longer than {_MAX_BYTES} characters, so it is no declaration"], source)
     try:
         _check_nesting(text)
         # The loader is a SafeLoader: it builds plain data only.
@@ -116,11 +116,11 @@ def _check_nesting(text: str) -> None:
             if anchor is not None:
                 aliased[anchor] = events - start
         line = event.start_mark.line + 1 if event.start_mark else 1
-        if depth > _MOST_DEPTH:
-            raise ConfigError([f"line {line}: is nested more than {_MOST_DEPTH} deep"])
-        if events > _MOST_EVENTS:
+        if depth > _MAX_DEPTH:
+            raise ConfigError([f"line {line}: is nested more than {_MAX_DEPTH} deep"])
+        if events > _MAX_EVENTS:
             raise ConfigError(
-                [f"line {line}: has more than {_MOST_EVENTS} values, with those that its aliases repeat"]
+                [f"line {line}: has more than {_MAX_EVENTS} values, with those that its aliases repeat"]
             )
 
 

@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from dlrm_factory.errors import WeightsError
-from dlrm_factory.weights.sealed import GOLDENS_FILE
+from dlrm_factory.weights.seal import GOLDENS_FILE
 
 __all__ = ["Golden", "Goldens", "read_goldens", "write_goldens"]
 
-_MOST_BYTES = 16 << 20
-_MOST_REQUESTS = 1000
+_MAX_BYTES = 16 << 20
+_MAX_REQUESTS = 1000
 _Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
@@ -47,9 +47,9 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Goldens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """At least one golden request."""
+    """Golden requests, one at least."""
 
-    requests: Annotated[list[Golden], msgspec.Meta(min_length=1, max_length=_MOST_REQUESTS)]
+    requests: Annotated[list[Golden], msgspec.Meta(min_length=1, max_length=_MAX_REQUESTS)]
     format: Literal[1] = 1
 
     def __len__(self) -> int:
@@ -63,9 +63,9 @@ def read_goldens(folder: Path) -> Goldens | None:
         return None
     try:
         with path.open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
-            raise WeightsError(f"{path}: is larger than {_MOST_BYTES} bytes; make the archive again")
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise WeightsError(f"{path}: is larger than {_MAX_BYTES} bytes; make the archive again")
         return msgspec.json.decode(data, type=Goldens)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise WeightsError(f"{path}: cannot be read: {error}; make the archive again") from None

@@ -1,4 +1,4 @@
-"""Where this host keeps what it has found out for itself: compiled code, and which files it has checked."""
+"""Folder in which this host keeps what it has found out for itself: compiled code, and the files it has checked."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class PlacedShard:
 
 @dataclass(frozen=True, kw_only=True)
 class PlacedTable:
-    """Where one table goes."""
+    """Place of one table."""
 
     name: str
     dtype: str
@@ -60,7 +60,7 @@ class PlacedTable:
 
 @dataclass(frozen=True, kw_only=True)
 class TablePlan:
-    """Where every table goes, on which hardware; ``sharding_plan`` is TorchRec's own form of it."""
+    """Place of every table on ``hardware``; ``sharding_plan`` is TorchRec's own form of it."""
 
     mode: Mode
     hardware: Hardware
@@ -142,7 +142,7 @@ def make_plan(
 
 
 def has_fused_optimizer(declaration: DLRMDeclaration, device: str) -> bool:
-    """Whether fbgemm can fuse the tables' optimiser into their backward pass; it has no Adam on CPU.
+    """True if fbgemm can fuse the tables' optimiser into their backward pass; fbgemm has no Adam on CPU.
 
     Without it tables train by TorchRec's dense lookup, whose gradients are as large as the tables.
     """
@@ -236,7 +236,7 @@ def _constraint(table: Table, mode: Mode, hardware: Hardware) -> ParameterConstr
 
 
 def _automatic_types(mode: Mode, hardware: Hardware) -> list[str]:
-    """What ``sharding: auto`` leaves to the planner.
+    """Shardings that ``sharding: auto`` leaves to the planner.
 
     Never data_parallel: a planner with memory to spare would copy every table to every rank, and training would lose
     the fused optimiser. No column_wise to serve on CPU: column shards cannot be read in place from the table file.

@@ -1,4 +1,4 @@
-"""What to tell a user whose tables do not fit."""
+"""Advice for a user whose tables do not fit."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ class _QuantizedLookup(GroupedPooledEmbeddingsLookup):
 class QuantizedShardedEmbeddingBagCollection(ShardedEmbeddingBagCollection):
     """ShardedEmbeddingBagCollection whose lookups are `QuantizedEmbeddingBag`s, for inference only.
 
-    It has no state dict: rows are loaded by `dlrm_factory.weights`, after sharding, straight into the lookups.
+    The module has no state dict: rows are loaded by `dlrm_factory.weights`, after sharding, straight into the lookups.
     """
 
     def _create_lookups(self) -> None:
@@ -146,7 +146,7 @@ class QuantizedShardedEmbeddingBagCollection(ShardedEmbeddingBagCollection):
 
     @property
     def kernels(self) -> list[QuantizedEmbeddingBag]:
-        """This rank's lookups."""
+        """Lookups of this rank."""
         return [kernel for lookup in self._lookups for kernel in lookup._emb_modules]
 
 

@@ -56,7 +56,7 @@ def java_version(java: Path) -> int | None:
 
 
 def _candidates() -> Iterator[tuple[str, Path]]:
-    """Where a Java may be, best first, each with the name a person knows it by."""
+    """Places of a Java, best first, each with the name a person knows it by."""
     home = os.environ.get("JAVA_HOME")
     if home:
         yield "JAVA_HOME", Path(home, "bin", "java")

@@ -17,10 +17,10 @@ from dlrm_factory.batch.feature_batch import FeatureBatch
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import WeightsError
 
-__all__ = ["HELD_OUT_FILE", "MOST_SAMPLES", "HeldOut", "is_held_out", "read_held_out", "write_held_out"]
+__all__ = ["HELD_OUT_FILE", "MAX_SAMPLES", "HeldOut", "is_held_out", "read_held_out", "write_held_out"]
 
 HELD_OUT_FILE = "held_out.safetensors"
-MOST_SAMPLES = 20_000
+MAX_SAMPLES = 20_000
 _PREFIX = "held_out."
 
 
@@ -58,7 +58,7 @@ class HeldOut:
 
     @staticmethod
     def of_tensors(tensors: Mapping[str, torch.Tensor], source: str) -> HeldOut:
-        """What `tensors` gave. WeightsError, naming ``source``, if it is not that."""
+        """Make the samples that gave `tensors`. WeightsError, naming ``source``, if ``tensors`` are of no samples."""
         arrays = {key.removeprefix(_PREFIX): t.numpy() for key, t in tensors.items() if is_held_out(key)}
         try:
             weights = arrays.pop("weights", None)
@@ -89,7 +89,7 @@ class HeldOut:
 
 
 def _is_whole(held_out: HeldOut) -> bool:
-    """Whether dtypes and shapes are as said."""
+    """True if dtypes and shapes are as said."""
     batch = held_out.batch
     expected: list[tuple[npt.NDArray[Any], Any, int]] = [
         (batch.dense, np.float32, 2),
@@ -109,7 +109,7 @@ def _is_whole(held_out: HeldOut) -> bool:
 
 
 def is_held_out(key: str) -> bool:
-    """Whether the tensor called ``key`` belongs to held-out samples."""
+    """True if the tensor called ``key`` belongs to held-out samples."""
     return key.startswith(_PREFIX)
 
 

@@ -20,7 +20,7 @@ __all__ = ["FloatShard", "fill_float_tables", "fill_quantized_tables", "float_sh
 
 @dataclass(frozen=True, kw_only=True)
 class FloatShard:
-    """This rank's part of a float table.
+    """Part of a float table that this rank holds.
 
     Fields:
         weight: float32 [rows, columns], the live parameter's memory.
@@ -39,7 +39,7 @@ class FloatShard:
 
 
 def float_shards(model: nn.Module) -> Iterator[FloatShard]:
-    """This rank's shards of every table of a float model."""
+    """Shards, on this rank, of every table of a float model."""
     for module in model.modules():
         if not isinstance(module, ShardedEmbeddingBagCollection):
             continue

@@ -1,4 +1,4 @@
-"""Where a table's float rows come from: a checkpoint, a state dict, or a seed."""
+"""Sources of a table's float rows: a checkpoint, a state dict, or a seed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """``seal.json``: what the files beside it must be, what made them, and how well the model did.
 
-It lists the files of sealed weights, and in an archive its code and settings too. The seal tells damage, and files
-that do not belong together; it is no signature. Tables and vocabularies carry the checksums of their contents in
+The seal lists the files of sealed weights, and in an archive its code and settings too. The seal tells damage, and
+files that do not belong together; it is no signature. Tables and vocabularies carry the checksums of their contents in
 their own heads, so of these files the seal holds the head's.
 """
 
@@ -24,9 +24,15 @@ from dlrm_factory.errors import WeightsError
 from dlrm_factory.host.checked_file import read_head
 
 __all__ = [
+    "DECLARATION_FILE",
+    "DENSE_FILE",
+    "GOLDENS_FILE",
+    "HANDLER_FILE",
     "MANIFEST",
     "OPTIONAL_FILES",
     "SEAL_FILE",
+    "TABLE_FILE",
+    "VOCABULARY_FILE",
     "EngineFigures",
     "Evaluation",
     "Seal",
@@ -40,12 +46,18 @@ __all__ = [
 
 SEAL_FILE = "seal.json"
 MANIFEST = "MAR-INF/MANIFEST.json"  # torch-model-archiver's, made after the seal
-OPTIONAL_FILES = ("vocabularies.bin", "held_out.safetensors", "goldens.json")
+DECLARATION_FILE = "declaration.yaml"
+DENSE_FILE = "dense.safetensors"
+TABLE_FILE = "tables.bin"
+VOCABULARY_FILE = "vocabularies.bin"
+GOLDENS_FILE = "goldens.json"
+HANDLER_FILE = "dlrm_handler.py"  # at the root of an archive, whose code is sealed too
+OPTIONAL_FILES = (VOCABULARY_FILE, "held_out.safetensors", GOLDENS_FILE)
 
 _FORMAT: Final = 2  # since it lists code
 _MAX_BYTES = 4 << 20
 _BLOCK = 1 << 20
-_WITH_HEAD = ("tables.bin", "vocabularies.bin")
+_WITH_HEAD = (TABLE_FILE, VOCABULARY_FILE)
 _PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy")
 _CODE = (".py", ".pyc", ".so", ".pth")
 _COMPILED = re.compile(r"((?:[^/]+/)*)__pycache__/(\w+)\.cpython-\w+(?:\.opt-\d)?\.pyc")
@@ -68,7 +80,7 @@ class SealedFile(_Strict, frozen=True):
 
 
 class EngineFigures(_Strict, frozen=True):
-    """What one way of scoring reached on held-out samples; differences are of probabilities. None: undefined."""
+    """Figures of one way of scoring on held-out samples; differences are of probabilities. None: undefined."""
 
     auc: float | None
     auc_loss: float | None
@@ -204,7 +216,7 @@ def write_seal(
 
 
 def installed_versions(also: Sequence[str] = ()) -> dict[str, str]:
-    """Of this code, Python, the packages that scores depend on, and those in ``also``; what is missing is left out."""
+    """Versions of this code, Python, the packages that scores depend on, and those in ``also``, if they are there."""
     versions = {"torchserve-dlrm": __version__, "python": platform.python_version()}
     for package in (*_PACKAGES, *also):
         try:

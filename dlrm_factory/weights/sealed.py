@@ -24,8 +24,14 @@ from dlrm_factory.features import FeatureEncoder, Vocabularies
 from dlrm_factory.weights.held_out import HELD_OUT_FILE, HeldOut, write_held_out
 from dlrm_factory.weights.rows import RowSource
 from dlrm_factory.weights.seal import (
+    DECLARATION_FILE,
+    DENSE_FILE,
+    GOLDENS_FILE,
+    HANDLER_FILE,
     OPTIONAL_FILES,
     SEAL_FILE,
+    TABLE_FILE,
+    VOCABULARY_FILE,
     Evaluation,
     Seal,
     read_seal,
@@ -36,12 +42,6 @@ from dlrm_factory.weights.stamps import check_once
 from dlrm_factory.weights.table_file import Progress, TableFile, write_table_file
 
 __all__ = [
-    "DECLARATION_FILE",
-    "DENSE_FILE",
-    "GOLDENS_FILE",
-    "HANDLER_FILE",
-    "TABLE_FILE",
-    "VOCABULARY_FILE",
     "SealedWeights",
     "read_dense",
     "reseal",
@@ -49,12 +49,6 @@ __all__ = [
     "seal_weights",
 ]
 
-DECLARATION_FILE = "declaration.yaml"
-DENSE_FILE = "dense.safetensors"
-TABLE_FILE = "tables.bin"
-VOCABULARY_FILE = "vocabularies.bin"
-GOLDENS_FILE = "goldens.json"
-HANDLER_FILE = "dlrm_handler.py"  # at the root of an archive, whose code is sealed too
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ __all__ = ["check_once"]
 _PASSED = "passed\n"
 _SUFFIX = ".checked"
 _KEPT_SECONDS = 30 * 24 * 3600
-_MOST_STAMPS = 256
+_MAX_STAMPS = 256
 
 
 def check_once(paths: Sequence[Path], what: str, check: Callable[[], None], *, again: bool = False) -> bool:
@@ -84,5 +84,5 @@ def _forget_old(cache: Path) -> None:
     with contextlib.suppress(OSError):
         stamps = sorted((path.stat().st_mtime, path) for path in cache.glob(f"*{_SUFFIX}"))
         for place, (moment, path) in enumerate(reversed(stamps)):
-            if place >= _MOST_STAMPS or time.time() - moment > _KEPT_SECONDS:
+            if place >= _MAX_STAMPS or time.time() - moment > _KEPT_SECONDS:
                 path.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from dlrm_factory.errors import WeightsError
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.tools.bench.http.bodies import Body
-from dlrm_factory.weights import SealedWeights
+from dlrm_factory.weights.sealed import SealedWeights
 
 __all__ = ["in_process_sample_rate"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from compare.archives import Store
 from dlrm_factory.tools.bench.http.bodies import Body, http_requests
 from dlrm_factory.tools.bench.http.driving import Load
-from dlrm_factory.tools.bench.http.served import authorization
+from dlrm_factory.tools.bench.http.server import authorization
 from dlrm_factory.tools.server import (
     RunningServer,
     ServeOptions,

@@ -22,13 +22,12 @@ from support.sharding import DTYPES, declared, mixed_shardings
 from dlrm_factory import scorer as scorer_module
 from dlrm_factory.compiled import best_precision, dense_library, library_path
 from dlrm_factory.compiled.build import build_in_subprocess, compiler, few_samples_library, is_built
-from dlrm_factory.compiled.cache import cache_folder
-from dlrm_factory.compiled.dense_library import FEW_SAMPLES
+from dlrm_factory.compiled.dense_library import FEW_SAMPLES, cache_folder
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.goldens import add_goldens
 from dlrm_factory.scorer import Scorer, probabilities
-from dlrm_factory.weights import seal_weights
 from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
+from dlrm_factory.weights.sealed import seal_weights
 
 
 def seal(declaration, folder, *, precision="fp32", seed=5):
@@ -46,16 +45,11 @@ def cache(tmp_path, monkeypatch):
     return folder
 
 
-@pytest.fixture(scope="module")
-def compile_cache(tmp_path_factory):
-    """One for the real builds, which share the compiler's headers."""
-    return tmp_path_factory.mktemp("compiled") / "cache"
-
-
 def expected_engine():
     return "compiled" if compiler() else "eager"
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize(
     ("declaration", "precision"),
     [
@@ -65,8 +59,8 @@ def expected_engine():
     ],
     ids=["dlrm", "dlrm_dcn", "dlrm_projection"],
 )
-def test_compiled_equals_eager(tmp_path, compile_cache, monkeypatch, declaration, precision):
-    monkeypatch.setenv("DLRM_CACHE_DIR", str(compile_cache))
+def test_compiled_equals_eager(tmp_path, host_cache, monkeypatch, declaration, precision):
+    monkeypatch.setenv("DLRM_CACHE_DIR", str(host_cache))  # its compiled headers are those of the whole run
     folder = seal(declaration, tmp_path, precision=precision)
     scorer = Scorer.load(folder)
     scorer.compile(folder)

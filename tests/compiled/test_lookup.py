@@ -9,8 +9,8 @@ from support.sharding import DTYPES, declared, mixed_shardings
 from dlrm_factory.batch import FeatureBatch
 from dlrm_factory.compiled import DirectLookup
 from dlrm_factory.scorer import Scorer
-from dlrm_factory.weights import SealedWeights, seal_weights
 from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
+from dlrm_factory.weights.sealed import SealedWeights, seal_weights
 
 
 def load(declaration, folder):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.lock_holder import lock_holder
 
-from dlrm_factory.compiled.verdict import Verdict, one_at_a_time, read_verdict, write_verdict
+from dlrm_factory.compiled.dense_library import Verdict, one_at_a_time, read_verdict, write_verdict
 
 
 @pytest.fixture

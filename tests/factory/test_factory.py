@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.batches import random_batch, random_state
+from support.depth import examples
 from support.sharding import DTYPES, declared
 
 from dlrm_factory.batch import FeatureBatch, concatenate
@@ -16,7 +17,7 @@ from dlrm_factory.config import ShardingOptions, tiny
 from dlrm_factory.errors import PlanError, WeightsError
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.scorer import Scorer, probabilities
-from dlrm_factory.weights import RandomRows
+from dlrm_factory.weights.rows import RandomRows
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def scorer():
     return Scorer(DLRMFactory(declaration).build(weights=random_state(declaration)))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(sizes=st.lists(st.integers(0, 5), min_size=1, max_size=6), seed=st.integers(0, 1000))
 def test_a_batch_of_n_equals_n_singles(scorer, sizes, seed):
     parts = [random_batch(scorer.declaration, size, seed=seed + i) for i, size in enumerate(sizes)]
@@ -89,8 +90,8 @@ def test_an_id_past_the_table_stops_instead_of_reading_row_0():
 
 
 def test_sealed_weights_cannot_be_trained(tmp_path):
-    from dlrm_factory.weights import seal_weights
     from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
+    from dlrm_factory.weights.sealed import seal_weights
 
     path = tmp_path / "c.safetensors"
     save_checkpoint(path, tiny(), random_state(tiny()))

@@ -16,8 +16,8 @@ from dlrm_factory.compiled.dense_library import CompiledDense, TryOut
 from dlrm_factory.config import ServingOptions, tiny
 from dlrm_factory.goldens import add_goldens, golden_batch
 from dlrm_factory.scorer import Scorer
-from dlrm_factory.weights import seal_weights
 from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
+from dlrm_factory.weights.sealed import seal_weights
 
 DECLARATION = msgspec.structs.replace(tiny(), serving=ServingOptions(precision="fp32"))
 

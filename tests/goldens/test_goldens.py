@@ -16,11 +16,11 @@ from dlrm_factory.config import DLRMDeclaration, ServingOptions, ShardingOptions
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.features import FeatureEncoder, Vocabularies
 from dlrm_factory.goldens import Goldens, add_goldens, golden_batch, read_goldens
-from dlrm_factory.goldens.generating import generated_rows
+from dlrm_factory.goldens.making import generated_rows
 from dlrm_factory.model.model import table_weight_key
 from dlrm_factory.scorer import probabilities
-from dlrm_factory.weights import SealedWeights, seal_folder, seal_weights
 from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
+from dlrm_factory.weights.sealed import SealedWeights, seal_folder, seal_weights
 
 CASES = [(tiny(), None), (raw_declaration(), raw_vocabularies())]
 REAL = {

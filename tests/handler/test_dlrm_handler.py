@@ -24,8 +24,8 @@ from dlrm_factory.goldens import add_goldens
 from dlrm_factory.host.worker_file import WorkerFolder, worker_folder
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
-from dlrm_factory.weights import seal_folder, seal_weights
 from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
+from dlrm_factory.weights.sealed import seal_folder, seal_weights
 from handler.dlrm_handler import DLRMHandler
 from handler.worker import TORCHREC_CALLS
 

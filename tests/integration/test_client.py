@@ -32,7 +32,7 @@ from dlrm_factory.client import (
 from dlrm_factory.config import ServingOptions, tiny
 from dlrm_factory.features import FeatureEncoder
 from dlrm_factory.scorer import Scorer, probabilities
-from dlrm_factory.tools.archive import archive_model
+from dlrm_factory.tools.archive.sealing import archive_model
 from dlrm_factory.tools.server import RunningServer, management_client, scale_model
 from dlrm_factory.weights.checkpoint import save_checkpoint
 

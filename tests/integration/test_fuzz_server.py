@@ -18,20 +18,21 @@ import msgspec
 import pytest
 from support.batches import random_state
 from support.broken_bodies import JSON, Attempt, GoodRequest, attempts, good_request
+from support.depth import examples
 from support.server import serving
 
 from dlrm_factory.config import ServingOptions, tiny
 from dlrm_factory.features import FeatureEncoder
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer, probabilities
-from dlrm_factory.tools.archive import archive_model
+from dlrm_factory.tools.archive.sealing import archive_model
 from dlrm_factory.tools.server import RunningServer, find_endpoint, management_client
 from dlrm_factory.weights.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.integration
 
 SEED = 20_240_229
-BROKEN, GOOD, GONE = 3200, 1200, 100
+BROKEN, GOOD, GONE = examples(3200), examples(1200), examples(100)
 CONNECTIONS = 48
 NO_LONGER_THAN_S = 20.0  # one answer, under that load
 # Long enough for what came together to be served together, so that good and broken requests share batches.

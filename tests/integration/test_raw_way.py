@@ -27,9 +27,9 @@ from dlrm_factory.model.model import make_model
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.tools.java import find_java
-from dlrm_factory.tools.server.ports import free_ports
-from dlrm_factory.weights import seal_folder
+from dlrm_factory.tools.server.settings import free_ports
 from dlrm_factory.weights.checkpoint import save_checkpoint
+from dlrm_factory.weights.sealed import seal_folder
 
 pytestmark = pytest.mark.integration
 

@@ -20,9 +20,10 @@ from dlrm_factory.config import DLRMDeclaration, criteo, dump_declaration
 from dlrm_factory.features import FeatureEncoder
 from dlrm_factory.model.dtypes import encode_rows
 from dlrm_factory.model.model import table_weight_key
-from dlrm_factory.tools.archive import archive_model
-from dlrm_factory.weights import create_table_file, seal_folder
+from dlrm_factory.tools.archive.sealing import archive_model
 from dlrm_factory.weights.checkpoint import save_checkpoint
+from dlrm_factory.weights.sealed import seal_folder
+from dlrm_factory.weights.table_file import create_table_file
 
 pytestmark = pytest.mark.integration
 

@@ -19,7 +19,7 @@ from support.batches import random_state
 from support.server import serving
 
 from dlrm_factory.config import ServingOptions, tiny
-from dlrm_factory.tools.archive import archive_model
+from dlrm_factory.tools.archive.sealing import archive_model
 from dlrm_factory.tools.server import (
     Drain,
     RunningServer,

@@ -11,9 +11,9 @@ from support.server import serving
 
 from dlrm_factory.config import tiny
 from dlrm_factory.errors import ServingError
-from dlrm_factory.tools.archive import archive_model
-from dlrm_factory.weights import seal_folder
+from dlrm_factory.tools.archive.sealing import archive_model
 from dlrm_factory.weights.checkpoint import save_checkpoint
+from dlrm_factory.weights.sealed import seal_folder
 
 pytestmark = pytest.mark.integration
 

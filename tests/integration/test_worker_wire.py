@@ -17,7 +17,7 @@ from support.server import inference_client, serving
 from dlrm_factory.config import ServingOptions, tiny
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
-from dlrm_factory.tools.archive import archive_model
+from dlrm_factory.tools.archive.sealing import archive_model
 from dlrm_factory.tools.server import RunningServer, find_endpoint
 from dlrm_factory.weights.checkpoint import save_checkpoint
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.batches import random_state
+from support.depth import examples
 
 from dlrm_factory.batch import FeatureBatch, SharedContext, tile_context, to_dense, to_keyed_jagged_tensor
 from dlrm_factory.config import tiny
@@ -134,7 +135,7 @@ def rows_are_even() -> bool:
     return True
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 @given(requests=REQUESTS.filter(bool))
 def test_together_they_score_as_each_does_alone(scorer, requests):
     assert scorer.engine == "eager"

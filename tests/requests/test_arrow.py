@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.depth import examples
 
 from dlrm_factory.config import tiny
 from dlrm_factory.errors import LimitError, RequestError
@@ -182,7 +183,7 @@ def test_what_is_no_stream(raw: bytes) -> None:
 
 
 @given(st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(400))
 def test_damaged_streams_are_refused_or_read(rng: Any) -> None:
     damaged = bytearray(RAW)
     for _ in range(rng.randint(1, 4)):

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.batches import random_batch, random_state
 
@@ -143,7 +143,6 @@ def test_a_score_that_overflows_has_the_path_of_its_sample(
 
 
 @given(size=st.integers(0, 4), seed=st.integers(0, 99))
-@settings(deadline=None)
 def test_without_each_feature_one_by_one(size: int, seed: int) -> None:
     batch = random_batch(tiny(), size, seed=seed)
     blank = FeatureEncoder(tiny()).encode({}, 1)

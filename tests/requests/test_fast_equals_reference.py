@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.depth import examples
 from support.json_bodies import bodies, damaged
 
 from dlrm_factory.config import DLRMDeclaration, tiny
@@ -87,13 +88,13 @@ def assert_same(one: DecodedRequest, other: DecodedRequest) -> None:
 
 
 @given(bodies())
-@settings(deadline=None, max_examples=600)
+@settings(max_examples=examples(600))
 def test_the_same_batch_or_left_to_the_reference(raw: bytes) -> None:
     check(raw)
 
 
 @given(bodies(), st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=examples(300))
 def test_the_same_for_damaged_bodies(raw: bytes, rng: random.Random) -> None:
     check(damaged(raw, rng))
 

@@ -1,14 +1,10 @@
-"""Bodies that no client should send, with good ones among them: no fault of ours, and answers that are strict JSON.
-
-DLRM_FUZZ_BODIES=100000 sends more of them.
-"""
+"""Bodies that no client should send, with good ones among them: no fault of ours, and answers that are strict JSON."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
-import os
 import random
 import re
 from collections import Counter
@@ -19,17 +15,18 @@ import msgspec
 import pytest
 from support.batches import random_state
 from support.broken_bodies import attempts, good_request
+from support.depth import examples
 
 from dlrm_factory.config import ServingOptions, tiny
 from dlrm_factory.requests.formats.arrow import MEDIA_TYPE
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
-from dlrm_factory.weights import seal_weights
 from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
+from dlrm_factory.weights.sealed import seal_weights
 
 pa = pytest.importorskip("pyarrow")
 
-BODIES = int(os.environ.get("DLRM_FUZZ_BODIES", "6000"))
+BODIES = examples(6000)
 SEED = 20_261_126
 BATCH = 32
 HTTP = {"explain": "False", "url_path": "", "Content-Type": "application/json"}

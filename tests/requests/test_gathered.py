@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.depth import examples
 from support.json_bodies import bodies, damaged, upstream_bodies
 
 from dlrm_factory.batch import FeatureBatch
@@ -84,13 +85,13 @@ def check(raws: Sequence[bytes]) -> None:
 
 
 @given(st.lists(ONE_SAMPLE, min_size=1, max_size=9))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=examples(300))
 def test_each_is_read_as_alone_or_left(raws: list[bytes]) -> None:
     check(raws)
 
 
 @given(st.lists(ONE_SAMPLE, min_size=1, max_size=5), st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=examples(200))
 def test_damage_stays_with_its_own_request(raws: list[bytes], rng: random.Random) -> None:
     check([damaged(raw, rng) if rng.random() < 0.5 else raw for raw in raws])
 
@@ -189,7 +190,7 @@ PLAIN = {"Content-Type": "application/json", "Accept": "*/*"}
 
 
 @given(st.lists(ONE_SAMPLE, min_size=1, max_size=6))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=examples(100))
 def test_answers_are_those_of_requests_read_alone(raws: list[bytes]) -> None:
     requests = [{"body": bytearray(raw)} for raw in raws]
     headers = [PLAIN] * len(raws)

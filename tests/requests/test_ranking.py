@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.batches import random_state
+from support.depth import examples
 
 from dlrm_factory.config import tiny
 from dlrm_factory.factory import DLRMFactory
@@ -205,7 +206,7 @@ def rankings(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(bodies=st.lists(rankings(), min_size=1, max_size=4))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=examples(40))
 def test_a_ranking_scores_as_its_rows_do(real: DLRMService, bodies: list[Any]) -> None:
     rows = [[{**body["context"], **row} for row in body["candidates"]] for body in bodies]
     plain = [{"instances": instances, "output": "logit"} for instances in rows]

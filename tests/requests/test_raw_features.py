@@ -11,8 +11,8 @@ from support.raw_features import raw_declaration, raw_vocabularies
 
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
-from dlrm_factory.weights import seal_weights
 from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
+from dlrm_factory.weights.sealed import seal_weights
 
 
 @pytest.fixture(scope="module")

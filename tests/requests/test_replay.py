@@ -16,8 +16,8 @@ from dlrm_factory.goldens import Goldens, add_goldens
 from dlrm_factory.requests.replay import replay, replay_with
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer
-from dlrm_factory.weights import seal_weights
 from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
+from dlrm_factory.weights.sealed import seal_weights
 
 
 @pytest.fixture(scope="module")

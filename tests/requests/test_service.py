@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.depth import examples
 
 from dlrm_factory.config import tiny
 from dlrm_factory.factory import DLRMFactory
@@ -82,7 +83,6 @@ def real() -> DLRMService:
 
 
 @given(bodies=st.lists(VALID, min_size=1, max_size=5))
-@settings(deadline=None)
 def test_together_as_alone_bit_for_bit(sums: DLRMService, bodies: list[Any]) -> None:
     together = sums.handle([wire(body) for body in bodies])
     assert [answer.status for answer in together] == [200] * len(bodies)
@@ -90,7 +90,7 @@ def test_together_as_alone_bit_for_bit(sums: DLRMService, bodies: list[Any]) -> 
 
 
 @given(bodies=st.lists(VALID, min_size=1, max_size=5))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=examples(30))
 def test_together_as_alone_with_a_real_model(real: DLRMService, bodies: list[Any]) -> None:
     together = real.handle([wire(body) for body in bodies])
     assert [answer.status for answer in together] == [200] * len(bodies)
@@ -105,7 +105,6 @@ def scores_of(answer: Answer) -> list[float]:
 
 
 @given(bodies=st.lists(st.one_of(VALID, JSON, st.dictionaries(st.sampled_from(KEYS), JSON)), max_size=4))
-@settings(deadline=None)
 def test_any_json_is_answered(sums: DLRMService, bodies: list[Any]) -> None:
     # Through both doors: as bytes, and as TorchServe's own decoder's dict (NaN and surrogates too).
     for request in (wire, lambda body: {"body": body}):
@@ -119,7 +118,6 @@ def test_any_json_is_answered(sums: DLRMService, bodies: list[Any]) -> None:
 @given(
     raws=st.lists(st.one_of(st.binary(max_size=30), VALID.map(lambda b: json.dumps(b).encode())), max_size=4)
 )
-@settings(deadline=None)
 def test_any_bytes_are_answered(sums: DLRMService, raws: list[bytes]) -> None:
     for answer in sums.handle([{"body": raw} for raw in raws]):
         assert answer.status in (200, 400, 413)

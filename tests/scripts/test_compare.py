@@ -16,7 +16,7 @@ from compare.rows import ROWS, Row
 from dlrm_factory.config import criteo, read_declaration
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
-from dlrm_factory.tools.archive import read_archive_listing
+from dlrm_factory.tools.archive.listing import read_archive_listing
 from dlrm_factory.tools.bench.http.bodies import random_bodies
 
 

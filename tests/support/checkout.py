@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from dlrm_factory.tools.server.ports import free_ports
+from dlrm_factory.tools.server.settings import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = (

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from dlrm_factory.config import tiny
-from dlrm_factory.tools.archive import archive_model
+from dlrm_factory.tools.archive.sealing import archive_model
 from dlrm_factory.tools.server import RunningServer, ServeOptions, find_endpoint, start_server, stop_server
 from dlrm_factory.weights.checkpoint import save_checkpoint
 from support.batches import random_state, uncompiled

@@ -22,7 +22,8 @@ from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.model.model import load_dense, make_model
 from dlrm_factory.model.shard import make_sharder, process_group
-from dlrm_factory.weights import StateDictRows, fill_float_tables
+from dlrm_factory.weights.loading import fill_float_tables
+from dlrm_factory.weights.rows import StateDictRows
 from support.batches import random_state
 from support.sharding import declared, mixed_shardings
 

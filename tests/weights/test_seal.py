@@ -12,9 +12,9 @@ from support.raw_features import raw_declaration, raw_vocabularies
 
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.scorer import Scorer
-from dlrm_factory.weights import SealedWeights, reseal, seal_folder, seal_weights
 from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
 from dlrm_factory.weights.seal import EngineFigures, Evaluation, installed_versions, read_seal
+from dlrm_factory.weights.sealed import SealedWeights, reseal, seal_folder, seal_weights
 
 FILES = ["declaration.yaml", "dense.safetensors", "tables.bin", "vocabularies.bin", "seal.json"]
 

@@ -8,8 +8,8 @@ from support.sharding import DTYPES, declared
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.scorer import Scorer
-from dlrm_factory.weights import SealedWeights, seal_folder, seal_weights
 from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
+from dlrm_factory.weights.sealed import SealedWeights, seal_folder, seal_weights
 
 
 def seal(declaration, folder):

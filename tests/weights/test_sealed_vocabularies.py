@@ -14,9 +14,9 @@ from dlrm_factory.errors import WeightsError
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.features import FeatureEncoder
 from dlrm_factory.scorer import Scorer
-from dlrm_factory.tools.archive import stage
-from dlrm_factory.weights import SealedWeights, seal_weights
+from dlrm_factory.tools.archive.staging import stage
 from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
+from dlrm_factory.weights.sealed import SealedWeights, seal_weights
 
 DECLARATION = raw_declaration()
 COLUMNS = {

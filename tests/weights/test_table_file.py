@@ -11,7 +11,8 @@ from dlrm_factory.config import tiny
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.model.dtypes import decode_rows, encode_rows, row_bytes
 from dlrm_factory.model.model import table_weight_key
-from dlrm_factory.weights import StateDictRows, TableFile, create_table_file, write_table_file
+from dlrm_factory.weights.rows import StateDictRows
+from dlrm_factory.weights.table_file import TableFile, create_table_file, write_table_file
 
 
 @pytest.fixture

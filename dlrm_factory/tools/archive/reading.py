@@ -11,12 +11,18 @@ from pathlib import Path
 
 from dlrm_factory.config import DLRMDeclaration, format_bytes, parse_declaration
 from dlrm_factory.errors import ArchiveError, ConfigError
-from dlrm_factory.tools.listing import ArchiveListing, check_listing, read_archive_listing
-from dlrm_factory.tools.listing.reading import check_manifest, list_folder, read_text
-from dlrm_factory.tools.listing.tar_listing import TAR_SUFFIX, tar_members
-from dlrm_factory.tools.listing.zip_listing import DAMAGED, check_directory
-from dlrm_factory.weights.seal import MANIFEST, read_seal
-from dlrm_factory.weights.sealed import DECLARATION_FILE, TABLE_FILE
+from dlrm_factory.tools.archive.listing import (
+    TAR_SUFFIX,
+    ArchiveListing,
+    check_listing,
+    check_manifest,
+    list_folder,
+    read_archive_listing,
+    read_text,
+    tar_members,
+)
+from dlrm_factory.tools.archive.zip_listing import DAMAGED, check_directory
+from dlrm_factory.weights.seal import DECLARATION_FILE, MANIFEST, TABLE_FILE, read_seal
 
 __all__ = ["check_archive", "read_archive_declaration", "unpacked_weights"]
 

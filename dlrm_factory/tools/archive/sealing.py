@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import warnings
 import zipfile
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dlrm_factory.errors import ArchiveError
-from dlrm_factory.tools.archive.manifest import MANIFEST, check_names, manifest_json
 from dlrm_factory.tools.archive.staging import (
+    HANDLER_FILE,
+    MODEL_CONFIG_FILE,
     Progress,
     check_replaceable,
     disk_errors,
@@ -18,13 +24,52 @@ from dlrm_factory.tools.archive.staging import (
     partial_beside,
     replace_folder,
 )
-from dlrm_factory.weights import reseal
-from dlrm_factory.weights.seal import read_seal
+from dlrm_factory.weights.seal import MANIFEST, read_seal
+from dlrm_factory.weights.sealed import reseal
 
 if TYPE_CHECKING:
-    from dlrm_factory.tools.archive.verification import Replay, Verification
+    from dlrm_factory.tools.archive.verification import Verification
 
-__all__ = ["ArchiveFormat", "archive_model"]
+__all__ = [
+    "MANIFEST",
+    "ArchiveFormat",
+    "archive_model",
+    "check_names",
+    "manifest_json",
+]
+
+# The archiver's own rule for model names; a version is a part of URLs.
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-.]*")
+_VERSION = re.compile(r"[A-Za-z0-9_\-.]+")
+
+
+def check_names(model_name: str, version: str) -> None:
+    """ArchiveError for a model name or version that TorchServe's addresses cannot carry."""
+    if not _MODEL_NAME.fullmatch(model_name):
+        raise ArchiveError(
+            f'model name "{model_name}": use letters, digits, "_", "-" and ".", '
+            "and start with a letter or digit"
+        )
+    if not _VERSION.fullmatch(version):
+        raise ArchiveError(f'version "{version}": use letters, digits, "_", "-" and "."')
+
+
+def manifest_json(model_name: str, version: str) -> str:
+    """The manifest's text. ``SOURCE_DATE_EPOCH``, in seconds, replaces the time of creation."""
+    with warnings.catch_warnings():
+        # The archiver leaves its version file open when it is imported.
+        warnings.simplefilter("ignore", ResourceWarning)
+        from model_archiver.model_archiver_config import ModelArchiverConfig
+        from model_archiver.model_packaging_utils import ModelExportUtils
+    config = ModelArchiverConfig(
+        model_name=model_name, version=version, handler=HANDLER_FILE, config_file=MODEL_CONFIG_FILE
+    )
+    manifest = json.loads(ModelExportUtils.generate_manifest_json(config))
+    if epoch := os.environ.get("SOURCE_DATE_EPOCH"):
+        moment = datetime.fromtimestamp(int(epoch), tz=timezone.utc)
+        manifest["createdOn"] = moment.strftime("%d/%m/%Y %H:%M:%S")
+    return json.dumps(manifest, indent=2)
+
 
 ArchiveFormat = Literal["default", "directory"]
 
@@ -46,10 +91,9 @@ def archive_model(
     max_drift: float | None = None,
     max_difference: float | None = None,
     min_overlap: float | None = None,
-    replay: Replay | None = None,
     progress: Progress | None = None,
 ) -> Verification | None:
-    """Make the archive ``output``. It appears whole or not at all; an older one stays until then.
+    """Make the archive ``output``. The archive appears whole or not at all; an older one stays until then.
 
     Equal inputs give equal bytes, but for the time of creation in the manifest (see `manifest_json`).
 
@@ -60,7 +104,6 @@ def archive_model(
         max_drift: the most that golden probabilities may be from the trained model's, on average; None for 0.02.
         max_difference: the most that a compiled probability may be from the eager one; None for 0.02.
         min_overlap: the least share of the eager top 10 that the compiled one must have; None for 0.9.
-        replay: asks the golden requests as a server would, when the model is compared; None does not ask them.
         progress: called with (bytes written, bytes in all), first of the tables, then of the archive.
 
     Returns:
@@ -83,7 +126,7 @@ def archive_model(
         if max_auc_loss is not None:
             given = {"max_drift": max_drift, "max_difference": max_difference, "min_overlap": min_overlap}
             bounds = {name: bound for name, bound in given.items() if bound is not None}
-            found = _compare(partial, replay, {"max_auc_loss": max_auc_loss, **bounds})
+            found = _compare(partial, {"max_auc_loss": max_auc_loss, **bounds})
         (partial / MANIFEST).parent.mkdir()
         (partial / MANIFEST).write_text(manifest_json(model_name, version), encoding="utf-8")
         if archive_format == "directory":
@@ -93,12 +136,12 @@ def archive_model(
     return found
 
 
-def _compare(folder: Path, replay: Replay | None, bounds: Mapping[str, float]) -> Verification:
+def _compare(folder: Path, bounds: Mapping[str, float]) -> Verification:
     """Verify what is to be packed, and keep the figures in its seal. ``bounds``: of `Verification.check`."""
     # It brings TorchRec and the compiler, which an archive made without it does not need.
     from dlrm_factory.tools.archive.verification import verify_weights
 
-    found = verify_weights(folder, replay=replay)
+    found = verify_weights(folder)
     found.check(**bounds)
     reseal(folder, read_seal(folder), evaluation=found.evaluation())
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import importlib.util
 import os
 import secrets
 import shlex
@@ -14,25 +15,88 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.errors import ArchiveError, WeightsError
 from dlrm_factory.goldens import add_goldens
-from dlrm_factory.tools.archive.model_config import MODEL_CONFIG_FILE, model_config
-from dlrm_factory.tools.archive.packing import HANDLER_FILE, pack_code
-from dlrm_factory.weights import SealedWeights, reseal, seal_weights
 from dlrm_factory.weights.checkpoint import Checkpoint, open_checkpoint
-from dlrm_factory.weights.sealed import GOLDENS_FILE, TABLE_FILE
+from dlrm_factory.weights.seal import GOLDENS_FILE, HANDLER_FILE, TABLE_FILE
+from dlrm_factory.weights.sealed import SealedWeights, reseal, seal_weights
 
 __all__ = [
+    "HANDLER_FILE",
+    "LEFT_OUT",
+    "MODEL_CONFIG_FILE",
     "Progress",
     "archiver_command",
     "check_replaceable",
     "fill_stage",
+    "model_config",
     "open_weights",
+    "pack_code",
     "replace_folder",
     "stage",
 ]
 
-_LONGEST_FIGURE = 200  # characters
+# The part of dlrm_factory that a server never imports; it needs packages that a server host need not have. A test
+# holds that nothing packed imports it but the front doors, and that what is packed keeps to a server's packages.
+LEFT_OUT = "tools"
+
+
+def pack_code(folder: Path) -> None:
+    """Copy the packages into ``folder``, and the handler file to its root, where TorchServe looks for it."""
+    library, handler = _source_of("dlrm_factory"), _source_of("handler")
+    _copy_package(library, folder / library.name, leave_out=frozenset({LEFT_OUT}))
+    _copy_package(handler, folder / handler.name, leave_out=frozenset({HANDLER_FILE}))
+    if not (handler / HANDLER_FILE).is_file():
+        raise ArchiveError(f"{handler / HANDLER_FILE}: is missing; install torchserve-dlrm again")
+    shutil.copyfile(handler / HANDLER_FILE, folder / HANDLER_FILE)
+
+
+def _source_of(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ArchiveError(f'package "{package}" is not installed; install torchserve-dlrm again')
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _copy_package(source: Path, target: Path, *, leave_out: frozenset[str]) -> None:
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        here = leave_out if Path(folder) == source else frozenset()
+        return {
+            name for name in names if name in here or name.startswith((".", "__pycache__")) or ".pyc" in name
+        }
+
+    shutil.copytree(source, target, ignore=ignored, copy_function=shutil.copyfile)
+
+
+MODEL_CONFIG_FILE = "model-config.yaml"
+
+_HEAD = """\
+# How TorchServe runs this model, from `serving` and `sharding.device` of declaration.yaml.
+# What stands here wins over config.properties.
+"""
+
+
+def model_config(declaration: DLRMDeclaration) -> str:
+    """The file's text: one key of TorchServe's a line, each with its meaning."""
+    serving = declaration.serving
+    lines: list[tuple[str, int | str, str]] = [
+        ("minWorkers", serving.min_workers, "worker processes at start"),
+        ("maxWorkers", serving.max_workers, "the most workers TorchServe keeps until it is scaled"),
+        ("batchSize", serving.batch_requests, "the most requests handed to a worker at once"),
+        ("maxBatchDelay", serving.batch_delay_ms, "ms a batch's first request waits for others"),
+        ("responseTimeout", serving.response_timeout_s, "s until a batch fails and its worker is restarted"),
+        ("startupTimeout", serving.startup_timeout_s, "s a worker may take to load the model"),
+        (
+            "deviceType",
+            "gpu" if declaration.sharding.device == "cuda" else "cpu",
+            "where the model is computed",
+        ),
+    ]
+    return _HEAD + "".join(f"{key}: {value}  # {meaning}\n" for key, value, meaning in lines)
+
+
+_MAX_FIGURE = 200  # characters
 
 Progress = Callable[[int, int], None]
 Weights = Checkpoint | SealedWeights
@@ -83,8 +147,8 @@ def fill_stage(weights: Weights, folder: Path, *, progress: Progress | None = No
 
 
 def _figures(checkpoint: Checkpoint) -> dict[str, str]:
-    """What training reported, without what is long, such as the history of its evaluations."""
-    return {name: value for name, value in checkpoint.metadata.items() if len(value) <= _LONGEST_FIGURE}
+    """Figures that training reported, without long ones such as the history of its evaluations."""
+    return {name: value for name, value in checkpoint.metadata.items() if len(value) <= _MAX_FIGURE}
 
 
 def check_replaceable(folder: Path, *, force: bool) -> None:

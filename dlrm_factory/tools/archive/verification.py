@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,11 +13,13 @@ import torch
 
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.goldens import Goldens, golden_batch, read_goldens
+from dlrm_factory.requests.replay import replay_with
 from dlrm_factory.scorer import EAGER_TOLERANCE, TOLERANCE, Scorer, probabilities
+from dlrm_factory.tools.archive.reading import check_archive, unpacked_weights
 from dlrm_factory.tools.metrics.metrics import auc, compare_aucs, log_loss
-from dlrm_factory.weights import SealedWeights
 from dlrm_factory.weights.held_out import HELD_OUT_FILE, HeldOut, read_held_out
 from dlrm_factory.weights.seal import EngineFigures, Evaluation, installed_versions
+from dlrm_factory.weights.sealed import SealedWeights
 
 __all__ = [
     "MAX_AUC_LOSS",
@@ -27,8 +29,8 @@ __all__ = [
     "CompiledFigures",
     "EngineDrift",
     "GoldenFigures",
-    "Replay",
     "Verification",
+    "verify",
     "verify_weights",
 ]
 
@@ -44,14 +46,10 @@ _MIN_RANKINGS = 5
 
 Float32 = npt.NDArray[np.float32]
 
-# Asks a scorer golden requests as a server would; gives the largest difference of a probability. WeightsError if
-# one is over the tolerance.
-Replay = Callable[[Scorer, Goldens, float], float]
-
 
 @dataclass(frozen=True, kw_only=True)
 class EngineDrift:
-    """How far one way of scoring is from the float model, over the held-out samples.
+    """Distance of one way of scoring from the float model, over the held-out samples.
 
     Fields:
         engine: ``eager`` (the tables' dtypes alone) or ``compiled`` (the dense parts' precision too).
@@ -105,7 +103,7 @@ class GoldenFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What `verify_weights` found.
+    """Findings of `verify`.
 
     Fields:
         files: data files that agree with the seal.
@@ -114,7 +112,7 @@ class Verification:
         float_auc, float_log_loss: of the model as it was trained; None without samples.
         engines: one for each way of scoring that this host has, if there are samples.
         compiled: None if this host does not compile, or there is nothing to compare.
-        goldens: None if there are none, or they were not replayed.
+        goldens: None if none travel with the weights.
         training: what training reported.
         sealed_versions, versions: of the packages that made the archive, and of those installed here.
     """
@@ -210,12 +208,28 @@ class Verification:
         )
 
 
-def verify_weights(folder: Path, *, build: bool = True, replay: Replay | None = None) -> Verification:
+def verify(path: Path) -> Verification:
+    """Prove the archive at ``path`` without a server, as ``dlrm verify`` does; `Verification.check` holds bounds.
+
+    Sets torch's threads to the declared number, and compiles the dense parts if this host has not yet done so.
+
+    Args:
+        path: a ``.mar``, a ``.tar.gz``, or the folder of an archive or of sealed weights.
+
+    Raises:
+        ArchiveError: the archive is damaged, was not made by dlrm, or this disk has no room to unpack it.
+        WeightsError: a file is damaged or was added, or a golden request is not reproduced.
+    """
+    with unpacked_weights(path) as folder:
+        check_archive(path, folder)
+        return verify_weights(folder)
+
+
+def verify_weights(folder: Path, *, build: bool = True) -> Verification:
     """Check the sealed weights in ``folder``: every byte, the golden requests, the scores of the held-out samples.
 
     Args:
         build: compile the dense parts if this host has not yet done so.
-        replay: None does not replay the golden requests.
 
     WeightsError if a file is damaged or a golden request is not reproduced.
     """
@@ -226,7 +240,7 @@ def verify_weights(folder: Path, *, build: bool = True, replay: Replay | None = 
     held_out = read_held_out(folder)
     if held_out is not None:
         held_out.check(sealed.declaration, str(folder / HELD_OUT_FILE))
-    goldens = None if replay is None else read_goldens(folder)
+    goldens = read_goldens(folder)
     engines: list[EngineDrift] = []
     largest: dict[str, float] = {}
     # Golden requests are one batch of all, in declared order; held-out samples keep theirs.
@@ -239,9 +253,9 @@ def verify_weights(folder: Path, *, build: bool = True, replay: Replay | None = 
             compared.insert(0, scorer.logits(held_out.batch))
             engines.append(_drift(scorer.engine, held_out, compared[0]))
         scored.append(compared)
-        if goldens is not None and replay is not None:
+        if goldens is not None:
             tolerance = EAGER_TOLERANCE if scorer.engine == "eager" else TOLERANCE[scorer.precision]
-            largest[scorer.engine] = replay(scorer, goldens, tolerance)
+            largest[scorer.engine] = replay_with(scorer, goldens, tolerance)
 
     measure()
     if (held_out is not None or goldens is not None) and sealed.declaration.serving.compile != "off":

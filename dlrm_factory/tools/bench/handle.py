@@ -22,7 +22,7 @@ from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.tools.bench.http.bodies import BodyFormat, random_bodies
 from dlrm_factory.tools.bench.score import RandomWeights
-from dlrm_factory.weights import seal_weights
+from dlrm_factory.weights.sealed import seal_weights
 
 __all__ = ["WORK", "HandleTiming", "Work", "measure_handling"]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from dlrm_factory.config import DLRMDeclaration, criteo, format_bytes
 from dlrm_factory.errors import ConfigError
 from dlrm_factory.model.dtypes import row_bytes
-from dlrm_factory.tools.archive import archive_model
+from dlrm_factory.tools.archive.sealing import archive_model
 from dlrm_factory.tools.bench.score import RandomWeights
-from dlrm_factory.weights import seal_weights
+from dlrm_factory.weights.sealed import seal_weights
 from dlrm_factory.weights.table_file import Progress
 
 __all__ = ["archive_random_model", "criteo_of_size", "table_bytes"]

@@ -21,8 +21,9 @@ from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.features import Vocabularies
 from dlrm_factory.model.model import make_model
 from dlrm_factory.scorer import Scorer, probabilities
-from dlrm_factory.weights import RandomRows, seal_weights
 from dlrm_factory.weights.held_out import HeldOut
+from dlrm_factory.weights.rows import RandomRows
+from dlrm_factory.weights.sealed import seal_weights
 
 __all__ = ["RandomWeights", "ScoreTiming", "measure_scores"]
 
@@ -48,7 +49,7 @@ class ScoreTiming:
 
     @property
     def ratio(self) -> float | None:
-        """How many times the eager samples/s."""
+        """Compiled samples/s over the eager ones."""
         return None if self.compiled is None else self.eager / self.compiled
 
 

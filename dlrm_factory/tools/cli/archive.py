@@ -1,21 +1,83 @@
-"""``dlrm archive``: a checkpoint → the archive that TorchServe loads."""
+"""``dlrm archive``, ``verify`` and ``stage``: a checkpoint → an archive, and its proof without a server."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from dlrm_factory.config import format_bytes
-from dlrm_factory.tools.cli.byte_progress import byte_progress
-from dlrm_factory.tools.cli.quality_bounds import MaxAucLoss, MaxDifference, MaxDrift, MinOverlap
-from dlrm_factory.tools.cli.waiting import telling_of_compiling
+from dlrm_factory.tools.archive.listing import read_archive_listing
+from dlrm_factory.tools.cli.progress import byte_progress, show_compiling
 
-__all__ = ["archive"]
+if TYPE_CHECKING:
+    from dlrm_factory.tools.archive.verification import Verification
+
+__all__ = [
+    "MaxAucLoss",
+    "MaxDifference",
+    "MaxDrift",
+    "MinOverlap",
+    "archive",
+    "stage",
+    "verify",
+]
+
+MaxAucLoss = Annotated[
+    float, typer.Option(min=0, help="The most AUC that serving may lose against the trained model.")
+]
+MaxDrift = Annotated[
+    float,
+    typer.Option(min=0, help="The most that golden probabilities may be from trained ones, on average."),
+]
+MaxDifference = Annotated[
+    float, typer.Option(min=0, help="The most that a compiled probability may be from the eager one.")
+]
+MinOverlap = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="The least share of the eager top 10 that the compiled one must have."),
+]
+
+
+def stage(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(help="Checkpoint (.safetensors), or a folder of sealed weights.", show_default=False),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="Folder to write; must not exist or be empty.", show_default=False
+        ),
+    ],
+    model_name: Annotated[str, typer.Option(help="Of the archive in the command that is printed.")] = "dlrm",
+    version: Annotated[str, typer.Option(help="Of the archive in the command that is printed.")] = "1.0",
+    export_path: Annotated[Path, typer.Option(help="Model store in the command that is printed.")] = Path(
+        "model_store"
+    ),
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace a folder staged before.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print folder and command as JSON.")] = False,
+) -> None:
+    """Write an archive's content into a folder, for torch-model-archiver; prints the command."""
+    # Brings torch, which `dlrm --help` need not wait for.
+    from dlrm_factory.tools.archive.sealing import check_names
+    from dlrm_factory.tools.archive.staging import archiver_command
+    from dlrm_factory.tools.archive.staging import stage as stage_archive
+
+    check_names(model_name, version)
+    # Asked for first: a folder that the command cannot use is refused before the work.
+    command = archiver_command(output, model_name=model_name, version=version, export_path=export_path)
+    with byte_progress("staging") as progress:
+        stage_archive(checkpoint, output, force=force, progress=progress)
+    if as_json:
+        typer.echo(json.dumps({"folder": str(output), "command": command}))
+    else:
+        typer.echo(f"staged {output}; make the archive with\n{command}")
 
 
 def archive(
@@ -41,12 +103,11 @@ def archive(
 ) -> None:
     """Make a self-contained archive: code, declaration, weights, golden requests, settings for TorchServe."""
     # Brings torch, which `dlrm --help` need not wait for.
-    from dlrm_factory.requests.replay import replay_with
-    from dlrm_factory.tools.archive import archive_model, read_archive_listing
+    from dlrm_factory.tools.archive.sealing import archive_model
 
     suffix = ".mar" if archive_format == "default" else ""
     output = output or Path("model_store") / f"{model_name}{suffix}"
-    with byte_progress("archiving") as progress, telling_of_compiling(Console(stderr=True)):
+    with byte_progress("archiving") as progress, show_compiling(Console(stderr=True)):
         found = archive_model(
             checkpoint,
             output,
@@ -58,7 +119,6 @@ def archive(
             max_drift=max_drift,
             max_difference=max_difference,
             min_overlap=min_overlap,
-            replay=replay_with,
             progress=progress,
         )
     listing = read_archive_listing(output)
@@ -90,3 +150,86 @@ def archive(
         typer.echo(
             f"compiled in {found.precision}: within {found.compiled.max_difference:.1e} of eager{same}"
         )
+
+
+def verify(
+    archive: Annotated[
+        Path, typer.Argument(help="A .mar, a .tar.gz, or a folder of an archive or of sealed weights.")
+    ],
+    max_auc_loss: MaxAucLoss = 0.0005,
+    max_drift: MaxDrift = 0.02,
+    max_difference: MaxDifference = 0.02,
+    min_overlap: MinOverlap = 0.9,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Prove an archive without a server: every file, its golden requests, served scores against trained ones."""
+    # Brings torch, which `dlrm --help` need not wait for.
+    from dlrm_factory.tools.archive.verification import verify as verify_archive
+
+    console = Console(stderr=True)
+    with console.status(f"verifying {archive}"), show_compiling(console):
+        found = verify_archive(archive)
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2))
+    else:
+        _print_verification(archive, found)
+    found.check(max_auc_loss, max_drift, max_difference=max_difference, min_overlap=min_overlap)
+
+
+def _print_verification(archive: Path, found: Verification) -> None:
+    typer.echo(
+        f"{archive}: {found.files} files agree with their seal, {found.tables} tables agree with their checksums"
+    )
+    for name, (then, now) in sorted(found.other_versions.items()):
+        typer.echo(f"warning: made with {name} {then or '(none)'}, but {now or 'none'} is installed here")
+    _print_goldens(found)
+    _print_compiled(found)
+    if not found.engines:
+        typer.echo("no held-out samples travel with it, so its AUC was not compared")
+        return
+    table = Table("", "AUC", "AUC lost", "log-loss", "mean difference", "max difference")
+    table.add_row("as trained", f"{found.float_auc:.5f}", "", f"{found.float_log_loss:.5f}", "", "")
+    for drift in found.engines:
+        table.add_row(
+            _engine(drift.engine, found.precision),
+            f"{drift.auc:.5f}",
+            f"{drift.auc_loss:+.5f}",
+            f"{drift.log_loss:.5f}",
+            f"{drift.mean_difference:.1e}",
+            f"{drift.max_difference:.1e}",
+        )
+    Console().print(table)
+    typer.echo(f"over {found.samples:,} held-out samples; differences are of probabilities")
+
+
+def _print_goldens(found: Verification) -> None:
+    goldens = found.goldens
+    if goldens is None:
+        typer.echo("no golden requests travel with it, so its scores are not proven")
+        return
+    engines = "; ".join(
+        f"{_engine(name, found.precision)} within {largest:.1e}" for name, largest in goldens.largest.items()
+    )
+    typer.echo(
+        f"{goldens.requests} golden requests ({goldens.real} real) reproduced, alone and in a batch: {engines}"
+    )
+    if goldens.mean_drift is not None:
+        typer.echo(
+            f"their probabilities are {goldens.mean_drift:.1e} from the trained model's on average, "
+            f"{goldens.max_drift:.1e} at most"
+        )
+
+
+def _print_compiled(found: Verification) -> None:
+    compiled = found.compiled
+    if compiled is None:
+        return
+    line = f"compiled scores ({found.precision}) are within {compiled.max_difference:.1e} of the eager probabilities"
+    if compiled.top_10_overlap is not None:
+        line += f", and {100 * compiled.top_10_overlap:.2f}% of the top 10 are the same, over {compiled.rankings:,} "
+        line += "rankings of 100 held-out samples"
+    typer.echo(line)
+
+
+def _engine(name: str, precision: str) -> str:
+    return f"compiled, {precision}" if name == "compiled" else name

@@ -1,16 +1,179 @@
-"""``dlrm bench``: the benchmarks, each in a module of its own."""
+"""``dlrm bench``: the benchmarks; here those of parts in one process, ``decode``, ``score`` and ``handle``."""
 
 from __future__ import annotations
 
-import typer
+import json as jsonlib
+from dataclasses import asdict
+from typing import Annotated, Literal
 
-from dlrm_factory.tools.cli.bench_decode import decode
-from dlrm_factory.tools.cli.bench_handle import handle
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from dlrm_factory.config import criteo
 from dlrm_factory.tools.cli.bench_http import http
 from dlrm_factory.tools.cli.bench_memory import memory
-from dlrm_factory.tools.cli.bench_score import score
+from dlrm_factory.tools.cli.declarations import declaration_of
 
-__all__ = ["bench"]
+__all__ = [
+    "bench",
+    "decode",
+    "handle",
+    "score",
+]
+
+
+def decode(
+    config: Annotated[
+        str | None, typer.Argument(help="A declaration or preset, for its features. [default: criteo]")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="In one request.")] = 512,
+    seconds: Annotated[float, typer.Option(min=0.01, help="For each kind of body.")] = 2.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time request bytes → KeyedJaggedTensor, checks included, against json.loads of the same bytes alone."""
+    from dlrm_factory.tools.bench.decode import measure_decoding
+
+    declaration = declaration_of(config) if config else criteo()
+    with Console(stderr=True).status("preparing") as status:
+        timings = measure_decoding(declaration, samples=samples, seconds=seconds, observe=status.update)
+    if as_json:
+        typer.echo(jsonlib.dumps([{**asdict(timing), "ratio": timing.ratio} for timing in timings], indent=2))
+        return
+    headers = ("body", "bytes", "json.loads", "ours", "ratio", "to reach")
+    table = Table(*(Column(header, no_wrap=True) for header in headers))
+    for timing in timings:
+        table.add_row(
+            timing.body,
+            f"{timing.size:,}",
+            f"{timing.loads:.3f}",
+            f"{timing.ours:.3f}",
+            f"{timing.ratio:.2f}",
+            "-" if timing.target is None else f"{timing.target:.0f}",
+        )
+    Console().print(table)
+    dense, sparse = len(declaration.dense_features), len(declaration.sparse_features)
+    typer.echo(
+        f"median milliseconds, one thread; {samples} samples of {dense} dense and {sparse} sparse features"
+    )
+
+
+def score(
+    config: Annotated[
+        str | None,
+        typer.Argument(help="A declaration or preset. [default: criteo, 100,000 rows a table at most]"),
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch sizes; repeat it.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="For each batch size.")] = 2.0,
+    threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
+    precision: Annotated[
+        Literal["fp32", "bf16"] | None, typer.Option(help="Of the compiled parts. [default: the CPU's best]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time the scorer: compiled against the eager sharded model, and the raw operations beside them."""
+    from dlrm_factory.compiled import best_precision
+    from dlrm_factory.tools.bench.score import measure_scores
+
+    declaration = declaration_of(config) if config else criteo(cap=100_000)
+    console = Console(stderr=True)
+    with console.status("preparing") as status:
+        timings = measure_scores(
+            declaration,
+            batches=batch or [1, 16, 128, 512, 2048],
+            seconds=seconds,
+            threads=threads,
+            precision=precision,
+            observe=status.update,
+        )
+    used = precision or best_precision()
+    if as_json:
+        rows = [{**asdict(timing), "ratio": timing.ratio, "precision": used} for timing in timings]
+        typer.echo(jsonlib.dumps(rows, indent=2))
+        return
+    table = Table(
+        "batch", "eager", "compiled", "lookup alone", "raw operations", "compiled samples/s", "x eager"
+    )
+    for timing in timings:
+        rate = "-" if timing.compiled is None else f"{1e3 * timing.batch / timing.compiled:,.0f}"
+        table.add_row(
+            str(timing.batch),
+            *(_ms(value) for value in (timing.eager, timing.compiled, timing.lookup, timing.limit)),
+            rate,
+            "-" if timing.ratio is None else f"{timing.ratio:.1f}",
+        )
+    Console().print(table)
+    differences = [timing.difference for timing in timings if timing.difference is not None]
+    tail = (
+        f"; probabilities differ by {max(differences):.1e} at most"
+        if differences
+        else "; nothing was compiled"
+    )
+    typer.echo(f"medians, {threads} thread{'s' if threads > 1 else ''}, {used}{tail}")
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f} ms"
+
+
+def handle(
+    config: Annotated[
+        str | None,
+        typer.Argument(help="A declaration or preset. [default: criteo, 100,000 rows a table at most]"),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.01, help="For each kind of work.")] = 2.0,
+    threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
+    compiled: Annotated[
+        bool, typer.Option("--compile/--eager", help="Whether the dense parts are compiled.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time what the handler does with TorchServe's batches, bytes in and bytes out, without a server."""
+    from dlrm_factory.tools.bench.handle import WORK, measure_handling
+
+    declaration = declaration_of(config) if config else criteo(cap=100_000)
+    # TorchServe's own shape holds rows alone.
+    only_rows = all(
+        feature.ids == "index" and not feature.weighted for feature in declaration.sparse_features
+    )
+    work = [each for each in WORK if only_rows or each.body_format != "torchserve"]
+    with Console(stderr=True).status("preparing") as status:
+        timings = measure_handling(
+            declaration,
+            seconds=seconds,
+            threads=threads,
+            compiled=compiled,
+            work=work,
+            observe=status.update,
+        )
+    if as_json:
+        typer.echo(jsonlib.dumps([asdict(timing) for timing in timings], indent=2))
+        return
+    headers = (
+        "requests x samples",
+        "body",
+        "bytes",
+        "decode",
+        "score",
+        "encode",
+        "total",
+        "p99",
+        "json alone",
+    )
+    table = Table(*(Column(header, no_wrap=True) for header in headers))
+    for timing in timings:
+        parts = (timing.decode, timing.score, timing.encode, timing.total, timing.slowest, timing.json)
+        table.add_row(
+            f"{timing.work.requests} x {timing.work.samples}",
+            timing.work.body_format,
+            f"{timing.size:,.0f}",
+            *(f"{part:,.1f}" for part in parts),
+        )
+    Console().print(table)
+    typer.echo(
+        "microseconds of CPU time a request, medians; json alone: json.loads and json.dumps of the same"
+    )
+
 
 bench = typer.Typer(help="Measure the server, the workers' memory and the parts.", no_args_is_help=True)
 for _command in (decode, score, handle, http, memory):

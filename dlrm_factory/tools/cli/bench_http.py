@@ -13,16 +13,27 @@ from rich.console import Console
 
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.errors import DataError, ServingError
+from dlrm_factory.tools.archive.reading import read_archive_declaration
 from dlrm_factory.tools.bench.http.bodies import Body, BodyFormat, http_requests, random_bodies, read_bodies
 from dlrm_factory.tools.bench.http.driving import Load, drive
-from dlrm_factory.tools.bench.http.finding import FoundRate, find_rate
+from dlrm_factory.tools.bench.http.finding import (
+    FoundRate,
+    check_picture,
+    draw_found_rate,
+    draw_latencies,
+    find_rate,
+)
 from dlrm_factory.tools.bench.http.outcome import Outcome
-from dlrm_factory.tools.bench.http.picture import check_picture, draw_found_rate, draw_latencies
-from dlrm_factory.tools.bench.http.served import authorization, served_declaration
-from dlrm_factory.tools.bench.http.server_use import ServerMeter, ServerUse, server_root
-from dlrm_factory.tools.cli.bench_http_tables import print_found_rate, print_outcome
+from dlrm_factory.tools.bench.http.server import (
+    ServerMeter,
+    ServerUse,
+    authorization,
+    served_declaration,
+    server_root,
+)
 from dlrm_factory.tools.cli.declarations import declaration_of
-from dlrm_factory.tools.cli.load_progress import LoadProgress
+from dlrm_factory.tools.cli.progress import LoadProgress
+from dlrm_factory.tools.cli.tables import print_found_rate, print_outcome
 from dlrm_factory.tools.server import Endpoint, find_endpoint
 
 __all__ = ["http"]
@@ -211,9 +222,6 @@ def _bodies(
 
 def _declaration(named: str) -> DLRMDeclaration:
     if named.endswith(".mar") or Path(named).is_dir():
-        # Brings torch, which a preset need not wait for.
-        from dlrm_factory.tools.archive import read_archive_declaration
-
         return read_archive_declaration(Path(named))
     return declaration_of(named)
 

@@ -17,8 +17,9 @@ from rich.table import Table
 
 from dlrm_factory.config import DLRMDeclaration, format_bytes, parse_bytes
 from dlrm_factory.errors import DataError
-from dlrm_factory.tools.bench.wide_console import wide_console
-from dlrm_factory.tools.cli.byte_progress import byte_progress
+from dlrm_factory.tools.archive.reading import read_archive_declaration
+from dlrm_factory.tools.cli.progress import byte_progress
+from dlrm_factory.tools.cli.tables import wide_console
 
 if TYPE_CHECKING:
     from dlrm_factory.tools.bench.memory.measuring import MemoryReport
@@ -68,8 +69,6 @@ def _measure(archive: Path, declaration: DLRMDeclaration, scales: list[int], run
 def _served(archive: Path | None, generate: str, folder: Path) -> tuple[Path, DLRMDeclaration]:
     """The archive to serve and its declaration; generated in ``folder`` if none is given."""
     if archive is not None:
-        from dlrm_factory.tools.archive import read_archive_declaration
-
         return archive.absolute(), read_archive_declaration(archive)
     from dlrm_factory.tools.bench.random_archive import archive_random_model, criteo_of_size
 

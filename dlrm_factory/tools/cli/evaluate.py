@@ -1,4 +1,4 @@
-"""``dlrm evaluate``: how good a trained model is, on rows that it has not seen."""
+"""``dlrm evaluate``: quality of a trained model, on rows that it has not seen."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from dlrm_factory.tools.cli.evaluation_progress import evaluation_progress
-from dlrm_factory.tools.cli.evaluation_table import evaluation_tables
+from dlrm_factory.tools.cli.progress import evaluation_progress
+from dlrm_factory.tools.cli.tables import evaluation_tables
 from dlrm_factory.tools.data.files import FileFormat
 
 if TYPE_CHECKING:
-    from dlrm_factory.tools.evaluation import Evaluation, Source
+    from dlrm_factory.tools.evaluation import Evaluation, EvaluationSource
 
 __all__ = ["evaluate"]
 
@@ -74,12 +74,12 @@ def evaluate(
 ) -> None:
     """Evaluate a model: AUC, log-loss, normalised entropy and calibration on held-out rows."""
     # Importing torch takes seconds, which `dlrm --help` should not.
-    from dlrm_factory.tools.evaluation import Source, check_report_folder, write_report
+    from dlrm_factory.tools.evaluation import EvaluationSource, check_report_folder, write_report
     from dlrm_factory.tools.evaluation import as_json as to_json
 
     if report is not None:
         check_report_folder(report)
-    source = Source(
+    source = EvaluationSource(
         data=data or (),
         held_out=held_out or (),
         all_rows=all_rows,
@@ -102,7 +102,7 @@ def evaluate(
         typer.echo(f"wrote {files[0]}")
 
 
-def _evaluate(model: Path, source: Source, baseline: str | None) -> Evaluation:
+def _evaluate(model: Path, source: EvaluationSource, baseline: str | None) -> Evaluation:
     from dlrm_factory.tools.evaluation import evaluate as run_evaluation
 
     with evaluation_progress() as (observe, observe_trees):

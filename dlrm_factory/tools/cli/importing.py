@@ -8,22 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 import typer
 
-from dlrm_factory.config import dump_declaration
 from dlrm_factory.errors import ConfigError
-from dlrm_factory.tools.cli.byte_progress import byte_progress
 from dlrm_factory.tools.cli.declarations import declaration_of
+from dlrm_factory.tools.cli.progress import byte_progress
 
 if TYPE_CHECKING:
     from dlrm_factory.tools.importing import ImportReport
 
 __all__ = ["import_model"]
-
-_ORDER = """\
-# A first declaration, from the shapes of {source}. Look over:
-# - the order of the tables: it must be that in which the model was built, or every score is wrong
-# - the names of the features, and how they are prepared (ids, transform, default)
-# - pooling, and features that share a table, which the weights do not tell
-"""
 
 
 def import_model(
@@ -95,12 +87,11 @@ def _write_declaration(
     source_format: Literal["auto", "torchrec", "dlrm_s_pytorch", "dcp", "safetensors"],
     as_json: bool,
 ) -> None:
-    from dlrm_factory.tools.importing import first_declaration
+    from dlrm_factory.tools.importing import first_declaration_text
 
     if path.exists():
         raise ConfigError(["exists; name another file"], str(path))
-    declaration = first_declaration(weights, path.parent, source_format=source_format)
-    text = _ORDER.format(source=", ".join(map(str, weights))) + dump_declaration(declaration)
+    text = first_declaration_text(weights, path.parent, source_format=source_format)
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)

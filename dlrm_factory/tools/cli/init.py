@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
-from dlrm_factory.tools.cli.written import write_new
+from dlrm_factory.tools.cli.declarations import write_new
+from dlrm_factory.tools.cli.progress import row_progress
 from dlrm_factory.tools.data.files import FileFormat
 
 if TYPE_CHECKING:
@@ -48,7 +45,7 @@ def init(
     # It imports what trains, and so torch, which takes seconds; `dlrm --help` should not.
     from dlrm_factory.tools.init import draft_declaration
 
-    with _progress() as observe:
+    with row_progress() as observe:
         draft = draft_declaration(data, label, rows=rows, file_format=file_format, observe=observe)
     if output is not None:
         write_new(output, draft.text, force=force)
@@ -88,13 +85,3 @@ def _as_json(draft: Draft, output: Path | None) -> dict[str, Any]:
         ],
         "declaration": draft.text,
     }
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int | None], None]]:
-    """Yields an observer of (rows done, rows in all); draws nothing if stderr is no terminal."""
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("rows"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("rows", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

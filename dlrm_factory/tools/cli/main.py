@@ -7,21 +7,17 @@ import sys
 import typer
 
 from dlrm_factory.errors import DLRMError
-from dlrm_factory.tools.cli.archive import archive
+from dlrm_factory.tools.cli.archive import archive, stage, verify
 from dlrm_factory.tools.cli.bench import bench
+from dlrm_factory.tools.cli.declarations import preset
 from dlrm_factory.tools.cli.evaluate import evaluate
 from dlrm_factory.tools.cli.importing import import_model
 from dlrm_factory.tools.cli.init import init
 from dlrm_factory.tools.cli.plan import plan
 from dlrm_factory.tools.cli.predict import predict
-from dlrm_factory.tools.cli.preset import preset
 from dlrm_factory.tools.cli.quiet import quiet_libraries
-from dlrm_factory.tools.cli.scale import scale
-from dlrm_factory.tools.cli.serve import serve
-from dlrm_factory.tools.cli.stage import stage
-from dlrm_factory.tools.cli.stop import stop
+from dlrm_factory.tools.cli.serve import scale, serve, stop
 from dlrm_factory.tools.cli.train import train
-from dlrm_factory.tools.cli.verify import verify
 
 __all__ = ["app", "main"]
 

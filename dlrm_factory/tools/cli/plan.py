@@ -1,4 +1,4 @@
-"""`dlrm plan`: where each table would go."""
+"""``dlrm plan``: the place of each table."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def plan(
     else:
         _print(made)
     if image is not None:
-        from dlrm_factory.tools.cli.plan_picture import draw_plan
+        from dlrm_factory.tools.plan_picture import draw_plan
 
         draw_plan(made, image)
         if not json:

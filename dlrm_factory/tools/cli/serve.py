@@ -1,4 +1,4 @@
-"""``dlrm serve``: TorchServe with the models of a model store."""
+"""``dlrm serve``, ``stop`` and ``scale``: TorchServe with the models of a model store."""
 
 from __future__ import annotations
 
@@ -7,23 +7,31 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from dlrm_factory.errors import ServingError
-from dlrm_factory.tools.cli.waiting import WorkerWait
+from dlrm_factory.tools.cli.progress import WorkerWait
 from dlrm_factory.tools.server import (
+    RunDir,
     RunningServer,
     ServeOptions,
     running_server,
+    scale_workers,
     start_server,
     stop_server,
 )
 
-__all__ = ["serve"]
+__all__ = [
+    "scale",
+    "serve",
+    "stop",
+]
 
 _PORT = "0 picks a free one."
 
@@ -182,3 +190,54 @@ def _interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def stop(
+    run_dir: Annotated[Path, typer.Option(help="The run directory given to `dlrm serve`.")] = Path(".dlrm"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+) -> None:
+    """Stop the server and all its workers."""
+    ended = stop_server(run_dir)
+    root = RunDir.at(run_dir).root
+    if as_json:
+        typer.echo(json.dumps({"stopped": ended > 0, "processes": ended, "run_dir": str(root)}))
+    elif ended:
+        typer.echo(f"stopped: {ended} process{'' if ended == 1 else 'es'} of {root}")
+    else:
+        typer.echo(f"nothing to stop: no server runs in {root}")
+
+
+def scale(
+    workers: Annotated[int, typer.Argument(min=0, help="Workers to have.")],
+    model: Annotated[str, typer.Option(help="Name of the model.")] = "dlrm",
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds until they must be ready.")] = 600.0,
+    run_dir: Annotated[Path, typer.Option(help="The run directory given to `dlrm serve`.")] = Path(".dlrm"),
+    url: Annotated[str | None, typer.Option(help="Management address of another server.")] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="DLRM_MANAGEMENT_TOKEN", help="Management token. Default: that of the run directory."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+) -> None:
+    """Change the number of workers; returns when exactly so many are ready."""
+    console = Console(stderr=True)
+    with console.status(escape(f"{model}: asking for {workers} workers")) as status:
+        done = scale_workers(
+            workers,
+            model=model,
+            run_dir=run_dir,
+            url=url,
+            token=token,
+            timeout=timeout,
+            tell=WorkerWait(console, status),
+        )
+    if done.oversubscription:
+        typer.echo(f"warning: {model}: {done.oversubscription}", err=True)
+    if as_json:
+        typer.echo(json.dumps(asdict(done)))
+        return
+    typer.echo(f"{model}: {done.after} worker{'' if done.after == 1 else 's'} ready (before: {done.before})")
+    if workers == 0:
+        typer.echo(f"warning: {model} now answers every request with 503, until you scale it up", err=True)

@@ -1,1 +1,1 @@
-"""Client of a served model. It needs httpx and NumPy, not torch; `dlrm_factory.client` is its front door."""
+"""Client of a served model. The client needs httpx and NumPy, not torch; `dlrm_factory.client` is its front door."""

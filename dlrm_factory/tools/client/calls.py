@@ -1,30 +1,157 @@
-"""Each thing a client can ask for, as one HTTP request and the way to read its answer."""
+"""Calls of a client: arguments → request, and its response → answer.
+
+A request id tells a client that an answer is its own. TorchServe can answer a request twice while workers are scaled
+away; on a kept connection every later answer would then belong to the request before. A worker gives an id back, so
+that a client sees it.
+"""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote
 
 import httpx
+import numpy as np
+import numpy.typing as npt
 
-from dlrm_factory.tools.client.answers import (
-    Explanation,
-    Float32,
-    ModelDescription,
-    RankedCandidate,
-    read_description,
-    read_explanations,
-    read_ranking,
-    read_scores,
-)
 from dlrm_factory.tools.client.encoding import columns_of, encode_body
-from dlrm_factory.tools.client.errors import ClientError, InvalidRequest, ServerFault
-from dlrm_factory.tools.client.failures import error_of_answer, error_of_silence
+from dlrm_factory.tools.client.errors import (
+    ClientError,
+    InvalidRequest,
+    ServerFault,
+    error_of_answer,
+    error_of_silence,
+)
 from dlrm_factory.tools.client.retrying import Outcome
 
-__all__ = ["Call", "Calls", "Columns", "Output", "Rows", "finish"]
+__all__ = [
+    "REQUEST_ID_HEADER",
+    "Call",
+    "Calls",
+    "Columns",
+    "Explanation",
+    "Float32",
+    "ModelDescription",
+    "Output",
+    "RankedCandidate",
+    "Rows",
+    "belongs_to",
+    "finish",
+    "foreign_answer",
+    "read_description",
+    "read_explanations",
+    "read_ranking",
+    "read_scores",
+    "with_request_id",
+]
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedCandidate:
+    """One candidate of a ranking.
+
+    Fields:
+        id: the id it was sent with, None if it had none.
+        index: its place among the candidates that were sent, from 0.
+        score: as asked for, a probability or a logit.
+    """
+
+    id: str | int | None
+    index: int
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """Explanation of one sample's score.
+
+    Fields:
+        score: of the sample as it is.
+        contributions: feature → how much its value adds to the score.
+    """
+
+    score: float
+    contributions: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription:
+    """One version of a model as the server has it.
+
+    Fields:
+        name, version: as registered.
+        ready_workers: processes that answer now.
+        details: what the model says of itself: its features, limits, plan and versions.
+    """
+
+    name: str
+    version: str
+    ready_workers: int
+    details: dict[str, Any]
+
+
+def read_scores(answer: Any) -> Float32:
+    """Float32 [B]."""
+    scores = np.array(answer["predictions"], dtype=np.float32)
+    if scores.ndim != 1:
+        raise ValueError(f"the predictions have {scores.ndim} dimensions")
+    return scores
+
+
+def read_ranking(answer: Any) -> tuple[RankedCandidate, ...]:
+    """Best first."""
+    return tuple(
+        RankedCandidate(id=each.get("id"), index=int(each["index"]), score=float(each["score"]))
+        for each in answer["ranking"]
+    )
+
+
+def read_explanations(answer: Any) -> tuple[Explanation, ...]:
+    """One a sample."""
+    return tuple(
+        Explanation(
+            score=float(each["score"]),
+            contributions={name: float(value) for name, value in each["contributions"].items()},
+        )
+        for each in answer["explanations"]
+    )
+
+
+def read_description(answer: Any) -> ModelDescription:
+    """The first of TorchServe's list, which holds one version unless all were asked for."""
+    found = answer[0]
+    return ModelDescription(
+        name=str(found["modelName"]),
+        version=str(found["modelVersion"]),
+        ready_workers=sum(worker["status"] == "READY" for worker in found["workers"]),
+        details=dict(found.get("customizedMetadata") or {}),
+    )
+
+
+# TorchServe sets X-Request-Id itself, to an id of its own.
+REQUEST_ID_HEADER = "x-dlrm-request-id"
+
+
+def with_request_id(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of an httpx request with a new id in its headers."""
+    return {**request, "headers": {**request.get("headers", {}), REQUEST_ID_HEADER: secrets.token_hex(8)}}
+
+
+def belongs_to(response: httpx.Response, request: dict[str, Any]) -> bool:
+    """Return True unless ``response`` bears another request's id. Errors of TorchServe itself bear none."""
+    given = response.headers.get(REQUEST_ID_HEADER)
+    return given is None or given == request["headers"][REQUEST_ID_HEADER]
+
+
+def foreign_answer(response: httpx.Response) -> httpx.RemoteProtocolError:
+    """Make the error for an answer that belongs to another request: as if the connection had broken."""
+    return httpx.RemoteProtocolError("the answer belongs to another request", request=response.request)
+
 
 T = TypeVar("T")
 Output = Literal["probability", "logit"]
@@ -122,7 +249,7 @@ def _samples(instances: Rows | None, inputs: Columns | None) -> dict[str, Any]:
 
 
 def finish(call: Call[T], outcome: Outcome) -> T:
-    """What ``call`` asked for, or its error."""
+    """Answer to ``call``; raises its error."""
     if isinstance(outcome, httpx.RequestError):
         raise error_of_silence(outcome) from outcome
     if not outcome.is_success:

@@ -1,4 +1,4 @@
-"""What both clients share: where to ask, with which tokens, how patiently."""
+"""Connection that both clients share: addresses, tokens, patience."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 
 import httpx
 
-from dlrm_factory.tools.client.addresses import address_problem, is_loopback
 from dlrm_factory.tools.client.calls import Calls
 from dlrm_factory.tools.client.errors import ClientError
 from dlrm_factory.tools.client.retrying import Retry
-from dlrm_factory.tools.client.tokens import BearerAuth, KeyFileAuth, TokenKind
+from dlrm_factory.tools.client.tokens import BearerAuth, KeyFileAuth, TokenKind, address_problem, is_loopback
 
 __all__ = ["Connection"]
 

@@ -69,7 +69,7 @@ def _dump(body: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """What json can write, for a value that it does not know."""
+    """Plain value that json can write, for one that it does not know."""
     for method in ("tolist", "to_pylist", "to_list"):
         if hasattr(value, method):
             return getattr(value, method)()

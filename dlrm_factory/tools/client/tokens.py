@@ -1,8 +1,9 @@
-"""TorchServe's tokens: read from ``key_file.json``, sent with each request, renewed when they expire."""
+"""Tokens of TorchServe, and the addresses to which they may be sent."""
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import os
 import time
@@ -10,13 +11,44 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import httpx
 from filelock import lock_descriptor
 
 from dlrm_factory.errors import ServingError
 
-__all__ = ["BearerAuth", "KeyFileAuth", "TokenKind", "is_refused", "read_key", "take_turns"]
+__all__ = [
+    "BearerAuth",
+    "KeyFileAuth",
+    "TokenKind",
+    "address_problem",
+    "is_loopback",
+    "is_refused",
+    "read_key",
+    "take_turns",
+]
+
+
+def is_loopback(url: str) -> bool:
+    """True if ``url`` is on this machine."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def address_problem(url: str) -> str | None:
+    """Problem of a server's base URL, for a message; None if there is none."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        return f"{url}: {error}"
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        return f"{url} is not like http://127.0.0.1:8080"
+    return None
+
 
 TokenKind = Literal["inference", "management", "API"]
 
@@ -25,7 +57,7 @@ _ATTEMPTS = 5
 # TorchServe writes the file in place, so for a moment a reader may meet half of it.
 _READS, _PAUSE_S = 4, 0.02
 # Whoever renews takes milliseconds; one that hangs must not keep the others for ever.
-_LONGEST_TURN_S = 15.0
+_MAX_TURN_S = 15.0
 
 Pause = float  # seconds
 Flow = Generator[httpx.Request | Pause, httpx.Response | None, None]
@@ -51,7 +83,7 @@ def read_key(key_file: Path, kind: TokenKind) -> str:
 
 
 def is_refused(response: httpx.Response) -> bool:
-    """Whether TorchServe refuses the token: it answers 400, and says so in the body alone."""
+    """True if TorchServe refuses the token: TorchServe answers 400, and says so in the body alone."""
     return response.status_code == 400 and b"InvalidKeyException" in response.content
 
 
@@ -133,7 +165,7 @@ class KeyFileAuth(httpx.Auth):
     def _renew(self, refused: str, management: str, request: httpx.Request) -> Flow:
         """Once it is our turn: renew the token, unless another has done so. TorchServe writes the file anew."""
         with take_turns(self.key_file) as is_ours:
-            given_up = time.monotonic() + _LONGEST_TURN_S
+            given_up = time.monotonic() + _MAX_TURN_S
             while not is_ours() and time.monotonic() < given_up:
                 yield _PAUSE_S
             if self._read() == refused:

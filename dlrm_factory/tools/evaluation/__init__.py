@@ -1,8 +1,8 @@
-"""How good a trained model is, on rows that it has not seen."""
+"""Quality of a trained model, on rows that it has not seen."""
 
 from dlrm_factory.tools.evaluation.evaluate import evaluate
 from dlrm_factory.tools.evaluation.report import as_json, check_report_folder, write_report
 from dlrm_factory.tools.evaluation.results import Evaluation
-from dlrm_factory.tools.evaluation.samples import Source
+from dlrm_factory.tools.evaluation.samples import EvaluationSource
 
-__all__ = ["Evaluation", "Source", "as_json", "check_report_folder", "evaluate", "write_report"]
+__all__ = ["Evaluation", "EvaluationSource", "as_json", "check_report_folder", "evaluate", "write_report"]

@@ -3,39 +3,152 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import DataError
-from dlrm_factory.tools.data.progress import Observer
+from dlrm_factory.tools.data.progress import Observer, Progress
 from dlrm_factory.tools.evaluation.baseline import BASELINE, TreeObserver, check_baseline, train_baseline
-from dlrm_factory.tools.evaluation.comparing import compare
-from dlrm_factory.tools.evaluation.curves import curves_of
-from dlrm_factory.tools.evaluation.figures import CALIBRATION_BINS, measure, sigmoid
-from dlrm_factory.tools.evaluation.models import open_model
-from dlrm_factory.tools.evaluation.results import Best, Evaluation, ModelResult, SliceResult, SliceTable
-from dlrm_factory.tools.evaluation.samples import Source, samples_of
-from dlrm_factory.tools.evaluation.scoring import Scored, score
-from dlrm_factory.tools.metrics.metrics import auc, log_loss
+from dlrm_factory.tools.evaluation.figures import CALIBRATION_BINS, curves_of, measure, sigmoid
+from dlrm_factory.tools.evaluation.models import EvaluatedModel, open_model
+from dlrm_factory.tools.evaluation.results import (
+    Best,
+    Comparison,
+    Evaluation,
+    ModelResult,
+    SliceResult,
+    SliceTable,
+)
+from dlrm_factory.tools.evaluation.samples import EvaluationSource, Samples, samples_of
+from dlrm_factory.tools.evaluation.slice_values import SliceValues
+from dlrm_factory.tools.metrics.metrics import AucDifference, auc, compare_aucs, log_loss
 
-__all__ = ["evaluate"]
+__all__ = [
+    "Scored",
+    "compare",
+    "evaluate",
+    "score",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """N samples, scored.
+
+    Fields:
+        labels: uint8 [N] of 0 and 1.
+        logits: float32 [N].
+        true_logits: the ground truth's, float64 [N]; None for real clicks.
+        values: the column to cut them by; None without one.
+    """
+
+    labels: npt.NDArray[np.uint8]
+    logits: npt.NDArray[np.float32]
+    true_logits: npt.NDArray[np.float64] | None
+    values: SliceValues | None
+
+
+def score(model: EvaluatedModel, samples: Samples, *, column: str | None, observe: Observer) -> Scored:
+    """All samples, scored by ``model``. DataError if there are none, or a score is no finite number."""
+    labels, logits, truths = [], [], []
+    values = None if column is None else slice_values(model.declaration, column)
+    done = 0
+    for block in samples.blocks():
+        labels.append(block.labels)
+        logits.append(model.scorer.logits(block.batch))
+        if block.true_logits is not None:
+            truths.append(block.true_logits)
+        if values is not None and block.column is not None:
+            values.add(block.column)
+        done += len(block.labels)
+        observe(Progress(stage="evaluation", done=done))
+    if not done:
+        raise DataError(
+            f"there are no rows to evaluate: {samples.description}; give more data, or --all-rows"
+        )
+    found = np.concatenate(logits)
+    broken = int(np.count_nonzero(~np.isfinite(found)))
+    if broken:
+        raise DataError(f"{model.path}: {broken:,} of {done:,} scores are not finite; train the model again")
+    return Scored(
+        labels=np.concatenate(labels),
+        logits=found,
+        true_logits=np.concatenate(truths) if truths else None,
+        values=values,
+    )
+
+
+def slice_values(declaration: DLRMDeclaration, column: str) -> SliceValues:
+    """Collector of ``column``, a declared feature or any other."""
+    sparse = next((feature for feature in declaration.sparse_features if feature.name == column), None)
+    several = sparse is not None and sparse.max_length > 1
+    return SliceValues(
+        is_id=sparse is not None, separator=declaration.training.separator if several else None
+    )
+
+
+_NOTABLE = 0.001  # of AUC: a significant difference below it is too small to pay for much
+
+
+def compare(
+    labels: npt.NDArray[np.uint8],
+    model: npt.NDArray[np.float32],
+    baseline: npt.NDArray[np.float32],
+    results: Sequence[ModelResult],
+) -> Comparison:
+    """``model``'s logits against ``baseline``'s, float32 [N] each; ``results``: of the two, for their names."""
+    found = compare_aucs(labels, model, baseline)
+    one, other = results[0].name, results[1].name
+    return Comparison(
+        baseline=other,
+        difference=found,
+        judgement=_judgement(one, other, found) if found else _undefined(one, other),
+    )
+
+
+def _judgement(one: str, other: str, found: AucDifference) -> str:
+    interval = f"95% interval of {one} less {other}: {found.low:+.4f} to {found.high:+.4f}"
+    size = f"{abs(found.difference):.4f} AUC ({interval})"
+    if not found.is_significant:
+        return (
+            f"These samples do not show that {one} ranks better or worse than {other}: they differ by {size}. "
+            f"{other} is the simpler model."
+        )
+    better, worse = (one, other) if found.difference > 0 else (other, one)
+    if abs(found.difference) < _NOTABLE:
+        return (
+            f"{better} ranks better than {worse} by {size}: more than chance, but little. "
+            f"{other} is the simpler model."
+        )
+    if better == one:
+        return f"{one} ranks better than {other} by {size}."
+    return f"{other}, the simpler model, ranks better than {one} by {size}: serve it, or train {one} better first."
+
+
+def _undefined(one: str, other: str) -> str:
+    return f"There are fewer than 2 clicks or fewer than 2 non-clicks, so {one} and {other} cannot be compared by AUC."
+
 
 Float32 = npt.NDArray[np.float32]
 
 
 def evaluate(
     model: Path,
-    source: Source,
+    source: EvaluationSource | None = None,
     *,
     baseline: bool = False,
     observe: Observer = lambda progress: None,
     observe_trees: TreeObserver = lambda done, total: None,
 ) -> Evaluation:
-    """Evaluate the checkpoint or archive ``model`` on the samples of ``source``.
+    """Evaluate the checkpoint or archive ``model`` on the samples of ``source``, as ``dlrm evaluate`` does.
 
     Args:
+        model: a checkpoint (``.safetensors``), evaluated as trained, or an archive, evaluated as served.
+        source: the samples; None for those that travel with the model.
         baseline: also train LightGBM on the model's training and validation rows, and put it beside.
         observe, observe_trees: told of progress, with the model and with the baseline.
 
@@ -44,6 +157,7 @@ def evaluate(
         DataError: the data cannot be read or does not match the model, or there is nothing to evaluate.
         StackError: LightGBM is not installed.
     """
+    source = source or EvaluationSource()
     if baseline:
         check_baseline()
         _check_training_rows(source)
@@ -76,7 +190,7 @@ def evaluate(
     )
 
 
-def _check_training_rows(source: Source) -> None:
+def _check_training_rows(source: EvaluationSource) -> None:
     if source.all_rows:
         raise DataError(
             "--baseline trains on most of --all-rows, so the two do not go together; leave one out"

@@ -15,13 +15,13 @@ from dlrm_factory.errors import WeightsError
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.features import Vocabularies
 from dlrm_factory.scorer import Scorer
-from dlrm_factory.tools.archive import unpacked_weights
+from dlrm_factory.tools.archive.reading import unpacked_weights
 from dlrm_factory.tools.metrics.history import Evaluation as HistoryPoint
 from dlrm_factory.tools.metrics.history import read_history
 from dlrm_factory.tools.training.threads import fitting_threads
-from dlrm_factory.weights import SealedWeights
 from dlrm_factory.weights.checkpoint import open_checkpoint
 from dlrm_factory.weights.held_out import HELD_OUT_FILE, HeldOut, read_held_out
+from dlrm_factory.weights.sealed import SealedWeights
 
 __all__ = ["EvaluatedModel", "open_model"]
 
@@ -46,12 +46,12 @@ class EvaluatedModel:
 
     @property
     def declaration(self) -> DLRMDeclaration:
-        """With every mean and std that training found."""
+        """Declaration with every mean and std that training found."""
         return self.scorer.declaration
 
     @property
     def generated_rows(self) -> int | None:
-        """How many generated clicks it was trained on, held-out ones included; None if its clicks were real.
+        """Number of generated clicks that the model was trained on, held-out ones included; None if they were real.
 
         Only generated clicks have a best reachable log-loss.
         """

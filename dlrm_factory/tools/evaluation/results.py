@@ -1,12 +1,11 @@
-"""What an evaluation found."""
+"""Results of an evaluation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from dlrm_factory.tools.data.bad_rows import UnreadableCells
-from dlrm_factory.tools.evaluation.curves import Curves
-from dlrm_factory.tools.evaluation.figures import Figures
+from dlrm_factory.tools.evaluation.figures import Curves, Figures
 from dlrm_factory.tools.metrics.history import Evaluation as HistoryPoint
 from dlrm_factory.tools.metrics.metrics import AucDifference
 
@@ -25,7 +24,7 @@ class ModelResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Best:
-    """What the ground truth of generated clicks reaches, which no model can be expected to beat.
+    """Figures of the ground truth of generated clicks, which no model can be expected to beat.
 
     ``share``: how far the evaluated model's AUC is on the way from 0.5 to the best one; 1 is all of it.
     """
@@ -63,7 +62,7 @@ class SliceTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What `evaluate` found.
+    """Results of `evaluate`.
 
     Fields:
         model: the file or folder evaluated.

@@ -1,31 +1,139 @@
-"""Which samples a model is evaluated on, and where they come from."""
+"""Samples that a model is evaluated on: of files, generated anew, or held out with the model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
+from dlrm_factory.batch import FeatureBatch
+from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import DataError, near_matches
-from dlrm_factory.tools.data.bad_rows import UnreadableCells
+from dlrm_factory.features import Vocabularies
+from dlrm_factory.features.vocabulary_rows import VocabularyRows
+from dlrm_factory.tools.data.bad_rows import CellLedger, UnreadableCells
+from dlrm_factory.tools.data.dataset import slices
+from dlrm_factory.tools.data.dataset_builder import dataset_of
+from dlrm_factory.tools.data.encoding import EncodedChunk, encode_chunk
 from dlrm_factory.tools.data.files import FileFormat, declared_columns
 from dlrm_factory.tools.data.progress import Observer
-from dlrm_factory.tools.data.source import Clicks, generate_clicks, read_clicks
-from dlrm_factory.tools.data.split import HashSplit, SplitChunk
+from dlrm_factory.tools.data.source import Clicks, ClickSource, generate_clicks, read_clicks
+from dlrm_factory.tools.data.split import HashSplit, SplitChunk, split_chunks
 from dlrm_factory.tools.data.synthetic import generate
-from dlrm_factory.tools.evaluation.blocks import Block, Encoder
-from dlrm_factory.tools.evaluation.file_rows import chunks_of_files
 from dlrm_factory.tools.evaluation.models import EvaluatedModel
 from dlrm_factory.weights.held_out import HeldOut
 
-__all__ = ["Samples", "Source", "samples_of"]
+__all__ = [
+    "Block",
+    "Encoder",
+    "EvaluationSource",
+    "Samples",
+    "chunks_of_files",
+    "samples_of",
+]
+
+_SAMPLES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """Where samples come from, and which of them.
+class Block:
+    """B samples.
+
+    Fields:
+        labels: uint8 [B] of 0 and 1.
+        true_logits: the ground truth's, float64 [B]; None for real clicks.
+        column: the raw column that samples are cut by, B long; None without one.
+    """
+
+    batch: FeatureBatch
+    labels: npt.NDArray[np.uint8]
+    true_logits: npt.NDArray[np.float64] | None = None
+    column: pa.Array | None = None
+
+
+class Encoder:
+    """Encodes rows as a model's training did.
+
+    Fields:
+        cells: counts the unreadable ones of the latest `blocks`.
+    """
+
+    def __init__(self, declaration: DLRMDeclaration, vocabularies: Vocabularies | None) -> None:
+        self._declaration = declaration
+        self.cells = CellLedger()
+        self._vocabulary = None if vocabularies is None else VocabularyRows(declaration, vocabularies)
+
+    def blocks(
+        self,
+        chunks: Iterable[tuple[SplitChunk, npt.NDArray[np.float64] | None]],
+        *,
+        all_rows: bool,
+        column: str | None,
+    ) -> Iterator[Block]:
+        """Blocks of some thousand samples, held-out rows or all, in order; rows recorded as wrong are left out.
+
+        ``chunks``: with the ground truth's logits, float64 [n], where there is one. DataError for a wrong value.
+        """
+        self.cells = CellLedger()
+        for chunk, truth in chunks:
+            encoded = encode_chunk(chunk.chunk, self._declaration, self._vocabulary, wrong=chunk.wrong)
+            kept = np.ones(len(encoded.labels), dtype=np.bool_) if all_rows else chunk.masks.held_out.copy()
+            if chunk.wrong is not None:
+                kept &= ~chunk.wrong.mask
+            self.cells.add(encoded.unreadable, kept)
+            cells = None if column is None else chunk.chunk.columns[column].filter(pa.array(kept))
+            yield from self._pieces(encoded.take(kept), None if truth is None else truth[kept], cells)
+
+    def _pieces(
+        self, encoded: EncodedChunk, truth: npt.NDArray[np.float64] | None, cells: pa.Array | None
+    ) -> Iterator[Block]:
+        dataset = dataset_of([encoded], self._declaration)
+        for rows in slices(np.arange(len(dataset)), _SAMPLES):
+            first, count = int(rows[0]), len(rows)
+            yield Block(
+                batch=dataset.features(rows),
+                labels=dataset.labels[rows].astype(np.uint8),
+                true_logits=None if truth is None else truth[first : first + count],
+                column=None if cells is None else cells.slice(first, count),
+            )
+
+
+def chunks_of_files(
+    declaration: DLRMDeclaration,
+    data: Sequence[Path],
+    held_out: Sequence[Path],
+    *,
+    rows: int | None,
+    file_format: FileFormat,
+    column: str | None,
+    observe: Observer,
+) -> Iterator[SplitChunk]:
+    """The rows of ``data``; if there are files of ``held_out`` rows, only theirs: the others need not be read.
+
+    ``column``: one to read beside those that the model needs. DataError for the first mistake; for too many, where the
+    declaration allows some.
+    """
+    source = ClickSource(
+        declaration,
+        () if held_out else data,
+        held_out=held_out,
+        rows=rows,
+        file_format=file_format,
+        columns=() if column is None else (column,),
+    )
+    split = source.split(observe)
+    ledger = source.ledger()
+    yield from split_chunks(source.chunks(), split, ledger)
+    ledger.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSource:
+    """Source of the samples to evaluate.
 
     Fields:
         data: files, split as the model's declaration says. None, and no ``held_out``: what travels with the model.
@@ -62,7 +170,7 @@ class Samples:
     unreadable: Callable[[], tuple[UnreadableCells, ...]] = tuple
 
 
-def samples_of(model: EvaluatedModel, source: Source, observe: Observer) -> Samples:
+def samples_of(model: EvaluatedModel, source: EvaluationSource, observe: Observer) -> Samples:
     """The samples that ``source`` names, for ``model``. DataError if what is asked for needs data."""
     if source.data or source.held_out:
         return _of_files(model, source, observe)
@@ -73,7 +181,7 @@ def samples_of(model: EvaluatedModel, source: Source, observe: Observer) -> Samp
     return _of_held_out(model, source)
 
 
-def _of_files(model: EvaluatedModel, source: Source, observe: Observer) -> Samples:
+def _of_files(model: EvaluatedModel, source: EvaluationSource, observe: Observer) -> Samples:
     encoder = Encoder(model.declaration, model.vocabularies)
     all_rows = source.all_rows or bool(source.held_out)
     names = ", ".join(str(path) for path in source.held_out or source.data)
@@ -111,7 +219,7 @@ def _of_files(model: EvaluatedModel, source: Source, observe: Observer) -> Sampl
     )
 
 
-def _of_generated(model: EvaluatedModel, source: Source, observe: Observer) -> Samples:
+def _of_generated(model: EvaluatedModel, source: EvaluationSource, observe: Observer) -> Samples:
     encoder = Encoder(model.declaration, model.vocabularies)
     rows = model.generated_rows
     assert rows is not None
@@ -146,7 +254,7 @@ def _generated(model: EvaluatedModel, rows: int) -> Iterator[tuple[SplitChunk, n
 
 
 def _come_out_again(model: EvaluatedModel) -> bool:
-    """Whether the clicks generated today are those of the training, as far as the model's own samples tell.
+    """True if the clicks generated today are those of the training, as far as the model's own samples tell.
 
     Another version of this project may generate others.
     """
@@ -165,7 +273,7 @@ def _come_out_again(model: EvaluatedModel) -> bool:
 
 
 def _is_part(sample: HeldOut, first: int, block: Block) -> bool:
-    """Whether ``block`` is what ``sample`` holds from place ``first`` on."""
+    """True if ``block`` is what ``sample`` holds from place ``first`` on."""
     here = slice(first, first + len(block.labels))
     count = len(sample.labels[here])
     return (
@@ -175,7 +283,7 @@ def _is_part(sample: HeldOut, first: int, block: Block) -> bool:
     )
 
 
-def _of_held_out(model: EvaluatedModel, source: Source) -> Samples:
+def _of_held_out(model: EvaluatedModel, source: EvaluationSource) -> Samples:
     """The samples that travel with the model."""
     for wanted, option in ((source.column is not None, "--slice"), (source.all_rows, "--all-rows")):
         if wanted:

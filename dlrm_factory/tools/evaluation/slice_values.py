@@ -14,9 +14,9 @@ from dlrm_factory.features.arrow import is_number
 from dlrm_factory.tools.data.bags import flatten_values
 from dlrm_factory.tools.metrics.metrics import quantile_bins
 
-__all__ = ["MISSING", "MOST_SLICES", "NUMBER_BINS", "OTHER", "Slice", "SliceValues"]
+__all__ = ["MAX_SLICES", "MISSING", "NUMBER_BINS", "OTHER", "Slice", "SliceValues"]
 
-MOST_SLICES = 20
+MAX_SLICES = 20
 NUMBER_BINS = 10
 MISSING, OTHER = "(missing)", "(other)"
 
@@ -35,8 +35,8 @@ class Slice:
 class SliceValues:
     """Collects a column chunk by chunk, then cuts it into slices.
 
-    Up to MOST_SLICES different values are a slice each. Of more, numbers are cut into NUMBER_BINS quantile bins; of
-    anything else the MOST_SLICES most frequent values are a slice each, and the others one together. A sample with
+    Up to MAX_SLICES different values are a slice each. Of more, numbers are cut into NUMBER_BINS quantile bins; of
+    anything else the MAX_SLICES most frequent values are a slice each, and the others one together. A sample with
     several ids is in the slice of each of them; one without any is "(missing)".
 
     Takes 12 to 16 bytes a value, and memory for each different text.
@@ -104,7 +104,7 @@ class SliceValues:
         rows = np.concatenate([np.empty(0, dtype=np.int64), *(rows for rows, _ in self._coded)])
         codes = np.concatenate([np.empty(0, dtype=np.int32), *(codes for _, codes in self._coded)])
         names, counts = list(self._codes), np.bincount(codes, minlength=len(self._codes))
-        frequent = sorted(range(len(names)), key=lambda code: (-int(counts[code]), names[code]))[:MOST_SLICES]
+        frequent = sorted(range(len(names)), key=lambda code: (-int(counts[code]), names[code]))[:MAX_SLICES]
         groups = _grouped(rows, codes, len(names))
         found = [Slice(name=names[code], rows=groups[code]) for code in frequent]
         # A sample may hold several rare ids, and is in the rest once.
@@ -114,7 +114,7 @@ class SliceValues:
 
 def _by_number(rows: Int64, values: Float64) -> list[Slice]:
     distinct = np.unique(values)
-    if len(distinct) <= MOST_SLICES:
+    if len(distinct) <= MAX_SLICES:
         bins, names = np.searchsorted(distinct, values), [_shown(float(value)) for value in distinct]
     else:
         bins = quantile_bins(values, NUMBER_BINS)

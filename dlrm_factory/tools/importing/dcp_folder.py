@@ -10,9 +10,8 @@ import torch
 
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.tools.importing.dcp_metadata import SavedTensorStorage, read_metadata
-from dlrm_factory.tools.importing.scratch import Scratch
 from dlrm_factory.tools.importing.torch_file import read_torch_file
-from dlrm_factory.tools.importing.weights import Piece, Source, SourceWeight
+from dlrm_factory.tools.importing.weights import Piece, Scratch, Source, SourceWeight
 
 __all__ = ["METADATA", "read_dcp_folder"]
 

@@ -1,6 +1,6 @@
 """The `.metadata` of a torch.distributed.checkpoint folder, which is a pickle, read so that nothing in it can run.
 
-Its opcodes are looked through first, and every class it names becomes an inert record, or is refused.
+Opcodes of the pickle are looked through first, and every class that it names becomes an inert record, or is refused.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from dlrm_factory.errors import WeightsError
-from dlrm_factory.tools.importing.stand_ins import Record
+from dlrm_factory.tools.importing.torch_file import Record
 
 __all__ = ["SavedBytes", "SavedTensorStorage", "read_metadata"]
 
-_MOST_BYTES = 256 << 20
-_MOST_MEMO = 50_000_000
+_MAX_BYTES = 256 << 20
+_MAX_MEMO = 50_000_000
 
 
 class SavedTensorStorage(Record):
@@ -28,7 +28,7 @@ class SavedTensorStorage(Record):
 
 
 class SavedBytes(Record):
-    """A value that is no tensor. It is a pickle of its own, and not read."""
+    """A value that is no tensor. That data is a pickle of its own, and not read."""
 
 
 _DCP = "torch.distributed.checkpoint"
@@ -76,8 +76,8 @@ class _NotAllowed(Exception):
 def read_metadata(path: Path) -> Record:
     """The `Metadata` in the file ``path``, as a record. WeightsError if it is damaged or names anything else."""
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise WeightsError(f"{path}: is larger than {_MOST_BYTES >> 20} MiB, which no such metadata is")
+        if path.stat().st_size > _MAX_BYTES:
+            raise WeightsError(f"{path}: is larger than {_MAX_BYTES >> 20} MiB, which no such metadata is")
         data = path.read_bytes()
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error}") from None
@@ -101,5 +101,5 @@ def _check_opcodes(data: bytes) -> None:
         if opcode.name not in _OPCODES:
             raise ValueError(f"opcode {opcode.name}")
         # The memo is an array as long as the largest number in it.
-        if opcode.name == "LONG_BINPUT" and (not isinstance(argument, int) or argument > _MOST_MEMO):
+        if opcode.name == "LONG_BINPUT" and (not isinstance(argument, int) or argument > _MAX_MEMO):
             raise ValueError("a memo too large")

@@ -16,7 +16,7 @@ __all__ = ["derive_declaration"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_MOST_DENSE = 100_000
+_MAX_DENSE = 100_000
 
 _PATTERNS: dict[str, tuple[str, str, str]] = {  # (tables, bottom layers, top layers), of weights
     "torchrec": (
@@ -49,7 +49,7 @@ def derive_declaration(named: Named, place: str) -> DLRMDeclaration:
         raise WeightsError(
             f"{place}: tables, bottom MLP and top MLP cannot be told from its weights; write the declaration by hand"
         )
-    if _first(bottom)[1] > _MOST_DENSE:
+    if _first(bottom)[1] > _MAX_DENSE:
         raise WeightsError(
             f"{place}: its bottom MLP takes {_first(bottom)[1]} numbers; no declaration lists so many"
         )
@@ -111,7 +111,7 @@ def _sizes(layers: Shapes) -> list[int]:
 
 
 def _in_order(names: list[str]) -> list[str]:
-    """As in the file. A sharded model's state dict is sorted as text, 10 before 2: such names are sorted by number."""
+    """Names in the file's order; if they are sorted as text, 10 before 2, as a sharded model's are, by number."""
     if names != sorted(names):
         return names
     return sorted(

@@ -1,7 +1,8 @@
-"""What is peculiar to models of facebookresearch/dlrm's dlrm_s_pytorch.py.
+"""Peculiarities of models of facebookresearch/dlrm's dlrm_s_pytorch.py.
 
-Its interaction has the dot products of TorchRec's in another order, so the columns of the first top layer trade places.
-Both end the bottom MLP in a ReLU; its top MLP ends in a sigmoid, TorchRec's in the logit.
+Interaction there has the dot products of TorchRec's in another order, so the columns of the first top
+layer trade places.
+Both codes end the bottom MLP in a ReLU; the top MLP there ends in a sigmoid, TorchRec's in the logit.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ FIRST_TOP_LAYER = "over_arch.model.0._mlp.0._linear.weight"
 
 
 def interaction_columns(tables: int, embedding_dim: int) -> list[int]:
-    """For each column of TorchRec's first top layer, the source's column with the same input.
+    """Map each column of TorchRec's first top layer to the source's column with the same input.
 
     With v[0] the bottom MLP's output and v[1], v[2], … the tables': TorchRec pairs (0, 1), (0, 2), …, (1, 2), …, row by
     row above the diagonal; the source (1, 0), (2, 0), (2, 1), …, row by row below it. The first embedding_dim
@@ -37,7 +38,7 @@ def source_columns(tables: int, embedding_dim: int) -> list[int]:
 
 
 def interaction_problem(width: int, tables: int, embedding_dim: int) -> str | None:
-    """Why a first top layer of ``width`` inputs cannot be imported; None if it can."""
+    """Problem of importing a first top layer of ``width`` inputs; None if there is none."""
     pairs = tables * (tables + 1) // 2
     if width == embedding_dim + pairs:
         return None

@@ -10,21 +10,22 @@ from typing import Any
 import torch
 
 from dlrm_factory.errors import WeightsError
-from dlrm_factory.tools.importing.stand_ins import (
+from dlrm_factory.tools.importing.torch_file import (
+    REMEDY,
     Record,
     SavedDTensor,
     SavedLocalShards,
     SavedShard,
     SavedShardedTensor,
     SavedTensor,
+    read_torch_file,
 )
-from dlrm_factory.tools.importing.torch_file import REMEDY, read_torch_file
 from dlrm_factory.tools.importing.weights import Piece, Source, SourceWeight, whole_piece
 
 __all__ = ["read_rank_files"]
 
 _DEEPEST = 6
-_MOST_LEAVES = 1_000_000
+_MAX_LEAVES = 1_000_000
 _COMPARED = 64 << 20  # elements at a time
 
 
@@ -36,9 +37,9 @@ def read_rank_files(paths: Sequence[Path]) -> Source:
         if not isinstance(loaded, dict):
             raise WeightsError(f"{path}: holds {_kind(loaded)}, not a state dict; {REMEDY}")
         try:
-            leaves = list(islice(_leaves(loaded), _MOST_LEAVES + 1))
-            if len(leaves) > _MOST_LEAVES:  # a few dicts that hold each other have endlessly many
-                raise WeightsError(f"{path}: holds more than {_MOST_LEAVES:,} values; {REMEDY}")
+            leaves = list(islice(_leaves(loaded), _MAX_LEAVES + 1))
+            if len(leaves) > _MAX_LEAVES:  # a few dicts that hold each other have endlessly many
+                raise WeightsError(f"{path}: holds more than {_MAX_LEAVES:,} values; {REMEDY}")
             found = {name: _weight(name, value, path) for name, value in leaves if value is not None}
         except (TypeError, ValueError, AttributeError, RuntimeError, KeyError, IndexError) as error:
             raise WeightsError(f"{path}: is damaged: a sharded tensor is not whole ({error})") from None

@@ -11,24 +11,88 @@ import torch
 from safetensors import SafetensorError
 
 from dlrm_factory.config.declaration import DLRMDeclaration
-from dlrm_factory.errors import WeightsError
-from dlrm_factory.tools.importing.converting import float_tensor
+from dlrm_factory.config.reading import dump_declaration
+from dlrm_factory.errors import WeightsError, near_matches
+from dlrm_factory.features import Vocabularies, build_vocabularies
 from dlrm_factory.tools.importing.deriving import derive_declaration
 from dlrm_factory.tools.importing.dlrm_s_pytorch import FIRST_TOP_LAYER, interaction_columns
 from dlrm_factory.tools.importing.matching import Matched, match, name_weights
 from dlrm_factory.tools.importing.opening import SourceFormat, open_source
-from dlrm_factory.tools.importing.scratch import Scratch
-from dlrm_factory.tools.importing.vocabulary_files import read_vocabularies
-from dlrm_factory.tools.importing.weights import SourceWeight
+from dlrm_factory.tools.importing.weights import Scratch, SourceWeight, float_tensor
 from dlrm_factory.weights.checkpoint import save_checkpoint
 
-__all__ = ["ImportReport", "first_declaration", "import_weights"]
+__all__ = [
+    "ImportReport",
+    "first_declaration",
+    "first_declaration_text",
+    "import_weights",
+    "read_vocabularies",
+]
+
+
+def read_vocabularies(files: Mapping[str, Path], declaration: DLRMDeclaration) -> Vocabularies | None:
+    """The vocabularies of all tables with ``ids: vocabulary``; None if there are none.
+
+    WeightsError if a table's file is missing or not wanted, or a line is empty, there twice, or one too many.
+    """
+    wanted = declaration.vocabulary_tables
+    for table in files:
+        if table not in wanted:
+            raise WeightsError(
+                f'--vocabulary {table}: no feature with ids: vocabulary uses a table "{table}"'
+                f"{near_matches(table, wanted)}"
+            )
+    missing = [table for table in wanted if table not in files]
+    if missing:
+        options = " ".join(f"--vocabulary {table}=FILE" for table in missing)
+        raise WeightsError(
+            f"{', '.join(missing)}: ids: vocabulary needs the ids of the rows; give {options}, "
+            "a text file with one id a line, row 0 first"
+        )
+    if not wanted:
+        return None
+    return build_vocabularies({table: _ids(files[table], table, declaration) for table in wanted})
+
+
+def _ids(path: Path, table: str, declaration: DLRMDeclaration) -> list[str]:
+    room = declaration.vocabulary_room(table)
+    ids: list[str] = []
+    seen: dict[str, int] = {}
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                text = line.rstrip("\n").removesuffix("\r")
+                if not text:
+                    raise WeightsError(
+                        f"{path}: line {number} is empty; each line is the id of a row of {table}"
+                    )
+                if seen.setdefault(text, number) != number:
+                    raise WeightsError(
+                        f'{path}: line {number}: "{text}" is also line {seen[text]}; an id has one row'
+                    )
+                if number > room:
+                    raise WeightsError(
+                        f"{path}: has more than {room} ids, but {table} has {declaration.table(table).num_embeddings} "
+                        f"rows and out_of_vocabulary takes {declaration.table(table).num_embeddings - room}"
+                    )
+                ids.append(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    return ids
+
 
 Progress = Callable[[int, int], None]
 
+_LOOK_OVER = """\
+# A first declaration, from the shapes of {source}. Look over:
+# - the order of the tables: it must be that in which the model was built, or every score is wrong
+# - the names of the features, and how they are prepared (ids, transform, default)
+# - pooling, and features that share a table, which the weights do not tell
+"""
+
 
 class ImportReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What was imported.
+    """Summary of an import.
 
     Fields:
         source: the kind of file or folder.
@@ -103,6 +167,14 @@ def first_declaration(
         return derive_declaration(name_weights(source, source_format), source.place)
 
 
+def first_declaration_text(
+    paths: Sequence[Path], beside: Path, *, source_format: SourceFormat = "auto"
+) -> str:
+    """YAML of `first_declaration`, with comments on all that the weights do not tell."""
+    declaration = first_declaration(paths, beside, source_format=source_format)
+    return _LOOK_OVER.format(source=", ".join(map(str, paths))) + dump_declaration(declaration)
+
+
 def _state(
     matched: Matched, declaration: DLRMDeclaration, scratch: Scratch, progress: Progress, total: int
 ) -> dict[str, torch.Tensor]:
@@ -127,7 +199,7 @@ def _state(
 
 
 def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two contiguous tensors share memory."""
+    """True if two contiguous tensors share memory."""
     first, second = sorted((t.data_ptr(), t.data_ptr() + 4 * t.numel()) for t in (one, other))
     return second[0] < first[1]
 

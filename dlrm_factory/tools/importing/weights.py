@@ -1,15 +1,28 @@
-"""What every source is read into: weights by name, each in one or more pieces that are read when asked for."""
+"""Weights of a source, in pieces, and their conversion to float32 tensors in memory or scratch files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from types import TracebackType
 
 import torch
 
 from dlrm_factory.errors import WeightsError
 
-__all__ = ["Piece", "Source", "SourceWeight", "whole_piece"]
+__all__ = [
+    "Piece",
+    "Scratch",
+    "Source",
+    "SourceWeight",
+    "float_tensor",
+    "whole_piece",
+]
 
 Shape = tuple[int, ...]
 
@@ -64,3 +77,121 @@ def whole_piece(shape: Iterable[int], origin: str, load: Callable[[], torch.Tens
     if any(size < 0 for size in shape):
         raise WeightsError(f"{origin}: holds a weight with the shape {shape}; the file is damaged")
     return Piece(offsets=(0,) * len(shape), shape=shape, origin=origin, load=load)
+
+
+_SMALL = 1 << 20  # elements; below it a tensor is made in memory
+_COPY = 16 << 20
+
+
+class Scratch:
+    """A hidden folder beside the output, gone when the context ends. Tensors in it take page cache, not memory."""
+
+    def __init__(self, beside: Path) -> None:
+        try:
+            beside.mkdir(parents=True, exist_ok=True)
+            self._folder = Path(tempfile.mkdtemp(prefix=".dlrm-import-", dir=beside))
+        except OSError as error:
+            raise WeightsError(f"{beside}: cannot be written: {error}") from None
+        self._made = 0
+
+    def __enter__(self) -> Scratch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def empty(self, shape: Sequence[int]) -> torch.Tensor:
+        """A float32 tensor of ``shape`` to be written to. WeightsError if the disk has no room for it."""
+        size = prod(shape)
+        if size < _SMALL:
+            return torch.empty(tuple(shape), dtype=torch.float32)
+        path = self._path()
+        try:
+            with path.open("wb") as file:
+                # A sparse file on a full disk would end the process when it is written to.
+                os.posix_fallocate(file.fileno(), 0, 4 * size)
+            return torch.from_file(str(path), shared=True, size=size, dtype=torch.float32).view(tuple(shape))
+        except OSError as error:
+            raise WeightsError(
+                f"{self._folder.parent}: has no room for {4 * size} bytes on the way: {error}"
+            ) from None
+        finally:
+            path.unlink(missing_ok=True)
+
+    def copy(self, source: Path, offset: int, length: int) -> Path:
+        """A file with the bytes [offset, offset + length) of ``source``; the caller deletes it."""
+        path = self._path()
+        try:
+            with source.open("rb") as read, path.open("wb") as write:
+                read.seek(offset)
+                left = length
+                while left:
+                    block = read.read(min(left, _COPY))
+                    if not block:
+                        raise WeightsError(
+                            f"{source}: ends before byte {offset + length}; it was cut short, fetch it again"
+                        )
+                    write.write(block)
+                    left -= len(block)
+        except OSError as error:
+            raise WeightsError(f"{source}: cannot be copied on the way: {error}") from None
+        return path
+
+    def _path(self) -> Path:
+        self._made += 1
+        return self._folder / str(self._made)
+
+
+_BLOCK = 4 << 20  # elements
+
+
+def float_tensor(
+    weight: SourceWeight,
+    scratch: Scratch,
+    *,
+    columns: Sequence[int] | None = None,
+    progress: Callable[[int], None] = lambda size: None,
+) -> torch.Tensor:
+    """The whole weight, contiguous. One that lies so in its file is passed through, mapped.
+
+    Args:
+        columns: for each column of the result, the weight's.
+        progress: called with the bytes just done.
+
+    Raises:
+        WeightsError: it holds a number that is not finite, as float32.
+    """
+    if columns is None and len(weight.pieces) == 1 and weight.dtype == torch.float32:
+        tensor = weight.pieces[0].load()
+        if tensor.is_contiguous():
+            for _ in _blocks(weight, tensor, progress):
+                pass
+            return tensor
+    whole = scratch.empty(weight.shape)
+    for piece in weight.pieces:
+        target = whole[
+            tuple(slice(at, at + size) for at, size in zip(piece.offsets, piece.shape, strict=True))
+        ]
+        for first, block in _blocks(weight, piece.load(), progress):
+            if block.dim():
+                target[first : first + len(block)] = block
+            else:
+                target.copy_(block)
+    return whole if columns is None else whole[:, list(columns)].contiguous()
+
+
+def _blocks(
+    weight: SourceWeight, tensor: torch.Tensor, progress: Callable[[int], None]
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """(first row, rows as float32) of ``tensor``, each block checked."""
+    rows = max(1, _BLOCK // max(1, tensor[:1].numel())) if tensor.dim() else 1
+    for first in range(0, len(tensor) if tensor.dim() else 1, rows):
+        block = tensor[first : first + rows] if tensor.dim() else tensor
+        values = block.to(torch.float32)
+        if not bool(torch.isfinite(values).all()):
+            where = f" in rows {first} to {first + len(block) - 1}" if tensor.dim() else ""
+            raise WeightsError(f"{weight.name}: holds NaN or infinity{where}; a model with it scores NaN")
+        yield first, values
+        progress(values.numel() * 4)

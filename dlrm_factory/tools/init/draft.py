@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
+import yaml
+
+from dlrm_factory.config.declaration import DenseFeature, SparseFeature, Table
 from dlrm_factory.config.label import parse_label
 from dlrm_factory.config.reading import parse_declaration
 from dlrm_factory.errors import DataError, near_matches
@@ -13,11 +19,167 @@ from dlrm_factory.tools.data.files import ClickFiles, FileFormat
 from dlrm_factory.tools.data.split import first_rows
 from dlrm_factory.tools.init.labels import LabelProfile
 from dlrm_factory.tools.init.profile import ColumnProfile
-from dlrm_factory.tools.init.roles import Role, as_dense, role_of
-from dlrm_factory.tools.init.table_sizes import embedding_dim
-from dlrm_factory.tools.init.yaml_text import declaration_text
+from dlrm_factory.tools.init.roles import Role, as_dense, embedding_dim, layer_sizes, role_of
 
-__all__ = ["Draft", "draft_declaration"]
+__all__ = [
+    "Draft",
+    "declaration_text",
+    "draft_declaration",
+    "passes",
+]
+
+_FEW, _MANY, _VERY_MANY = 2_000, 1_000_000, 10_000_000
+
+
+def passes(rows: int) -> list[str]:
+    """Batch size, epochs, decay of the learning rates and early stopping for ``rows`` rows, each a line of YAML.
+
+    Few rows are seen several times, until a validation part says that it is enough; then the model is trained anew on
+    all of them. Of many rows that part is small, so that leaving it out costs nothing. Very many teach all in one pass.
+    """
+    batch = 64 if rows < 10_000 else 256 if rows < 50_000 else 512 if rows < _MANY else 4096
+    if rows < _FEW:
+        return [
+            f"batch_size: {batch}",
+            "epochs: 5  # too few rows for early stopping: the validation part would say little",
+            "learning_rate_decay: linear",
+        ]
+    if rows < _MANY:
+        epochs, patience = (30, 3) if rows < 10_000 else (20, 3) if rows < 50_000 else (6, 2)
+        return [
+            f"batch_size: {batch}",
+            f"epochs: {epochs}  # at most: training stops when {patience} in a row are no better on the validation",
+            "# part, a tenth of the rows that are not held out; then it begins anew with all of them, for as long",
+            f"early_stopping: {patience}",
+            "validation: 0.1",
+            "refit: true",
+            "learning_rate_decay: linear",
+        ]
+    if rows < _VERY_MANY:
+        return [
+            f"batch_size: {batch}",
+            "epochs: 3  # at most: training stops when an epoch is no better on the validation part",
+            "early_stopping: 1",
+            "validation: 0.02",
+            "learning_rate_decay: linear",
+        ]
+    return [
+        f"batch_size: {batch}",
+        "epochs: 1  # so many rows teach in one pass; `dlrm train` says if more would likely help",
+        f"evaluate_every: {max(rows // batch // 10, 1)}",
+        "learning_rate_decay: linear",
+    ]
+
+
+_WIDTH = 10**6  # never fold a line
+
+
+def declaration_text(
+    roles: Sequence[Role],
+    *,
+    label: str,
+    source: Sequence[Path],
+    rows: int,
+    all_rows: bool,
+    clicks: float,
+    bad_share: float,
+) -> str:
+    """The declaration; ``bad_share`` of the rows have no label."""
+    dim = next(role.table.embedding_dim for role in roles if role.table is not None)
+    dense_sizes, over_sizes = layer_sizes(dim)
+    sparse = [role for role in roles if role.sparse is not None]
+    lines = [
+        _comment(
+            f"Drafted from {'all' if all_rows else 'the first'} {rows:,} rows of {', '.join(map(str, source))}."
+        ),
+        _comment("Look it over: what a column means, its numbers cannot tell. Then `dlrm train` it."),
+        "architecture: dlrm",
+        f"dense_arch_layer_sizes: {dense_sizes}",
+        f"over_arch_layer_sizes: {over_sizes}",
+        "dense_features:",
+        *_entries([(role, _dense(role.dense)) for role in roles if role.dense is not None]),
+        "sparse_features:",
+        *_entries([(role, _sparse(role.sparse)) for role in sparse if role.sparse is not None]),
+        _comment(
+            f"One embedding_dim for all tables: {dim} is twice the fourth root of the most ids, rounded up."
+        ),
+        "tables:",
+        *[f"- {_flow(_table(role.table))}" for role in sparse if role.table is not None],
+        *_left_out(roles),
+        "serving: {profile: throughput}",
+        *_training(roles, label, rows, clicks, bad_share),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _entries(entries: list[tuple[Role, dict[str, Any]]]) -> list[str]:
+    """Each with its reason in the line above."""
+    return [line for role, entry in entries for line in (_comment(role.reason), f"- {_flow(entry)}")]
+
+
+def _dense(feature: DenseFeature) -> dict[str, Any]:
+    entry = {"name": feature.name, "default": feature.default, "transform": feature.transform}
+    return entry if feature.unreadable == "error" else entry | {"unreadable": "missing"}
+
+
+def _sparse(feature: SparseFeature) -> dict[str, Any]:
+    entry = {
+        "name": feature.name,
+        "table": feature.table,
+        "ids": feature.ids,
+        "max_length": feature.max_length,
+    }
+    return entry if feature.over_max_length == "error" else entry | {"over_max_length": "truncate"}
+
+
+def _table(table: Table) -> dict[str, Any]:
+    entry: dict[str, Any] = msgspec.to_builtins(table)
+    kept = ["name", "num_embeddings", "embedding_dim", *(["pooling"] if table.pooling == "mean" else [])]
+    return {key: entry[key] for key in kept}
+
+
+def _left_out(roles: Sequence[Role]) -> list[str]:
+    left = [role for role in roles if role.kind == "left out"]
+    if not left:
+        return []
+    return [_comment("Columns left out:"), *[_comment(f"  {role.column}: {role.reason}") for role in left]]
+
+
+def _training(roles: Sequence[Role], label: str, rows: int, clicks: float, bad_share: float) -> list[str]:
+    lines = [
+        "training:",
+        f"  {_pair('label', label)}  # {clicks:.1%} of the rows are clicks",
+        *[f"  {line}" for line in passes(rows)],
+    ]
+    for role in roles:
+        if role.kind == "time":
+            lines += [
+                f"  # {role.column} looks like the time ({role.reason}). To hold out the latest rows:",
+                "  # split: time",
+                f"  # {_pair('time_column', role.column)}",
+            ]
+    if bad_share:
+        lines.append(f"  max_bad_rows: {_bound(bad_share)}  # {bad_share:.3%} of the rows have no label")
+    return lines
+
+
+def _bound(share: float) -> float:
+    """Somewhat more than ``share``: two digits, rounded up."""
+    digits = 1 - math.floor(math.log10(1.2 * share))
+    return min(math.ceil(1.2 * share * 10**digits) / 10**digits, 0.99)
+
+
+def _pair(key: str, value: str) -> str:
+    return yaml.safe_dump({key: value}, width=_WIDTH, allow_unicode=False).strip()
+
+
+def _flow(entry: dict[str, Any]) -> str:
+    return yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=_WIDTH).strip()
+
+
+def _comment(text: str) -> str:
+    """One line, whatever characters a file's name or cell has."""
+    return "# " + "".join(character if character.isprintable() else "?" for character in text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Whether a column can be the label."""
+"""Check of a column as the label."""
 
 from __future__ import annotations
 

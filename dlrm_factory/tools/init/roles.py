@@ -1,17 +1,102 @@
-"""What becomes of a column: a number, ids, the time, or nothing. Each with the reason."""
+"""Role of a column in the model, by its name and profile, with the size of its table."""
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from dlrm_factory.config.declaration import DenseFeature, SparseFeature, Table
 from dlrm_factory.features import shown
-from dlrm_factory.tools.init.names import is_feature_name, names_id, names_time
 from dlrm_factory.tools.init.profile import ColumnProfile
-from dlrm_factory.tools.init.table_sizes import MOST_VOCABULARY, bag_length, table_rows
 
-__all__ = ["Role", "as_dense", "is_numeric", "role_of"]
+__all__ = [
+    "MAX_VOCABULARY",
+    "Role",
+    "as_dense",
+    "bag_length",
+    "embedding_dim",
+    "is_feature_name",
+    "is_numeric",
+    "layer_sizes",
+    "names_id",
+    "names_time",
+    "role_of",
+    "table_rows",
+]
+
+_FEATURE = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]*")
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
+_ID = frozenset(
+    (
+        "id", "ids", "uid", "uuid", "guid", "key", "code", "hash", "zip", "zipcode", "postcode",
+        "sku", "isbn", "asin", "gtin", "user", "customer", "visitor", "session", "device", "item",
+        "product", "movie", "article", "video", "song", "ad", "advert", "campaign", "creative",
+        "category", "cat", "brand", "seller", "shop", "store", "site", "app", "page", "publisher",
+        "advertiser", "query", "city", "region", "state", "country", "language", "locale",
+        "browser", "os", "model", "type", "class", "group", "segment", "gender", "channel", "slot",
+        "position",
+    )
+)  # fmt: skip
+_TIME = frozenset(["time", "timestamp", "ts", "date", "datetime", "day", "created", "updated", "at", "when"])
+
+
+def is_feature_name(name: str) -> bool:
+    """True if a declaration can have a feature of this name."""
+    return _FEATURE.fullmatch(name) is not None
+
+
+def names_id(name: str) -> bool:
+    """``user_id``, ``zip``, ``itemCode``: numbers in such a column are names of things."""
+    return _last(name) in _ID
+
+
+def names_time(name: str) -> bool:
+    """``created_at``, ``timestamp``, ``date``."""
+    return _last(name) in _TIME
+
+
+def _last(name: str) -> str:
+    words = [word.lower() for word in _WORD.findall(name)]
+    return words[-1] if words else ""
+
+
+MAX_VOCABULARY = 1_000_000  # more ids are hashed
+_STEPS = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
+_MAX_ROWS = 2**31 - 1
+_DIMS = (8, 16, 32, 64)
+
+
+def table_rows(ids: int, room: float = 1.2) -> int:
+    """``ids`` and ``room`` for new ones, rounded up to a number people would write."""
+    return min(_rounded_up(max(ids * room, 10)), _MAX_ROWS)
+
+
+def bag_length(longest: int, all_rows: bool) -> int:
+    """The longest bag that was seen and half as much again, rounded up."""
+    return _rounded_up(max(longest, 1) * (1.5 if all_rows else 2))
+
+
+def embedding_dim(distinct: Iterable[int]) -> int:
+    """The same for all tables: the first of 8, 16, 32, 64 that is twice the fourth root of the most ids or more.
+
+    The fourth root is a common rule for one table; a DLRM's tables share one dimension, and the largest matters most.
+    """
+    wanted = 2 * math.sqrt(math.sqrt(max(distinct, default=1)))
+    return next((dim for dim in _DIMS if dim >= wanted), _DIMS[-1])
+
+
+def layer_sizes(dim: int) -> tuple[list[int], list[int]]:
+    """Layer sizes of the dense and the over arch: wider for wider embeddings."""
+    return [4 * dim, dim], [8 * dim, 4 * dim, 1]
+
+
+def _rounded_up(number: float) -> int:
+    power = 10 ** math.floor(math.log10(number))
+    return next(math.ceil(step * power) for step in _STEPS if step * power >= number)
+
 
 _CODES = 64  # whole numbers with so few values and hardly a gap are codes
 _UNIQUE_ROWS = 20
@@ -29,7 +114,7 @@ _DATES = (19_000_101, 21_001_231)  # 20260131
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role:
-    """Of one column.
+    """Role of one column.
 
     Fields:
         reason: why, and what was found, in one line.
@@ -70,7 +155,7 @@ def as_dense(profile: ColumnProfile) -> Role | None:
 
 
 def is_numeric(profile: ColumnProfile) -> bool:
-    """Whether the cells are numbers, but for a few mistakes. A leading zero makes a number the name of something."""
+    """True if the cells are numbers, but for a few mistakes. A leading zero makes a number the name of something."""
     cells = profile.present - profile.blanks
     share = 1 if names_id(profile.name) else _NUMERIC
     return profile.zeros == 0 and profile.numbers >= share * cells
@@ -173,7 +258,7 @@ def _sparse(
     dense_ids = whole and profile.sample.least >= 0 and greatest + 1 <= 1.25 * distinct + 16
     if all_rows and exact and dense_ids:
         ids, rows = "index", table_rows(int(greatest) + 1)
-    elif exact and distinct <= MOST_VOCABULARY:
+    elif exact and distinct <= MAX_VOCABULARY:
         ids, rows = "vocabulary", table_rows(distinct)
     else:
         ids, rows = "hash", table_rows(distinct, room=1.5)

@@ -1,12 +1,10 @@
 """Runs TorchServe and talks to it: start, stop, scale, predict. ``ts`` is not imported."""
 
-from dlrm_factory.tools.server.draining import Drain
-from dlrm_factory.tools.server.failures import LogMarks
 from dlrm_factory.tools.server.management import ManagementClient, error_text
 from dlrm_factory.tools.server.predicting import Endpoint, find_endpoint, predict, probe_of
-from dlrm_factory.tools.server.readiness import Progress
+from dlrm_factory.tools.server.readiness import LogMarks, Progress
 from dlrm_factory.tools.server.rundir import RunDir, ServerState
-from dlrm_factory.tools.server.scaling import Scaled, scale_model
+from dlrm_factory.tools.server.scaling import Drain, Scaled, core_oversubscription, scale_model, scale_workers
 from dlrm_factory.tools.server.server import (
     RunningServer,
     ServeOptions,
@@ -27,6 +25,7 @@ __all__ = [
     "Scaled",
     "ServeOptions",
     "ServerState",
+    "core_oversubscription",
     "error_text",
     "find_endpoint",
     "management_client",
@@ -34,6 +33,7 @@ __all__ = [
     "probe_of",
     "running_server",
     "scale_model",
+    "scale_workers",
     "start_server",
     "stop_server",
 ]

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import httpx
 
 from dlrm_factory.errors import ServingError, near_matches
-from dlrm_factory.tools.client.addresses import is_loopback
+from dlrm_factory.tools.client.tokens import is_loopback
 
 # Java's errors when workers come and go while TorchServe looks at them. Every call here may be repeated.
 _RACES = ("ConcurrentModificationException", "NullPointerException")
@@ -45,7 +45,7 @@ class ManagementClient:
         self._http.close()
 
     def answers(self) -> bool:
-        """Whether anything answers at the address."""
+        """True if anything answers at the address."""
         try:
             self._http.get("/models", params={"limit": 1})
         except (httpx.TransportError, ServingError):
@@ -64,11 +64,11 @@ class ManagementClient:
         ]
 
     def wanted_workers(self, model: str) -> int:
-        """How many workers TorchServe keeps running for ``model``."""
+        """Number of workers that TorchServe keeps running for ``model``."""
         return int(self._describe(model)["minWorkers"])
 
     def archive(self, model: str) -> str:
-        """What ``model`` was registered from: a name in the model store, a path or a URL."""
+        """Archive that ``model`` was registered from: a name in the model store, a path or a URL."""
         return str(self._describe(model)["modelUrl"])
 
     def scale(self, model: str, workers: int) -> None:

@@ -11,8 +11,7 @@ from urllib.parse import quote
 import httpx
 
 from dlrm_factory.errors import ServingError
-from dlrm_factory.tools.client.addresses import address_problem, is_loopback
-from dlrm_factory.tools.client.tokens import BearerAuth, KeyFileAuth, TokenKind
+from dlrm_factory.tools.client.tokens import BearerAuth, KeyFileAuth, TokenKind, address_problem, is_loopback
 from dlrm_factory.tools.server.management import http_client
 from dlrm_factory.tools.server.rundir import RunDir
 from dlrm_factory.tools.server.server import running_server
@@ -22,7 +21,7 @@ __all__ = ["Endpoint", "find_endpoint", "predict", "probe_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """Where to send requests of one kind, with which token; ``local`` is the run directory of our server."""
+    """Address for requests of one kind, with its token; ``local`` is the run directory of our server."""
 
     url: str
     auth: httpx.Auth | None
@@ -33,7 +32,7 @@ def find_endpoint(kind: TokenKind, *, run_dir: Path, url: str | None, token: str
     """The server at ``url``, else the one that runs in ``run_dir``. Raises ServingError when none does.
 
     Without ``token``, a server on this machine gets the token of the run directory's key file, or of the one
-    that a plain ``torchserve`` wrote into the working folder. Those are never sent to another machine.
+    that a plain ``torchserve`` wrote into the working folder. Tokens of key files are never sent to another machine.
     """
     directory, state = RunDir.at(run_dir), running_server(run_dir)
     given = BearerAuth(token) if token else None

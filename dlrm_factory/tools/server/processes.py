@@ -1,16 +1,31 @@
-"""The processes of one server: the Java process, its workers, and the ranks that torchrun starts for them."""
+"""TorchServe's Java process and its workers: started for a run directory, found and ended."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import psutil
 
+from dlrm_factory.errors import ServingError
+from dlrm_factory.tools.java import java_home
 from dlrm_factory.tools.server.rundir import RunDir, ServerState
+from dlrm_factory.tools.server.settings import ENCODING, LOG_CONFIG, ServerSettings
+from dlrm_factory.tools.server.store import ServedModel
 
-__all__ = ["MARK", "is_running", "server_processes", "stop_processes"]
+__all__ = [
+    "MARK",
+    "is_running",
+    "launch",
+    "launch_command",
+    "launch_environment",
+    "server_processes",
+    "stop_processes",
+]
 
 # Set for the Java process and so for all it starts: orphans are found by it when their parent is gone.
 MARK = "DLRM_SERVER_RUN_DIR"
@@ -20,7 +35,7 @@ _WORKER_GRACE_S = 3.0
 
 
 def is_running(state: ServerState) -> bool:
-    """Whether the Java process of ``state`` is alive; a zombie or a reused pid is not."""
+    """True if the Java process of ``state`` is alive; a zombie or a reused pid is not."""
     try:
         process = psutil.Process(state.pid)
         same = abs(process.create_time() - state.started) < 2.0
@@ -92,3 +107,82 @@ def _lives(process: psutil.Process) -> bool:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False
+
+
+_LAUNCHER_TIMEOUT_S = 60
+
+
+def launch(
+    run_dir: RunDir,
+    *,
+    settings: ServerSettings,
+    models: Sequence[ServedModel],
+    model_store: Path,
+    environment: dict[str, str],
+) -> psutil.Process:
+    """Starts the Java process in the background and returns it. Raises ServingError when it does not."""
+    run_dir.config_file.write_text(settings.text, encoding=ENCODING)
+    command = launch_command(run_dir, models, model_store, settings.own_log_config)
+    with run_dir.console_log.open("ab") as console:
+        # A session of its own: Ctrl-C in this terminal must reach us alone, who then stop it in order.
+        launched = subprocess.run(
+            command,
+            cwd=run_dir.root,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
+            start_new_session=True,
+            timeout=_LAUNCHER_TIMEOUT_S,
+            check=False,
+        )
+    return _java_process(run_dir, Path(environment["TMPDIR"]), launched.returncode)
+
+
+def launch_command(
+    run_dir: RunDir, models: Sequence[ServedModel], model_store: Path, own_log_config: bool
+) -> list[str]:
+    """TorchServe's launcher, run by this very Python, whose packages the workers then see."""
+    command = [sys.executable, "-m", "ts.model_server", "--start", "--ncs"]
+    command += ["--ts-config", str(run_dir.config_file), "--model-store", str(model_store)]
+    if own_log_config:
+        command += ["--log-config", str(LOG_CONFIG)]
+    return [*command, "--models", *(model.spec for model in models)]
+
+
+def launch_environment(
+    run_dir: RunDir, *, java: Path, tmp: Path, log_level: str, access_log: bool
+) -> dict[str, str]:
+    """The environment of the Java process, which hands it to its workers."""
+    environment = dict(os.environ)
+    # Each of these would overrule what the run directory says.
+    for name in ("TS_CONFIG_FILE", "TS_MODEL_SERVER_HOME"):
+        environment.pop(name, None)
+    environment |= {
+        MARK: str(run_dir.root),
+        "JAVA_HOME": str(java_home(java)),
+        # Workers of a group are started by the `torchrun` that PATH finds first.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)]),
+        "TMPDIR": str(tmp),
+        "TEMP": str(tmp),
+        "LOG_LOCATION": str(run_dir.logs),
+        "METRICS_LOCATION": str(run_dir.logs),
+        "DLRM_LOG_LEVEL": log_level,
+        "DLRM_ACCESS_LOG_LEVEL": "info" if access_log else "off",
+    }
+    return environment | {"PYTHONPATH": _python_path(environment.get("PYTHONPATH", ""))}
+
+
+def _python_path(value: str) -> str:
+    """``value`` without copies of this project: workers read it before the archive, whose code must win."""
+    entries = [entry for entry in value.split(os.pathsep) if entry]
+    return os.pathsep.join(entry for entry in entries if not (Path(entry) / "dlrm_factory").is_dir())
+
+
+def _java_process(run_dir: RunDir, tmp: Path, status: int) -> psutil.Process:
+    try:
+        return psutil.Process(int((tmp / ".model_server.pid").read_text().strip()))
+    except (OSError, ValueError, psutil.Error) as error:
+        printed = run_dir.console_log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
+        said = " / ".join(printed) or "it printed nothing"
+        raise ServingError(f"TorchServe's launcher failed (exit status {status}): {said}") from error

@@ -31,13 +31,13 @@ __all__ = ["RunDir", "ServerState"]
 
 _MARKER = ".dlrm-run-dir"
 # A Unix socket's path holds at most 107 bytes; TorchServe adds "/.ts.sock.65535", torchrun ranks a few more.
-_LONGEST_TMP = 85
-_MAX_PARENT = _LONGEST_TMP - len("/dlrm-12345678/tmp")
+_MAX_TMP = 85
+_MAX_PARENT = _MAX_TMP - len("/dlrm-12345678/tmp")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerState:
-    """What is known of a started server.
+    """State of a started server.
 
     Args:
         pid: of the Java process.
@@ -139,7 +139,7 @@ class RunDir:
     def make_tmp(self) -> Path:
         """The server's temporary folder: ``tmp/``, or a short link to it where sockets would not fit."""
         tmp = self.root / "tmp"
-        if len(str(tmp).encode()) <= _LONGEST_TMP:
+        if len(str(tmp).encode()) <= _MAX_TMP:
             return tmp
         # TMPDIR may be as deep.
         parent = next((each for each in (tempfile.gettempdir(), "/tmp") if len(each) <= _MAX_PARENT), None)
@@ -155,7 +155,7 @@ class RunDir:
         partial.replace(self.state_file)
 
     def read_state(self) -> ServerState | None:
-        """What was written last, also of a server long dead; None when there is none or it is unreadable."""
+        """State written last, also of a server long dead; None when there is none or it is unreadable."""
         try:
             found: dict[str, Any] = json.loads(self.state_file.read_text(encoding="utf-8"))
             return ServerState(**{**found, "models": tuple(found["models"])})

@@ -13,11 +13,15 @@ import httpx
 from dlrm_factory.errors import ServingError
 from dlrm_factory.tools.client.tokens import KeyFileAuth
 from dlrm_factory.tools.java import find_java
-from dlrm_factory.tools.server.failures import LogMarks
-from dlrm_factory.tools.server.launch import launch, launch_environment
 from dlrm_factory.tools.server.management import ManagementClient, http_client
-from dlrm_factory.tools.server.processes import is_running, server_processes, stop_processes
-from dlrm_factory.tools.server.readiness import Progress, wait_for_models, wait_for_server
+from dlrm_factory.tools.server.processes import (
+    is_running,
+    launch,
+    launch_environment,
+    server_processes,
+    stop_processes,
+)
+from dlrm_factory.tools.server.readiness import LogMarks, Progress, wait_for_models, wait_for_server
 from dlrm_factory.tools.server.rundir import RunDir, ServerState
 from dlrm_factory.tools.server.settings import ServerSettings, base_config, server_settings
 from dlrm_factory.tools.server.store import ServedModel, check_space, find_models
@@ -36,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
-    """What to serve and how.
+    """Options of a server to start.
 
     Args:
         model_store: folder of the archives.

@@ -1,19 +1,159 @@
-"""The settings in force: a base ``config.properties`` with this server's ports and paths."""
+"""Settings of one server: a base file's properties, with addresses, tokens and limits written in."""
 
 from __future__ import annotations
 
+import contextlib
 import re
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from dlrm_factory.errors import ServingError
 from dlrm_factory.tools.server.front_end import front_end_changes
-from dlrm_factory.tools.server.ports import check_free, free_ports
-from dlrm_factory.tools.server.properties import ENCODING, load_properties, with_properties
 from dlrm_factory.tools.server.store import ServedModel
 
-__all__ = ["LOG_CONFIG", "Address", "ServerSettings", "base_config", "server_settings"]
+__all__ = [
+    "ENCODING",
+    "LOG_CONFIG",
+    "Address",
+    "ServerSettings",
+    "base_config",
+    "check_free",
+    "free_ports",
+    "holder_of",
+    "load_properties",
+    "read_properties",
+    "server_settings",
+    "with_properties",
+]
+
+# What java.util.Properties.load reads; everything else is written \uXXXX.
+ENCODING = "latin-1"
+
+# Java's idea of line ends and blanks is narrower than Python's.
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_BLANK = " \t\f"
+_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
+_SEPARATOR = re.compile(r"((?:\\.|[^\\=:\s])*)[ \t\f]*[=:]?[ \t\f]*(.*)", re.DOTALL)
+_CONTROL = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
+
+
+def load_properties(path: Path) -> dict[str, str]:
+    """The keys and values of the file at ``path``. Raises ``OSError`` when it cannot be read."""
+    return read_properties(path.read_text(encoding=ENCODING))
+
+
+def read_properties(text: str) -> dict[str, str]:
+    """The keys and values of ``text``; of a repeated key the last counts, as in Java."""
+    return {key: value for _, key, value in _entries(text) if key}
+
+
+def with_properties(text: str, changes: Mapping[str, str]) -> str:
+    """``text`` with each key of ``changes`` set: in place where it has the key, else at the end."""
+    left, lines = dict(changes), []
+    for raw, key, _ in _entries(text):
+        if key in changes:
+            # A key given twice is written once: the first line takes the new value.
+            if key in left:
+                lines.append(_line(key, left.pop(key)))
+        else:
+            lines.append(raw)
+    lines += [_line(key, value) for key, value in left.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _entries(text: str) -> Iterator[tuple[str, str, str]]:
+    """Each logical line as (raw lines, key, value); key is empty for comments and blank lines."""
+    lines = iter(_LINE_END.split(text.removesuffix("\n")))
+    for raw in lines:
+        logical = raw.lstrip(_BLANK)
+        if not logical or logical[0] in "#!":
+            yield raw, "", ""
+            continue
+        while _continues(logical):
+            following = next(lines, "")
+            raw += "\n" + following
+            logical = logical[:-1] + following.lstrip(_BLANK)
+        match = _SEPARATOR.match(logical)
+        assert match is not None, "the pattern matches every line"
+        yield raw, _unescape(match[1]), _unescape(match[2])
+
+
+def _continues(line: str) -> bool:
+    """An odd number of backslashes at the end joins the next line."""
+    return (len(line) - len(line.rstrip("\\"))) % 2 == 1
+
+
+def _unescape(text: str) -> str:
+    def plain(match: re.Match[str]) -> str:
+        found = match[1]
+        return chr(int(found[1:], 16)) if len(found) == 5 else _CONTROL.get(found, found)
+
+    # Beyond 16 bits Java writes two escapes; together they are one character.
+    return _ESCAPE.sub(plain, text).encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+
+
+def _line(key: str, value: str) -> str:
+    return f"{_escape(key, also='=: ')}={_escape(value)}"
+
+
+def _escape(text: str, also: str = "") -> str:
+    out = []
+    for index, char in enumerate(text):
+        if char == "\\" or char in also or (char == " " and index == 0):
+            out.append("\\" + char)
+        elif " " <= char <= "~":
+            out.append(char)
+        else:
+            units = char.encode("utf-16-be")
+            out += [f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2)]
+    return "".join(out)
+
+
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """``count`` different ports that nobody listens on just now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind((host, 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+def check_free(host: str, port: int, purpose: str, option: str) -> None:
+    """Raises ServingError when ``port`` cannot be listened on; ``option`` is what changes it."""
+    with socket.socket() as trial:
+        # As the server does: a port that only waits out its last connections is free.
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, port))
+            trial.listen(1)
+        except OSError as error:
+            raise ServingError(_taken(host, port, purpose, option, error)) from error
+
+
+def _taken(host: str, port: int, purpose: str, option: str, error: OSError) -> str:
+    if error.errno == 13:
+        return f"{purpose} port {port} needs root; give a port over 1023 with {option}"
+    if error.errno == 99:
+        return f"{purpose} address {host} is not an address of this machine; mend config.properties"
+    return (
+        f"{purpose} port {port} is taken{holder_of(port)}; stop that, or give another port with {option} "
+        "(0 picks a free one)"
+    )
+
+
+def holder_of(port: int) -> str:
+    """``' by java (pid 4711)'`` for whoever listens on ``port``, ``''`` when the system does not tell."""
+    try:
+        listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+        pids = [c.pid for c in listening if c.laddr and c.laddr.port == port and c.pid]
+        return f" by {psutil.Process(pids[0]).name()} (pid {pids[0]})" if pids else ""
+    except (psutil.Error, OSError):
+        return ""
+
 
 LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
 # The repository's own file, here by a link: one source, in a checkout and where the package is installed.
@@ -198,7 +338,7 @@ def _front_end(found: Mapping[str, str], models: Sequence[ServedModel]) -> dict[
 
 
 def _own_log_config(found: Mapping[str, str]) -> bool:
-    """Whether the base asks for our log4j2.xml or for none; a file of the user's own is left to work."""
+    """True if the base asks for our log4j2.xml or for none; a file of the user's own is left to work."""
     flags = [
         word for word in found.get("vmargs", "").split() if word.startswith("-Dlog4j.configurationFile=")
     ]

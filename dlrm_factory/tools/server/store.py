@@ -1,4 +1,4 @@
-"""What ``--models`` names: archives and folders of the model store, checked before a server is started."""
+"""Archives and folders of the model store that ``--models`` names, checked before a server is started."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from dlrm_factory.config import format_bytes
 from dlrm_factory.errors import ArchiveError, ServingError
+from dlrm_factory.tools.archive.listing import check_listing, read_archive_listing
 
 __all__ = ["ServedModel", "check_space", "find_models", "unpacked_bytes"]
 
@@ -136,9 +137,6 @@ def _usable(store: Path, path: Path) -> Path:
 
 def _check_listing(path: Path) -> None:
     """ServingError for what `dlrm verify` refuses unread: TorchServe unpacks whatever it is given."""
-    # It brings torch, which the command line starts without.
-    from dlrm_factory.tools.listing import check_listing, read_archive_listing
-
     try:
         check_listing(read_archive_listing(path))
     except ArchiveError as error:

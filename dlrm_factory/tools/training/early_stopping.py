@@ -12,7 +12,7 @@ from dlrm_factory.errors import DataError
 from dlrm_factory.tools.metrics.history import Evaluation
 from dlrm_factory.tools.training.objective import Objective
 from dlrm_factory.tools.training.run_state import RunState
-from dlrm_factory.weights import FloatShard, float_shards
+from dlrm_factory.weights.loading import FloatShard, float_shards
 
 __all__ = ["BestWeights", "EarlyStopping", "check_labels_differ"]
 

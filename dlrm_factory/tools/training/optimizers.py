@@ -20,7 +20,7 @@ from dlrm_factory.config.declaration import DLRMDeclaration, TrainingOptions
 from dlrm_factory.factory import BuiltDLRM, TableOptimizer
 from dlrm_factory.model.model import EMBEDDINGS_PREFIX
 from dlrm_factory.model.plan import has_fused_optimizer
-from dlrm_factory.weights import FloatShard, float_shards
+from dlrm_factory.weights.loading import FloatShard, float_shards
 
 __all__ = ["Optimizers", "UnfusedTables", "fused_table_optimizer"]
 

@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.tools.training.loop import TrainingRun
-from dlrm_factory.weights import FloatShard
+from dlrm_factory.weights.loading import FloatShard
 
 __all__ = ["Shards", "load_tensors", "snapshot_tensors"]
 

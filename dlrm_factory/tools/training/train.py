@@ -23,7 +23,7 @@ from dlrm_factory.tools.training.report import TrainingReport, make_report
 from dlrm_factory.tools.training.run_state import RunState
 from dlrm_factory.tools.training.snapshots import Snapshots
 from dlrm_factory.weights.checkpoint import GOLDEN_ROWS, save_checkpoint
-from dlrm_factory.weights.held_out import MOST_SAMPLES, HeldOut
+from dlrm_factory.weights.held_out import MAX_SAMPLES, HeldOut
 
 __all__ = ["train"]
 
@@ -161,7 +161,7 @@ def _samples(clicks: Clicks, declaration: DLRMDeclaration) -> TrainingData:
 
 def _kept(samples: TrainingData, logits: np.ndarray) -> HeldOut:
     """Held-out samples for the checkpoint, with the model's logits of them."""
-    rows = samples.held_out[:MOST_SAMPLES]
+    rows = samples.held_out[:MAX_SAMPLES]
     return HeldOut(
         batch=samples.clicks.features(rows),
         labels=samples.clicks.labels[rows].astype(np.uint8),

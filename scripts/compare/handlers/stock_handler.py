@@ -14,7 +14,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_factory.factory import DLRMFactory
-from dlrm_factory.weights import SealedWeights
+from dlrm_factory.weights.sealed import SealedWeights
 
 
 class StockHandler:

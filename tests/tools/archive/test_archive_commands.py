@@ -11,9 +11,8 @@ from typer.testing import CliRunner
 
 from dlrm_factory.config import criteo, parse_declaration, read_declaration, tiny
 from dlrm_factory.errors import ArchiveError, ConfigError
-from dlrm_factory.tools.cli.archive import archive
-from dlrm_factory.tools.cli.preset import preset
-from dlrm_factory.tools.cli.stage import stage
+from dlrm_factory.tools.cli.archive import archive, stage
+from dlrm_factory.tools.cli.declarations import preset
 
 
 def run(*words: str | Path) -> str:

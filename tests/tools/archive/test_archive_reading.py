@@ -11,17 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 
+import dlrm_factory.tools.archive.listing as listing
 import dlrm_factory.tools.archive.reading as reading
-import dlrm_factory.tools.listing.reading as listing
-import dlrm_factory.tools.listing.zip_listing as zip_listing
+import dlrm_factory.tools.archive.zip_listing as zip_listing
 from dlrm_factory.config import tiny
 from dlrm_factory.errors import ArchiveError
-from dlrm_factory.tools.archive import (
-    archive_model,
-    read_archive_declaration,
-    read_archive_listing,
-    unpacked_weights,
-)
+from dlrm_factory.tools.archive.listing import read_archive_listing
+from dlrm_factory.tools.archive.reading import read_archive_declaration, unpacked_weights
+from dlrm_factory.tools.archive.sealing import archive_model
 
 GOOD = json.dumps({"model": {"modelName": "m", "modelVersion": "1.0", "handler": "h.py"}})
 Write = Callable[[zipfile.ZipFile], None]

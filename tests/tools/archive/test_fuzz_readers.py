@@ -21,6 +21,7 @@ import pytest
 import xxhash
 from safetensors.torch import load_file, save_file
 from support.batches import random_batch, random_state
+from support.depth import examples
 from support.raw_features import raw_declaration, raw_vocabularies
 
 from dlrm_factory.config import parse_declaration, read_declaration
@@ -28,19 +29,16 @@ from dlrm_factory.errors import ArchiveError, ConfigError, DLRMError, WeightsErr
 from dlrm_factory.features import Vocabularies
 from dlrm_factory.goldens import golden_batch, read_goldens
 from dlrm_factory.scorer import Scorer, probabilities
-from dlrm_factory.tools.archive import (
-    archive_model,
-    read_archive_declaration,
-    read_archive_listing,
-    unpacked_weights,
-)
-from dlrm_factory.weights import SealedWeights, TableFile, seal_folder
+from dlrm_factory.tools.archive.listing import read_archive_listing
+from dlrm_factory.tools.archive.reading import read_archive_declaration, unpacked_weights
+from dlrm_factory.tools.archive.sealing import archive_model
 from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
 from dlrm_factory.weights.held_out import HeldOut, read_held_out
 from dlrm_factory.weights.seal import read_seal
-from dlrm_factory.weights.sealed import read_dense
+from dlrm_factory.weights.sealed import SealedWeights, read_dense, seal_folder
+from dlrm_factory.weights.table_file import TableFile
 
-ROUNDS = 150
+ROUNDS = examples(150)
 OUR_ERRORS = (WeightsError, ArchiveError, ConfigError)
 DECLARATION = raw_declaration()
 Reader = Callable[[Path], object]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import dlrm_factory.tools.archive.packing as packing
+import dlrm_factory.tools.archive.staging as packing
 from dlrm_factory.errors import ArchiveError
-from dlrm_factory.tools.archive.packing import HANDLER_FILE, LEFT_OUT, pack_code
+from dlrm_factory.tools.archive.staging import HANDLER_FILE, LEFT_OUT, pack_code
 
 # What a server host has. `ts` is TorchServe itself.
 ALLOWED = {

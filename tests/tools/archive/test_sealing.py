@@ -15,7 +15,9 @@ import pytest
 
 import dlrm_factory.tools.archive.sealing as sealing
 from dlrm_factory.errors import ArchiveError
-from dlrm_factory.tools.archive import archive_model, archiver_command, read_archive_listing, stage
+from dlrm_factory.tools.archive.listing import read_archive_listing
+from dlrm_factory.tools.archive.sealing import archive_model
+from dlrm_factory.tools.archive.staging import archiver_command, stage
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 

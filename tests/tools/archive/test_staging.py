@@ -18,8 +18,7 @@ from dlrm_factory.batch import FeatureBatch
 from dlrm_factory.config import ServingOptions, read_declaration, tiny
 from dlrm_factory.errors import ArchiveError, WeightsError
 from dlrm_factory.scorer import Scorer
-from dlrm_factory.tools.archive import archiver_command, stage
-from dlrm_factory.tools.archive.model_config import model_config
+from dlrm_factory.tools.archive.staging import archiver_command, model_config, stage
 
 
 def test_a_checkpoint_is_staged_in_the_layout_of_an_archive(checkpoint: Path, tmp_path: Path) -> None:

@@ -13,16 +13,17 @@ from dlrm_factory import scorer as scorer_module
 from dlrm_factory.config import tiny
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.goldens import add_goldens
-from dlrm_factory.requests.replay import replay_with
 from dlrm_factory.scorer import Scorer
-from dlrm_factory.tools.archive import archive_model, stage, verification
+from dlrm_factory.tools.archive import verification
+from dlrm_factory.tools.archive.sealing import archive_model
+from dlrm_factory.tools.archive.staging import stage
 from dlrm_factory.tools.archive.verification import verify_weights
 from dlrm_factory.tools.cli.main import app
 from dlrm_factory.tools.training import train
-from dlrm_factory.weights import SealedWeights, seal_folder, seal_weights
 from dlrm_factory.weights.checkpoint import open_checkpoint
 from dlrm_factory.weights.held_out import read_held_out
 from dlrm_factory.weights.seal import read_seal, write_seal
+from dlrm_factory.weights.sealed import SealedWeights, seal_folder, seal_weights
 
 
 @pytest.fixture(scope="module")
@@ -206,11 +207,13 @@ def test_what_training_reported_is_sealed(trained, tmp_path):
 
 def test_goldens_are_replayed(trained, tmp_path):
     stage(trained, tmp_path / "staged")
-    found = verify_weights(tmp_path / "staged", replay=replay_with).goldens
+    found = verify_weights(tmp_path / "staged").goldens
     assert (found.requests, found.real) == (40, 24)
     assert found.largest["eager"] < 1e-5
     assert 0 < found.mean_drift < found.max_drift < 0.05
-    assert verify_weights(tmp_path / "staged").goldens is None  # nobody to ask them
+    (tmp_path / "staged" / "goldens.json").unlink()
+    seal_folder(tmp_path / "staged")
+    assert verify_weights(tmp_path / "staged").goldens is None
 
 
 def test_goldens_that_are_not_reproduced_fail(trained, tmp_path):
@@ -221,21 +224,19 @@ def test_goldens_that_are_not_reproduced_fail(trained, tmp_path):
     path.write_text(json.dumps(content))
     seal_folder(tmp_path / "staged")
     with pytest.raises(WeightsError, match=r"golden request 8 of 40 \(alone\) gives"):
-        verify_weights(tmp_path / "staged", replay=replay_with)
+        verify_weights(tmp_path / "staged")
 
 
 def test_a_bound_on_the_drift_of_goldens(trained, tmp_path):
     stage(trained, tmp_path / "staged")
-    found = replace(verify_weights(tmp_path / "staged", replay=replay_with), engines=())
+    found = replace(verify_weights(tmp_path / "staged"), engines=())
     found.check(1, found.goldens.mean_drift)
     with pytest.raises(WeightsError, match=r"40 golden requests are .* allow more with --max-drift"):
         found.check(1, found.goldens.mean_drift / 2)
 
 
 def test_the_figures_are_sealed_in_the_archive(trained, tmp_path):
-    found = archive_model(
-        trained, tmp_path / "dlrm", archive_format="directory", max_auc_loss=1, replay=replay_with
-    )
+    found = archive_model(trained, tmp_path / "dlrm", archive_format="directory", max_auc_loss=1)
     evaluation = SealedWeights(tmp_path / "dlrm").seal.evaluation
     assert evaluation == found.evaluation()
     assert evaluation.engines["eager"].auc == found.engines[0].auc
@@ -245,7 +246,7 @@ def test_the_figures_are_sealed_in_the_archive(trained, tmp_path):
 def test_a_verified_archive_is_reproducible(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     for name in ("a.mar", "b.mar"):
-        archive_model(trained, tmp_path / name, max_auc_loss=1, replay=replay_with)
+        archive_model(trained, tmp_path / name, max_auc_loss=1)
     assert (tmp_path / "a.mar").read_bytes() == (tmp_path / "b.mar").read_bytes()
 
 

@@ -17,10 +17,12 @@ import pytest
 from typer.testing import CliRunner
 
 from dlrm_factory.errors import DLRMError, ServingError, WeightsError
-from dlrm_factory.tools.archive import archive_model, archiver_command, check_archive, stage, unpacked_weights
+from dlrm_factory.tools.archive.reading import check_archive, unpacked_weights
+from dlrm_factory.tools.archive.sealing import archive_model
+from dlrm_factory.tools.archive.staging import archiver_command, stage
 from dlrm_factory.tools.cli.main import app
 from dlrm_factory.tools.server.store import find_models
-from dlrm_factory.weights import SealedWeights
+from dlrm_factory.weights.sealed import SealedWeights
 
 FLIPS = 60
 

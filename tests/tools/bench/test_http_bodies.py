@@ -12,8 +12,13 @@ from dlrm_factory.config import criteo, demo, tiny
 from dlrm_factory.errors import DataError
 from dlrm_factory.features import FeatureEncoder
 from dlrm_factory.requests.service import DLRMService
-from dlrm_factory.tools.bench.http.bodies import http_requests, random_bodies, read_bodies, sample_counts
-from dlrm_factory.tools.bench.http.values import random_columns
+from dlrm_factory.tools.bench.http.bodies import (
+    http_requests,
+    random_bodies,
+    random_columns,
+    read_bodies,
+    sample_counts,
+)
 
 
 class ZeroScorer:

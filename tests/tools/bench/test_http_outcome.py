@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 
 from dlrm_factory.errors import DataError
-from dlrm_factory.tools.bench.http.finding import FoundRate, Trial
+from dlrm_factory.tools.bench.http.finding import (
+    FoundRate,
+    Trial,
+    check_picture,
+    draw_found_rate,
+    draw_latencies,
+)
 from dlrm_factory.tools.bench.http.messages import Progress, WindowBegan, read_message, write_message
 from dlrm_factory.tools.bench.http.outcome import Outcome
-from dlrm_factory.tools.bench.http.picture import check_picture, draw_found_rate, draw_latencies
 
 
 def outcome(milliseconds, **changes):

@@ -14,8 +14,8 @@ from dlrm_factory.config import criteo, demo
 from dlrm_factory.errors import ConfigError, ServingError
 from dlrm_factory.model.dtypes import row_bytes
 from dlrm_factory.tools.bench.memory.loading import measure_loading
+from dlrm_factory.tools.bench.memory.measuring import touching_bodies
 from dlrm_factory.tools.bench.memory.smaps import mapped_file, memory_of
-from dlrm_factory.tools.bench.memory.touching import touching_bodies
 from dlrm_factory.tools.bench.random_archive import archive_random_model, criteo_of_size, table_bytes
 
 PAGE = 4096

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.depth import examples
 from support.raw_features import raw_declaration, raw_vocabularies
 
 from dlrm_factory.config import DLRMDeclaration, tiny
@@ -59,7 +60,7 @@ def assert_same(first: EncodedChunk, second: EncodedChunk) -> None:
             assert one.weights.tolist() == other.weights.tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(st.lists(st.none() | st.sampled_from(MISTAKES), min_size=1, max_size=14))
 def test_what_is_left_is_what_the_good_rows_alone_give(mistakes):
     rows = [GOOD if mistake is None else GOOD | {mistake[0]: mistake[1]} for mistake in mistakes]

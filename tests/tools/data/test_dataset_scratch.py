@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.depth import examples
 
 from dlrm_factory.config import tiny
 from dlrm_factory.errors import DataError
@@ -92,7 +93,7 @@ def test_rows_that_memory_does_not_hold_go_to_disk(tmp_path, data, monkeypatch, 
     )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(st.lists(st.integers(0, 5), max_size=6))
 def test_a_scratch_array_grows_part_by_part(tmp_path_factory, sizes):
     array = Scratch(tmp_path_factory.mktemp("scratch")).array(np.int32)

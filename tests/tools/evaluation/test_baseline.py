@@ -10,9 +10,8 @@ from dlrm_factory.config import DLRMDeclaration, demo, tiny
 from dlrm_factory.errors import DataError, StackError
 from dlrm_factory.tools.data.dataset import ClickDataset
 from dlrm_factory.tools.data.source import generate_clicks
-from dlrm_factory.tools.evaluation.baseline import check_baseline, train_baseline
-from dlrm_factory.tools.evaluation.baseline import columns as module
-from dlrm_factory.tools.evaluation.baseline.columns import Columns
+from dlrm_factory.tools.evaluation import baseline as module
+from dlrm_factory.tools.evaluation.baseline import Columns, check_baseline, train_baseline
 from dlrm_factory.tools.metrics.metrics import auc
 
 
@@ -71,8 +70,8 @@ def test_ids_that_training_rows_lack_are_the_other_category():
 
 
 def test_only_the_most_frequent_ids_have_a_place(monkeypatch):
-    monkeypatch.setattr(module, "MOST_CATEGORIES", 1)
-    monkeypatch.setattr(module, "MOST_INDICATORS", 1)
+    monkeypatch.setattr(module, "MAX_CATEGORIES", 1)
+    monkeypatch.setattr(module, "MAX_INDICATORS", 1)
     clicks = dataset(BAGS)
     columns = Columns(tiny(), clicks, np.arange(4))
     matrix = columns.matrix(clicks.features(np.arange(4)))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dlrm_factory.tools.evaluation.curves import curves_of
+from dlrm_factory.tools.evaluation.figures import curves_of
 from dlrm_factory.tools.metrics.metrics import auc
 
 

@@ -13,9 +13,9 @@ from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from dlrm_factory.errors import DataError, DLRMError, StackError, WeightsError
-from dlrm_factory.tools.archive import archive_model
+from dlrm_factory.tools.archive.sealing import archive_model
 from dlrm_factory.tools.data.split import split_rows
-from dlrm_factory.tools.evaluation import Source, evaluate
+from dlrm_factory.tools.evaluation import EvaluationSource, evaluate
 from dlrm_factory.tools.metrics.metrics import auc
 from dlrm_factory.tools.training import train
 from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
@@ -23,7 +23,7 @@ from dlrm_factory.weights.held_out import HeldOut
 
 
 def figures(model: Path, **source):
-    return evaluate(model, Source(**source)).models[0].figures
+    return evaluate(model, EvaluationSource(**source)).models[0].figures
 
 
 def saved_again(path: Path, target: Path, *, metadata: dict[str, str], held_out: HeldOut | None) -> Path:
@@ -40,7 +40,7 @@ def saved_again(path: Path, target: Path, *, metadata: dict[str, str], held_out:
 
 
 def test_generated_clicks_are_generated_again(trained):
-    found = evaluate(trained.checkpoint, Source())
+    found = evaluate(trained.checkpoint, EvaluationSource())
     assert (
         found.samples_from
         == "the held-out rows of the 8,000 generated clicks of its training, generated again"
@@ -61,11 +61,11 @@ def test_files_are_split_as_training_split_them(trained, on_files):
     assert own.samples == on_files.report.held_out_rows
     assert own.auc == pytest.approx(on_files.report.held_out_auc, abs=1e-6)
     assert own == figures(trained.checkpoint, data=[trained.data])
-    assert evaluate(trained.checkpoint, Source(data=[trained.data])).best is None
+    assert evaluate(trained.checkpoint, EvaluationSource(data=[trained.data])).best is None
 
 
 def test_without_data_the_samples_that_travel_with_the_model(on_files):
-    found = evaluate(on_files.checkpoint, Source())
+    found = evaluate(on_files.checkpoint, EvaluationSource())
     rows = on_files.report.held_out_rows
     assert found.samples_from == f"the {rows} held-out samples that travel with the model"
     assert found.models[0].figures == figures(on_files.checkpoint, data=[on_files.data])
@@ -75,7 +75,7 @@ def test_clicks_that_come_out_otherwise_today_are_not_used(trained, tmp_path):
     old = open_checkpoint(trained.checkpoint)
     other = HeldOut(batch=old.held_out.batch, labels=1 - old.held_out.labels, logits=old.held_out.logits)
     path = saved_again(trained.checkpoint, tmp_path / "m.safetensors", metadata=old.metadata, held_out=other)
-    found = evaluate(path, Source())
+    found = evaluate(path, EvaluationSource())
     assert "travel with the model" in found.samples_from
     assert found.models[0].figures.auc == pytest.approx(1 - trained.report.held_out_auc, abs=1e-6)
 
@@ -94,7 +94,9 @@ def test_files_of_held_out_rows_are_evaluated_whole(trained, tmp_path):
         pyarrow.parquet.write_table(part, path)
     alone = figures(trained.checkpoint, held_out=[paths[1]])
     assert alone.samples == 1000
-    found = evaluate(trained.checkpoint, Source(data=[paths[0]], held_out=[paths[1]]), baseline=True)
+    found = evaluate(
+        trained.checkpoint, EvaluationSource(data=[paths[0]], held_out=[paths[1]]), baseline=True
+    )
     assert found.samples_from == f"all rows of {paths[1]}"
     assert found.models[0].figures == alone
     assert found.models[1].figures.samples == 1000
@@ -118,16 +120,16 @@ def test_a_split_by_time_is_made_again(trained, tmp_path):
 
 def test_an_archive_is_evaluated_as_it_is_served(trained, tmp_path):
     archive_model(trained.checkpoint, tmp_path / "m.mar")
-    found = evaluate(tmp_path / "m.mar", Source(data=[trained.data]))
+    found = evaluate(tmp_path / "m.mar", EvaluationSource(data=[trained.data]))
     assert "as served: tables" in found.models[0].detail
     assert "eager" in found.models[0].detail
     assert found.models[0].figures.auc == pytest.approx(trained.report.held_out_auc, abs=2e-3)
-    assert evaluate(tmp_path / "m.mar", Source()).best.auc == pytest.approx(trained.report.best_auc)
+    assert evaluate(tmp_path / "m.mar", EvaluationSource()).best.auc == pytest.approx(trained.report.best_auc)
 
 
 @pytest.mark.parametrize("column", ["item_id", "item_tags", "price", "user_id"])
 def test_slices_are_parts_of_the_whole(trained, column):
-    found = evaluate(trained.checkpoint, Source(column=column))
+    found = evaluate(trained.checkpoint, EvaluationSource(column=column))
     whole, slices = found.models[0].figures, [each.figures[0] for each in found.slices.slices]
     assert found.slices.overlap == (column == "item_tags")
     if not found.slices.overlap:
@@ -153,14 +155,14 @@ def test_a_slice_by_a_column_that_is_no_feature(trained, tmp_path):
         tmp_path / "c.csv",
     )
     for path in (tmp_path / "c.parquet", tmp_path / "c.csv"):
-        found = evaluate(trained.checkpoint, Source(data=[path], column="site"))
+        found = evaluate(trained.checkpoint, EvaluationSource(data=[path], column="site"))
         _, held_out = split_rows(8000, holdout=0.1, seed=1)
         assert {each.name: each.figures[0].samples for each in found.slices.slices} == {
             "[red]a": int((held_out % 2 == 0).sum()),
             "b": int((held_out % 2 == 1).sum()),
         }
     with pytest.raises(DataError, match='there is no column "sites"; did you mean "site"'):
-        evaluate(trained.checkpoint, Source(data=[tmp_path / "c.csv"], column="sites"))
+        evaluate(trained.checkpoint, EvaluationSource(data=[tmp_path / "c.csv"], column="sites"))
 
 
 def test_bad_rows_are_left_out_as_in_training(trained, tmp_path):
@@ -179,18 +181,20 @@ def test_bad_rows_are_left_out_as_in_training(trained, tmp_path):
         output=tmp_path / "m.safetensors",
         data=[tmp_path / "bad.parquet"],
     )
-    found = evaluate(tmp_path / "m.safetensors", Source(data=[tmp_path / "bad.parquet"], column="number"))
+    found = evaluate(
+        tmp_path / "m.safetensors", EvaluationSource(data=[tmp_path / "bad.parquet"], column="number")
+    )
     own = found.models[0].figures
     assert own.samples == report.held_out_rows == len(held_out) - 2
     assert own.auc == pytest.approx(report.held_out_auc, abs=1e-6)
     # The column's cells belong to the same rows: the last bin ends with the last held-out row.
     assert found.slices.slices[-1].name.endswith(f" {held_out[-1]}")
     with pytest.raises(DataError, match="row 1, column"):
-        evaluate(trained.checkpoint, Source(data=[tmp_path / "bad.parquet"]))
+        evaluate(trained.checkpoint, EvaluationSource(data=[tmp_path / "bad.parquet"]))
 
 
 def test_the_baseline_stands_beside(trained):
-    found = evaluate(trained.checkpoint, Source(column="item_tags"), baseline=True)
+    found = evaluate(trained.checkpoint, EvaluationSource(column="item_tags"), baseline=True)
     assert [model.name for model in found.models] == ["DLRM", "LightGBM"]
     ours, theirs = (model.figures for model in found.models)
     assert (ours.samples, ours.clicks) == (theirs.samples, theirs.clicks)
@@ -213,21 +217,21 @@ def test_the_baseline_stands_beside(trained):
 )
 def test_what_is_asked_for_must_be_there(on_files, source, baseline, message):
     with pytest.raises(DataError, match=message):
-        evaluate(on_files.checkpoint, Source(**source), baseline=baseline)
+        evaluate(on_files.checkpoint, EvaluationSource(**source), baseline=baseline)
 
 
 def test_generated_clicks_have_the_declared_columns_and_all_their_rows(trained):
     with pytest.raises(DataError, match='there is no column "prize"; did you mean "price"'):
-        evaluate(trained.checkpoint, Source(column="prize"))
+        evaluate(trained.checkpoint, EvaluationSource(column="prize"))
     with pytest.raises(DataError, match="--rows needs the data"):
-        evaluate(trained.checkpoint, Source(rows=5))
+        evaluate(trained.checkpoint, EvaluationSource(rows=5))
 
 
 def test_a_model_without_samples_needs_data(trained, tmp_path):
     path = saved_again(trained.checkpoint, tmp_path / "m.safetensors", metadata={}, held_out=None)
     with pytest.raises(DataError, match="no held-out samples travel with it; name files with --data"):
-        evaluate(path, Source())
-    found = evaluate(path, Source(data=[trained.data]))
+        evaluate(path, EvaluationSource())
+    found = evaluate(path, EvaluationSource(data=[trained.data]))
     assert found.history == ()
     assert found.models[0].figures.auc == pytest.approx(trained.report.held_out_auc, abs=1e-6)
 
@@ -237,15 +241,15 @@ def test_no_held_out_row(trained, tmp_path):
         pyarrow.parquet.read_table(trained.data).slice(0, 2), tmp_path / "few.parquet"
     )
     with pytest.raises(DataError, match="there are no rows to evaluate"):
-        evaluate(trained.checkpoint, Source(data=[tmp_path / "few.parquet"]))
+        evaluate(trained.checkpoint, EvaluationSource(data=[tmp_path / "few.parquet"]))
 
 
 def test_what_is_no_model(tmp_path):
     (tmp_path / "model.pt").touch()
     with pytest.raises(WeightsError, match="neither a checkpoint"):
-        evaluate(tmp_path / "model.pt", Source())
+        evaluate(tmp_path / "model.pt", EvaluationSource())
     with pytest.raises(DLRMError, match="there is no such"):
-        evaluate(tmp_path / "model.mar", Source())
+        evaluate(tmp_path / "model.mar", EvaluationSource())
 
 
 def test_a_history_that_cannot_be_read(trained, tmp_path):
@@ -254,7 +258,7 @@ def test_a_history_that_cannot_be_read(trained, tmp_path):
         trained.checkpoint, tmp_path / "m.safetensors", metadata={"history": "[1]"}, held_out=held_out
     )
     with pytest.raises(WeightsError, match="its training history cannot be read"):
-        evaluate(path, Source())
+        evaluate(path, EvaluationSource())
 
 
 def run(*arguments: str | Path):

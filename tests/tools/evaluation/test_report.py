@@ -9,11 +9,10 @@ import pytest
 
 from dlrm_factory.errors import DataError
 from dlrm_factory.tools.evaluation import as_json, check_report_folder, write_report
-from dlrm_factory.tools.evaluation.comparing import compare
-from dlrm_factory.tools.evaluation.curves import curves_of
-from dlrm_factory.tools.evaluation.figures import measure, sigmoid
-from dlrm_factory.tools.evaluation.page import page
+from dlrm_factory.tools.evaluation.evaluate import compare
+from dlrm_factory.tools.evaluation.figures import curves_of, measure, sigmoid
 from dlrm_factory.tools.evaluation.pictures import draw_pictures
+from dlrm_factory.tools.evaluation.report import page
 from dlrm_factory.tools.evaluation.results import Best, Evaluation, ModelResult, SliceResult, SliceTable
 from dlrm_factory.tools.training import Evaluation as HistoryPoint
 

@@ -18,7 +18,8 @@ from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.features import FeatureEncoder
 from dlrm_factory.model.model import make_model
 from dlrm_factory.scorer import Scorer
-from dlrm_factory.tools.archive import archive_model, unpacked_weights
+from dlrm_factory.tools.archive.reading import unpacked_weights
+from dlrm_factory.tools.archive.sealing import archive_model
 from dlrm_factory.tools.cli.main import app
 from dlrm_factory.weights.checkpoint import open_checkpoint
 

@@ -9,8 +9,7 @@ from support.sharding import ARCHITECTURES, declared
 from dlrm_factory.config import tiny
 from dlrm_factory.model.model import make_model
 from dlrm_factory.tools.importing.dlrm_s_pytorch import interaction_columns, source_columns
-from dlrm_factory.tools.importing.key_maps import names_of, naming_of
-from dlrm_factory.tools.importing.prefixes import strip_prefixes
+from dlrm_factory.tools.importing.matching import names_of, naming_of, strip_prefixes
 
 BAGS = "sparse_arch.embedding_bag_collection.embedding_bags"
 

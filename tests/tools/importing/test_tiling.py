@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dlrm_factory.tools.importing.tiling import tiling_problems
+from dlrm_factory.tools.importing.matching import tiling_problems
 from dlrm_factory.tools.importing.weights import Piece, SourceWeight
 
 

@@ -11,9 +11,9 @@ import yaml
 from support.ratings import write_latent_ratings
 
 from dlrm_factory.config import parse_declaration
-from dlrm_factory.tools.evaluation import Source, evaluate
+from dlrm_factory.tools.evaluation import EvaluationSource, evaluate
 from dlrm_factory.tools.init import draft_declaration
-from dlrm_factory.tools.init.passes import passes
+from dlrm_factory.tools.init.draft import passes
 from dlrm_factory.tools.training import train
 
 
@@ -53,7 +53,7 @@ def test_the_draft_is_not_beaten_by_a_simpler_model_as_one_epoch_is(tmp_path: Pa
     for name, declaration in (("draft", draft), ("once", once)):
         checkpoint = tmp_path / f"{name}.safetensors"
         found[name] = train(declaration, output=checkpoint, data=[ratings])
-    beside = evaluate(tmp_path / "draft.safetensors", Source(data=[ratings]), baseline=True)
+    beside = evaluate(tmp_path / "draft.safetensors", EvaluationSource(data=[ratings]), baseline=True)
     simpler = beside.models[1].figures.auc
     assert found["once"].held_out_auc < simpler - 0.01
     assert found["draft"].held_out_auc > simpler - 0.002  # 0.003 above it where this was written

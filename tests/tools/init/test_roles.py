@@ -103,7 +103,7 @@ def test_a_short_beginning_does_not_make_ids_unique():
 def test_too_many_ids_for_a_vocabulary_are_hashed(monkeypatch):
     from dlrm_factory.tools.init import roles
 
-    monkeypatch.setattr(roles, "MOST_VOCABULARY", 100)
+    monkeypatch.setattr(roles, "MAX_VOCABULARY", 100)
     found = role("user", [f"u{i % 300}" for i in range(400)])
     assert found.sparse is not None
     assert found.table is not None

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dlrm_factory.tools.init.table_sizes import bag_length, embedding_dim, table_rows
+from dlrm_factory.tools.init.roles import bag_length, embedding_dim, table_rows
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,11 @@ import pytest
 
 from dlrm_factory.errors import ServingError
 from dlrm_factory.host.worker_file import WorkerFolder, worker_folder
-from dlrm_factory.tools.client.addresses import is_loopback
-from dlrm_factory.tools.client.tokens import BearerAuth, KeyFileAuth
+from dlrm_factory.tools.client.tokens import BearerAuth, KeyFileAuth, is_loopback
 from dlrm_factory.tools.server import LogMarks, RunDir, readiness
-from dlrm_factory.tools.server.draining import Drain
 from dlrm_factory.tools.server.management import ManagementClient, error_text
 from dlrm_factory.tools.server.predicting import find_endpoint, predict
-from dlrm_factory.tools.server.scaling import scale_model
+from dlrm_factory.tools.server.scaling import Drain, scale_model
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -141,7 +139,7 @@ def test_workers_that_go_are_drained_first_and_released_at_the_end(url, answers,
 
 
 def test_workers_that_never_hold_are_ended_all_the_same(url, answers, tmp_path, monkeypatch):
-    monkeypatch.setattr("dlrm_factory.tools.server.draining.MAX_DRAIN_S", 0.1)
+    monkeypatch.setattr("dlrm_factory.tools.server.scaling.MAX_DRAIN_S", 0.1)
     file = WorkerFolder(worker_folder("/models/abc", tmp_path), 102).own
     answers.wanted = answers.ready = 2
     answers.pids = (101, 102)

@@ -10,9 +10,7 @@ from typer.testing import CliRunner
 
 from dlrm_factory.errors import ServingError
 from dlrm_factory.tools.cli.predict import predict
-from dlrm_factory.tools.cli.scale import scale
-from dlrm_factory.tools.cli.serve import serve
-from dlrm_factory.tools.cli.stop import stop
+from dlrm_factory.tools.cli.serve import scale, serve, stop
 
 app = typer.Typer()
 for command in (predict, scale, serve, stop):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dlrm_factory.tools.server.properties import load_properties
+from dlrm_factory.tools.server.settings import load_properties
 
 ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "config.properties"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dlrm_factory.tools.server.failures import (
+from dlrm_factory.tools.server.readiness import (
     LogMarks,
     load_failure,
     load_step,

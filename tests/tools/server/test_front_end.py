@@ -13,10 +13,9 @@ from dlrm_factory.config import ServingOptions, dump_declaration, tiny
 from dlrm_factory.errors import ServingError
 from dlrm_factory.tools.server import settings as settings_module
 from dlrm_factory.tools.server.front_end import front_end_changes
-from dlrm_factory.tools.server.properties import load_properties
-from dlrm_factory.tools.server.settings import server_settings
+from dlrm_factory.tools.server.settings import load_properties, server_settings
 from dlrm_factory.tools.server.store import ServedModel
-from dlrm_factory.weights.sealed import DECLARATION_FILE
+from dlrm_factory.weights.seal import DECLARATION_FILE
 
 SHIPPED = load_properties(Path(settings_module.__file__).with_name("config.properties"))
 SLACK = 65_536

@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from dlrm_factory.tools.server.launch import launch_command, launch_environment
+from dlrm_factory.tools.server.processes import launch_command, launch_environment
 from dlrm_factory.tools.server.rundir import RunDir
 from dlrm_factory.tools.server.settings import LOG_CONFIG
 from dlrm_factory.tools.server.store import ServedModel

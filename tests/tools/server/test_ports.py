@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from dlrm_factory.errors import ServingError
-from dlrm_factory.tools.server.ports import check_free, free_ports, holder_of
+from dlrm_factory.tools.server.settings import check_free, free_ports, holder_of
 
 
 def test_free_ports_are_different_and_free():

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlrm_factory.tools.server.properties import ENCODING, load_properties, read_properties, with_properties
+from dlrm_factory.tools.server.settings import ENCODING, load_properties, read_properties, with_properties
 
 KEYS = st.text("abcdefghijklmnopqrstuvwxyz_. =:\\", min_size=1).filter(lambda key: key.strip() == key)
 VALUES = st.text().filter(lambda value: value == value.strip(" \t\f"))

@@ -6,8 +6,7 @@ import socket
 import pytest
 
 from dlrm_factory.errors import ServingError
-from dlrm_factory.tools.server.properties import read_properties
-from dlrm_factory.tools.server.settings import base_config, server_settings
+from dlrm_factory.tools.server.settings import base_config, read_properties, server_settings
 
 PICK = dict.fromkeys(("inference_address", "management_address", "metrics_address"), 0)
 

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
+from support.batches import random_state
 
+from dlrm_factory.config import tiny
 from dlrm_factory.errors import ServingError
+from dlrm_factory.tools.archive.sealing import archive_model
 from dlrm_factory.tools.server import store as store_module
 from dlrm_factory.tools.server.store import check_space, find_models, unpacked_bytes
+from dlrm_factory.weights.checkpoint import save_checkpoint
 
 
 def test_a_name_and_an_archive(store, add_archive):
@@ -131,3 +137,23 @@ def test_no_room_by_a_few_bytes_shows_numbers_that_differ(store, add_archive, mo
     monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(ServingError, match=rf"takes {needed:,} bytes, but .* has {needed - 1:,} free"):
         check_space(models, store)
+
+
+def test_an_archive_is_checked_without_torch(tmp_path):
+    """`dlrm serve` reads its seal and its declaration in milliseconds."""
+    path = tmp_path / "tiny.mar"
+    save_checkpoint(tmp_path / "tiny.safetensors", tiny(), random_state(tiny()))
+    archive_model(tmp_path / "tiny.safetensors", path)
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "import dlrm_factory.tools.cli.serve\n"
+        "from dlrm_factory.tools.archive.reading import read_archive_declaration\n"
+        "from dlrm_factory.tools.server.store import find_models\n"
+        f"path = Path({str(path)!r})\n"
+        "(found,) = find_models(path.parent, ['tiny=tiny.mar'])\n"
+        "assert found.name == 'tiny' and read_archive_declaration(path).tables\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr[-2000:]

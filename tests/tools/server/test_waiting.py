@@ -7,7 +7,7 @@ import logging
 
 from rich.console import Console
 
-from dlrm_factory.tools.cli.waiting import WorkerWait, telling_of_compiling
+from dlrm_factory.tools.cli.progress import WorkerWait, show_compiling
 from dlrm_factory.tools.server import Progress
 
 
@@ -29,7 +29,7 @@ def test_what_takes_long_is_a_line_told_once_also_where_there_is_no_terminal() -
 def test_commands_say_that_they_compile() -> None:
     shown, text = console()
     log = logging.getLogger("dlrm_factory.compiled.dense_library")
-    with telling_of_compiling(shown):
+    with show_compiling(shown):
         log.info("Compiling the dense parts")
     log.info("not told")
     assert text.getvalue() == "Compiling the dense parts\n"

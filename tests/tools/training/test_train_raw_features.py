@@ -12,8 +12,8 @@ from dlrm_factory.errors import DataError
 from dlrm_factory.features import FeatureEncoder
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.tools.training import TrainingReport, train
-from dlrm_factory.weights import seal_weights
 from dlrm_factory.weights.checkpoint import Checkpoint, open_checkpoint
+from dlrm_factory.weights.sealed import seal_weights
 
 ROWS = 6000
 

@@ -51,12 +51,12 @@ class Load:
 
     @property
     def seconds(self) -> float:
-        """How long it takes, when all is answered at once."""
+        """Seconds that the load takes, when all is answered at once."""
         return self.warmup_s + self.duration_s
 
 
 class Watcher:
-    """Is told how a run goes. This one does nothing."""
+    """Observer of a run, which does nothing itself."""
 
     def progressed(self, elapsed_s: float, answered: int, failed: int) -> None:
         """Some times a second."""

@@ -18,8 +18,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from dlrm_factory.tools.bench.http.connection import Connection
-from dlrm_factory.tools.bench.http.event_loop import precise_event_loop
+from dlrm_factory.tools.bench.http.connection import Connection, precise_event_loop
 from dlrm_factory.tools.bench.http.messages import (
     Job,
     Measured,

@@ -1,4 +1,4 @@
-"""What the caller and its generator processes tell each other: msgpack, a four-byte length before each message."""
+"""Messages between the caller and its generator processes: msgpack, a four-byte length before each message."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LENGTH_BYTES = 4
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What one generator process shall do.
+    """Work of one generator process.
 
     Fields:
         url: scheme, host and port.
@@ -47,7 +47,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """So far: seconds since the start of the warm-up, answers, and requests that failed."""
+    """State so far: seconds since the start of the warm-up, answers, and requests that failed."""
 
     elapsed_s: float
     answered: int
@@ -63,7 +63,7 @@ class WindowEnded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What came of the requests whose moment of sending lay in the window.
+    """Outcome of the requests whose moment of sending lay in the window.
 
     Fields:
         latencies: float64, native bytes: seconds from the moment a request was to be sent to its whole answer, of

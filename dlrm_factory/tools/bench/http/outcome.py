@@ -1,4 +1,4 @@
-"""What a load brought: rates, latencies, failures."""
+"""Outcome of a load: rates, latencies, failures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BUSY = 0.8
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Of one run.
+    """Outcome of one run.
 
     Fields:
         offered: requests a second that were to be sent; None in a closed loop.
@@ -67,11 +67,11 @@ class Outcome:
 
     @property
     def generator_is_limit(self) -> bool:
-        """Whether the generator, not the server, may have set these numbers."""
+        """True if the generator, not the server, may have set these numbers."""
         return self.generator_cores > _BUSY
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON. Latencies in ms."""
+        """Encode for JSON. Latencies in ms."""
         answered = len(self.latencies) > 0
         return {
             "offered_requests_per_s": self.offered,

@@ -1,1 +1,1 @@
-"""What workers cost in memory and time to load: measured on a real server, from /proc/PID/smaps."""
+"""Memory of workers and time to load, measured on a real server, from /proc/PID/smaps."""

@@ -17,8 +17,8 @@ from statistics import median
 
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.scorer import Scorer
-from dlrm_factory.weights import SealedWeights
-from dlrm_factory.weights.sealed import TABLE_FILE
+from dlrm_factory.weights.seal import TABLE_FILE
+from dlrm_factory.weights.sealed import SealedWeights
 
 __all__ = ["Loading", "measure_loading"]
 
@@ -51,7 +51,7 @@ class Loading:
 
 
 def measure_loading(folder: Path) -> Loading:
-    """Of the sealed weights in ``folder``, in a fresh process. WeightsError if they cannot be loaded."""
+    """Time the load of the sealed weights in ``folder``, in a fresh process. WeightsError if they cannot be loaded."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", __name__, str(folder)],
         capture_output=True,

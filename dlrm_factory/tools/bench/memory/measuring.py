@@ -1,7 +1,9 @@
-"""Starts a server, scales it, and weighs its workers."""
+"""Memory of the workers of a server of its own, at several numbers of workers."""
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,15 +12,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dlrm_factory.config import DLRMDeclaration
-from dlrm_factory.errors import ServingError
-from dlrm_factory.tools.bench.http.bodies import Body, http_requests
+from dlrm_factory.errors import ConfigError, ServingError
+from dlrm_factory.model.dtypes import row_bytes
+from dlrm_factory.tools.bench.http.bodies import Body, http_requests, sample_counts
 from dlrm_factory.tools.bench.http.driving import Load, drive
-from dlrm_factory.tools.bench.http.served import authorization
-from dlrm_factory.tools.bench.memory.imports import imports_alone
+from dlrm_factory.tools.bench.http.server import authorization
 from dlrm_factory.tools.bench.memory.loading import Loading, measure_loading
-from dlrm_factory.tools.bench.memory.smaps import Memory, mapped_file, memory_of
-from dlrm_factory.tools.bench.memory.touching import touching_bodies
+from dlrm_factory.tools.bench.memory.smaps import Memory, imports_alone, mapped_file, memory_of
 from dlrm_factory.tools.bench.random_archive import table_bytes
 from dlrm_factory.tools.server import (
     LogMarks,
@@ -30,10 +33,56 @@ from dlrm_factory.tools.server import (
     start_server,
     stop_server,
 )
-from dlrm_factory.tools.server.failures import worker_lines
-from dlrm_factory.weights.sealed import TABLE_FILE
+from dlrm_factory.tools.server.readiness import worker_lines
+from dlrm_factory.weights.seal import TABLE_FILE
 
-__all__ = ["MemoryReport", "ScaledMemory", "WorkerMemory", "measure_memory"]
+__all__ = [
+    "MemoryReport",
+    "ScaledMemory",
+    "WorkerMemory",
+    "measure_memory",
+    "touching_bodies",
+]
+
+_PAGE = 4096
+
+
+def touching_bodies(declaration: DLRMDeclaration) -> list[Body]:
+    """Bodies that look up one row of each page of each table, with nothing else in them.
+
+    Bodies hold 100 to 700 samples: a worker that sees batches of one size alone needs less memory.
+    """
+    columns = {f.name: _rows_of_pages(declaration, f.table) for f in declaration.sparse_features}
+    hidden = [feature.name for feature in declaration.sparse_features if feature.ids != "index"]
+    if hidden:
+        raise ConfigError(
+            [
+                f'"{hidden[0]}" does not take rows as ids, so its pages cannot be named; use an archive with ids: index'
+            ]
+        )
+    samples = max(len(rows) for rows in columns.values())
+    sizes = itertools.cycle(sample_counts("mlperf", np.random.default_rng(0)))
+    bodies, start = [], 0
+    while start < samples:
+        bodies.append(_body(columns, start, next(sizes)))
+        start += bodies[-1].samples
+    return bodies
+
+
+def _rows_of_pages(declaration: DLRMDeclaration, table: str) -> list[int]:
+    found = declaration.table(table)
+    step = max(1, _PAGE // row_bytes(found.dtype, found.embedding_dim))
+    return [*range(0, found.num_embeddings, step), found.num_embeddings - 1]
+
+
+def _body(columns: dict[str, list[int]], start: int, size: int) -> Body:
+    # Small tables end early and begin again.
+    inputs: dict[str, Any] = {
+        name: np.take(rows, np.arange(start, start + size), mode="wrap").tolist()
+        for name, rows in columns.items()
+    }
+    return Body(content=json.dumps({"inputs": inputs}).encode(), samples=size)
+
 
 MODEL = "dlrm"
 # Each further worker may take this share of the tables, beyond what its imports take.
@@ -43,7 +92,7 @@ _PORTS = ("inference_address", "management_address", "metrics_address", "grpc_in
 _LOADED = re.compile(r"Loaded the model in .* in (?P<seconds>[\d.]+) s")
 _TOUCHED = 0.98  # of the table file's pages; the last page of a table may hold no whole row
 _ROUND_S = 1.0
-_MOST_ROUNDS = 30
+_MAX_ROUNDS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +121,7 @@ class ScaledMemory:
     touched: bool
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Encode for JSON."""
         return {
             "workers": [{"pid": worker.pid, "memory": worker.memory.as_dict()} for worker in self.workers],
             "ready_s": self.ready_s,
@@ -102,11 +151,11 @@ class MemoryReport:
 
     @property
     def holds(self) -> bool:
-        """Whether each worker stays within `allowed`."""
+        """True if each worker stays within `allowed`."""
         return self.heaviest <= self.allowed
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Encode for JSON."""
         return {
             "table_bytes": self.table_bytes,
             "scales": [scale.as_dict() for scale in self.scales],
@@ -197,7 +246,7 @@ def _pids(server: RunningServer) -> list[int]:
 
 
 def _archive_folder(server: RunningServer) -> Path:
-    """Where the archive lies unpacked."""
+    """Folder in which the archive lies unpacked."""
     table_file = mapped_file(_pids(server)[0], TABLE_FILE)
     if table_file is None:
         raise ServingError(f"the worker maps no {TABLE_FILE}; was the archive made by `dlrm archive`?")
@@ -223,7 +272,7 @@ def _touch(server: RunningServer, bodies: Sequence[Body], table_file_bytes: int)
         warmup_s=0.0,
         duration_s=_ROUND_S,
     )
-    for _ in range(_MOST_ROUNDS):
+    for _ in range(_MAX_ROUNDS):
         outcome = drive(load)
         if outcome.failed:
             raise ServingError(f"requests failed: {outcome.statuses} {outcome.failures}")

@@ -1,15 +1,25 @@
-"""A process's memory as the kernel counts it."""
+"""Memory of a process as the kernel counts it, and of one that imports what a worker does before it has a model."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dlrm_factory.errors import ServingError
 
-__all__ = ["Memory", "mapped_file", "memory_of"]
+__all__ = [
+    "Memory",
+    "imports_alone",
+    "mapped_file",
+    "memory_of",
+]
 
 _FIELD = re.compile(r"^(\w+): +(\d+) kB$")
 _MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ *(?P<path>.*)$")
@@ -38,16 +48,19 @@ class Memory:
 
     @property
     def own(self) -> int:
-        """What this process takes that no other can share: private, without the table file's unchanged pages."""
+        """Memory of this process that no other can share: private, without the table file's unchanged pages."""
         return self.private - self.lone_table_pages
 
     def as_dict(self) -> dict[str, int]:
-        """For JSON."""
+        """Encode for JSON."""
         return asdict(self) | {"own": self.own}
 
 
 def memory_of(pid: int, table_file: str = "") -> Memory:
-    """Of process ``pid``; ``table_file`` is the end of the mapped table file's path. ServingError if it is gone."""
+    """Memory of process ``pid``. ServingError if the process is gone.
+
+    ``table_file``: the end of the mapped table file's path.
+    """
     whole: Counter[str] = Counter()
     tables: Counter[str] = Counter()
     in_tables = False
@@ -83,3 +96,39 @@ def _smaps(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise ServingError(f"the memory of process {pid} cannot be read: {error.strerror}") from error
+
+
+# TorchServe's worker and the archive's handler, as a worker imports them, and then nothing.
+_PROGRAM = """
+import gc, importlib, sys
+sys.path.insert(0, sys.argv[1])
+import ts.model_service_worker, ts.model_loader, ts.service
+importlib.import_module("dlrm_handler")
+import torch
+gc.collect()
+print("imported", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def imports_alone(archive_folder: Path) -> Iterator[Memory]:
+    """Memory of a process that imports the handler of the unpacked archive. ServingError if it cannot.
+
+    The worker lives while the block runs: a lone worker's pages of libraries would else count as its own.
+    """
+    environment = {**os.environ, "PYTHONPATH": ""}
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", _PROGRAM, str(archive_folder)],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        printed = process.stdout.readline()
+        if printed.strip() != "imported":
+            raise ServingError(f"the handler cannot be imported: {process.stderr.read().strip()[-500:]}")
+        yield memory_of(process.pid)
