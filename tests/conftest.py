@@ -1,4 +1,4 @@
-"""For all tests."""
+"""Host cache, depth, order and marks of all tests."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def raw_declaration(*, fitted: bool = True) -> DLRMDeclaration:
 
 
 def raw_vocabularies() -> Vocabularies:
-    """Of `raw_declaration`: USERS and ITEMS."""
+    """Vocabularies of `raw_declaration`: USERS and ITEMS."""
     return build_vocabularies({"t_user": USERS, "t_item": ITEMS})
 
 
