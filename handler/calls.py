@@ -11,7 +11,9 @@ from enum import Enum
 from typing import Any, Protocol
 
 from dlrm_factory.requests.answers import Answer
+from dlrm_factory.requests.request import Request
 from handler.model_infer import answer_model_infer, decode_model_infer
+from handler.request import read_request
 
 __all__ = ["Call", "CallAnswers", "Service", "answer_calls", "call_of"]
 
@@ -19,7 +21,7 @@ _SEQUENCE = frozenset(("ts_request_sequence_id", "ts_request_sequence_start", "t
 _JSON = "application/json"
 _LEFT_OUT = Answer(status=200, body=b"")
 
-Request = Mapping[str, Any]
+Parameters = Mapping[str, Any]  # name → value, as TorchServe hands a request over
 Headers = Mapping[str, Any]
 
 
@@ -42,7 +44,7 @@ class Service(Protocol):
     @property
     def max_body_bytes(self) -> int: ...
 
-    def handle(self, requests: Sequence[Request], headers: Sequence[Headers]) -> list[Answer]: ...
+    def handle(self, requests: Sequence[Request]) -> list[Answer]: ...
 
 
 class CallAnswers(Protocol):
@@ -53,8 +55,8 @@ class CallAnswers(Protocol):
     def set_response_header(self, idx: int, key: str, value: str) -> None: ...
 
 
-def call_of(request: Request, headers: Headers) -> Call:
-    """The kind of ``request``.
+def call_of(sent: Parameters, headers: Headers) -> Call:
+    """The kind of the request ``sent``.
 
     ``headers``: text by name, beside which TorchServe keeps a dict for each parameter.
     """
@@ -65,26 +67,29 @@ def call_of(request: Request, headers: Headers) -> Call:
         return Call.STREAM if names <= _SEQUENCE else Call.HTTP
     body = headers.get("body")
     # Predictions' parameters have no type, and a ModelInfer is JSON of TorchServe's own making.
-    if len(request) == 1 and isinstance(body, dict) and body.get("content-type") == _JSON:
+    if len(sent) == 1 and isinstance(body, dict) and body.get("content-type") == _JSON:
         return Call.MODEL_INFER
     return Call.PREDICTIONS
 
 
 def answer_calls(
-    service: Service, requests: Sequence[Request], headers: Sequence[Headers], context: CallAnswers
+    service: Service, sent: Sequence[Parameters], headers: Sequence[Headers], context: CallAnswers
 ) -> list[Answer]:
     """One answer a request, as ``service`` gives it and as the front end needs it for its kind of call."""
-    calls = [call_of(request, header) for request, header in zip(requests, headers, strict=True)]
+    calls = [call_of(each, header) for each, header in zip(sent, headers, strict=True)]
     if all(call is Call.HTTP for call in calls):
-        return service.handle(requests, headers)
-    taken = [i for i, call in enumerate(calls) if call is not Call.STREAM]
-    sent = [
-        decode_model_infer(requests[i], service.max_body_bytes)
-        if calls[i] is Call.MODEL_INFER
-        else requests[i]
-        for i in taken
-    ]
-    found = dict(zip(taken, service.handle(sent, [headers[i] for i in taken]), strict=True))
+        return service.handle(
+            [read_request(each, header) for each, header in zip(sent, headers, strict=True)]
+        )
+    requests = {
+        i: read_request(
+            decode_model_infer(sent[i], service.max_body_bytes) if call is Call.MODEL_INFER else sent[i],
+            headers[i],
+        )
+        for i, call in enumerate(calls)
+        if call is not Call.STREAM
+    }
+    found = dict(zip(requests, service.handle(list(requests.values())), strict=True))
     answers = []
     for i, call in enumerate(calls):
         if call is Call.STREAM:
@@ -96,6 +101,6 @@ def answer_calls(
             context.set_response_header(i, "ts_stream_next", "false")
         answer = found.get(i, _LEFT_OUT)
         if call is Call.MODEL_INFER:
-            answer = answer_model_infer(answer, requests[i], service.model_name, service.model_version)
+            answer = answer_model_infer(answer, sent[i], service.model_name, service.model_version)
         answers.append(answer)
     return answers

@@ -1,4 +1,4 @@
-"""The entry that TorchServe loads. The only module of the project that knows TorchServe.
+"""The entry that TorchServe loads. The only module of the project that imports TorchServe.
 
 TorchServe takes the one class that this file defines, calls `initialize` once and `handle` for every batch.
 torch-model-archiver copies it to the archive's root, next to the packages ``dlrm_factory`` and ``handler``.
@@ -55,14 +55,15 @@ from dlrm_factory.batch import FeatureBatch  # noqa: E402
 from dlrm_factory.config import DLRMDeclaration  # noqa: E402
 from dlrm_factory.errors import DLRMError  # noqa: E402
 from dlrm_factory.goldens import golden_batch, read_goldens  # noqa: E402
-from dlrm_factory.requests.answers import answer_again  # noqa: E402
+from dlrm_factory.requests.answers import answer_scaled_away  # noqa: E402
 from dlrm_factory.requests.replay import replay  # noqa: E402
 from dlrm_factory.requests.service import DLRMService  # noqa: E402
 from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer  # noqa: E402
 from handler.calls import answer_calls  # noqa: E402
 from handler.draining import Draining  # noqa: E402
-from handler.request_id import REQUEST_ID, request_id_of  # noqa: E402
-from handler.worker import prepare_worker, settle, share_cores  # noqa: E402
+from handler.metrics import ReadMetrics  # noqa: E402
+from handler.request import REQUEST_ID, request_id_of  # noqa: E402
+from handler.worker import freeze_loaded, prepare_worker, share_cores  # noqa: E402
 
 if TYPE_CHECKING:
     from ts.context import Context
@@ -76,7 +77,7 @@ class DLRMHandler:
     """Scores TorchServe's batches with the model in the archive."""
 
     def initialize(self, context: Context) -> None:
-        """Prepare, load, prove, settle. Raises `DLRMError` after one log line if the archive is broken.
+        """Prepare, load, prove, freeze. Raises `DLRMError` after one log line if the archive is broken.
 
         A worker that cannot reproduce the archive's golden requests raises, so it never reports ready.
         """
@@ -88,8 +89,9 @@ class DLRMHandler:
         except DLRMError as error:
             logger.error("The archive in %s cannot be served: %s", folder, error)
             raise
+        self._read_metrics = ReadMetrics(self._service.read_counts)
         self._draining = Draining.for_model(str(context.system_properties["model_dir"]))
-        settle()
+        freeze_loaded()
         logger.info("Loaded the model in %s in %.1f s", folder, time.perf_counter() - started)
 
     def handle(self, data: list[dict[str, Any]], context: Context) -> list[bytes]:
@@ -97,11 +99,12 @@ class DLRMHandler:
         self._draining.hold()
         headers = [context.get_all_request_header(i) for i in range(len(data))]
         answers = answer_calls(self._service, data, headers, context)
+        self._read_metrics.report(context.metrics)
         again = self._draining.begin_answers(context.request_ids)
         for i, answer in enumerate(answers):
             if i in again and "ts_stream_next" not in context.get_response_headers(i):
                 # By HTTP: an answer by gRPC reaches its own call or none.
-                answers[i] = answer = answer_again()
+                answers[i] = answer = answer_scaled_away()
             context.set_response_content_type(i, answer.content_type)
             for name, value in answer.headers.items():
                 context.set_response_header(i, name, value)
@@ -137,7 +140,7 @@ def _load(folder: Path, context: Context) -> DLRMService:
 
 
 def _warm_up_batch(declaration: DLRMDeclaration) -> FeatureBatch:
-    """As many samples as TorchServe batches requests: dense 0, one id 0 in every bag."""
+    """Samples as many as TorchServe batches requests: dense 0, one id 0 in every bag."""
     size, features = declaration.serving.batch_requests, len(declaration.sparse_features)
     return FeatureBatch(
         dense=np.zeros((size, len(declaration.dense_features)), dtype=np.float32),

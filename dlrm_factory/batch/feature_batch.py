@@ -16,6 +16,8 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from dlrm_factory.batch.jagged_indices import jagged_indices
+
 __all__ = [
     "FeatureBatch",
     "concatenate",
@@ -137,9 +139,7 @@ def select_bags(
     ends = np.cumsum(batch.lengths.reshape(-1), dtype=np.int64).reshape(batch.lengths.shape)
     starts = np.take_along_axis(ends - batch.lengths, source, axis=1).reshape(-1)
     lengths = np.take_along_axis(batch.lengths, source, axis=1)
-    counts = lengths.reshape(-1).astype(np.int64)
-    moved = np.repeat(starts - (np.cumsum(counts) - counts), counts)
-    positions = moved + np.arange(len(moved))
+    positions = jagged_indices(starts, lengths.reshape(-1))
     weights = None if batch.weights is None else batch.weights[positions]
     return FeatureBatch(dense=dense, lengths=lengths, values=batch.values[positions], weights=weights)
 

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -54,6 +54,9 @@ Runner = Callable[[list[torch.Tensor]], list[torch.Tensor]]
 # Up to so many samples, code of its own is faster than a library's products. bf16: 0.05 ms in place of 0.2 ms for one
 # sample, the same for 16. fp32: 0.08 ms in place of 0.10 ms for one, the same for 8.
 FEW_SAMPLES: dict[Precision, int] = {"bf16": 16, "fp32": 8}
+# Without torch's public wrapper, which reads how to flatten the arguments from JSON at every call: 0.1 ms. It is
+# private, so another release of torch may have none.
+_RUNNER: Any = getattr(getattr(torch._C, "_aoti", None), "AOTIModelContainerRunnerCpu", None)
 # What a worker does after it has compiled, or given up, before TorchServe ends it for being late.
 _REST_OF_START_S = 60
 
@@ -167,6 +170,12 @@ def compiled_dense(
 
     WeightsError if the verdict is to use the compiled code, as other workers do, and it cannot be had any more.
     """
+    if _RUNNER is None:
+        logger.warning(
+            "torch %s has no torch._C._aoti.AOTIModelContainerRunnerCpu, which runs compiled code; scoring eagerly",
+            torch.__version__,
+        )
+        return None
     library = library_path(folder, declaration, precision)
     if library is None:
         logger.warning("No folder to keep compiled code in; scoring eagerly. Set DLRM_CACHE_DIR to one.")
@@ -251,8 +260,7 @@ def _load_both(sources: _Sources) -> tuple[CompiledDense | None, str | None]:
 
 
 def _load(library: Path) -> Runner:
-    # Without torch's wrapper, which reads how to flatten the arguments from JSON at every call: 0.1 ms.
-    runner: Runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1).run
+    runner: Runner = _RUNNER(str(library), 1).run
     return runner
 
 

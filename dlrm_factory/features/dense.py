@@ -20,7 +20,7 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 _NUMBERS = {int, float}
-_MOST = float(np.finfo(np.float32).max)
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 def log1p(values: Float32) -> Float32:
@@ -36,7 +36,7 @@ class DenseTransform:
 
     def __init__(self, features: Sequence[DenseFeature]) -> None:
         self._clipped = [i for i, feature in enumerate(features) if feature.clip]
-        self._least, self._most = (
+        self._lower, self._upper = (
             np.array([features[i].clip for i in self._clipped], dtype=np.float32).reshape(-1, 2).T
         )
         self._logs = [i for i, feature in enumerate(features) if feature.takes_log]
@@ -55,7 +55,7 @@ class DenseTransform:
             return dense
         transformed = dense.copy()
         if self._clipped:
-            transformed[:, self._clipped] = np.clip(dense[:, self._clipped], self._least, self._most)
+            transformed[:, self._clipped] = np.clip(dense[:, self._clipped], self._lower, self._upper)
         if self._logs:
             transformed[:, self._logs] = log1p(transformed[:, self._logs])
         if scaled:
@@ -66,7 +66,7 @@ class DenseTransform:
 def transform_dense(
     dense: Float32, features: Sequence[DenseFeature], *, until_standardized: bool = False
 ) -> Float32:
-    """What `DenseTransform` makes of ``dense``, float32 [B, len(features)]."""
+    """Apply the `DenseTransform` of ``features`` to ``dense``, float32 [B, len(features)]."""
     return DenseTransform(features)(dense, until_standardized=until_standardized)
 
 
@@ -104,7 +104,7 @@ class DenseEncoder:
         FeatureError names the first that is not finite or beyond float32.
         """
         # NaN is within no bounds. Counting takes half as long as `all`, or a minimum and a maximum.
-        if np.count_nonzero(np.abs(numbers) <= _MOST) != numbers.size:
+        if np.count_nonzero(np.abs(numbers) <= _MAX_FLOAT32) != numbers.size:
             columns = {f.name: row.tolist() for f, row in zip(self.features, numbers, strict=True)}
             for mistake in self.mistakes(columns, numbers.shape[1]):
                 raise mistake
@@ -114,7 +114,7 @@ class DenseEncoder:
         """Every wrong value, feature after feature."""
         for feature in self.features:
             for sample, value in enumerate(self._column(feature, columns, size)):
-                wrong = _what_is_wrong(value, feature.default)
+                wrong = _problem_with(value, feature.default)
                 if wrong:
                     message = f'dense feature "{feature.name}": {wrong}'
                     yield FeatureError(message, feature=feature.name, sample=sample)
@@ -128,7 +128,7 @@ class DenseEncoder:
         return [feature.default if v is None else v for v in column] if None in column else column
 
 
-def _what_is_wrong(value: Any, default: float) -> str | None:
+def _problem_with(value: Any, default: float) -> str | None:
     if isinstance(value, bool):
         return f"{shown(value)} is a boolean; send a number, such as {int(value)}"
     if isinstance(value, str):
@@ -138,7 +138,8 @@ def _what_is_wrong(value: Any, default: float) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
         return f"{shown(value)} is not a finite number; leave the feature out to take its default {default}"
     if not _fits_float32(value):
-        return f"{shown(value)} is out of float32's range [-{_MOST:.8g}, {_MOST:.8g}]; send a smaller number"
+        limits = f"[-{_MAX_FLOAT32:.8g}, {_MAX_FLOAT32:.8g}]"
+        return f"{shown(value)} is out of float32's range {limits}; send a smaller number"
     return None
 
 

@@ -36,7 +36,7 @@ class FeatureEncoder:
         self.known = frozenset(self.names)
         self._sparse = tuple(declaration.sparse_features)
         self._dense = DenseEncoder(declaration.dense_features)
-        self._longest = length_limits(self._sparse)
+        self._max_lengths = length_limits(self._sparse)
         self._trims = any(
             f.out_of_vocabulary == "drop" or f.over_max_length == "truncate" for f in self._sparse
         )
@@ -83,31 +83,31 @@ class FeatureEncoder:
         """
         return self._batch(self._dense.encode_numbers(dense), RawBags(ids=ids, lengths=lengths, kinds={int}))
 
-    def encode_ones(
+    def encode_single_valued(
         self,
         dense: npt.NDArray[np.float64],
         ids: npt.NDArray[np.int64],
-        there: npt.NDArray[np.bool_] | None = None,
+        mask: npt.NDArray[np.bool_] | None = None,
     ) -> FeatureBatch:
         """Samples with at most one id a bag. FeatureError as above.
 
         Args:
             dense: float64 [number of dense features, B].
             ids: int64 [F, B], 0 for an empty bag; the batch may keep it.
-            there: bool [F, B], False for an empty bag; None if there is none.
+            mask: bool [F, B], False for an empty bag; None if no bag is empty.
         """
         numbers = self._dense.encode_numbers(dense)
-        lengths = np.ones(ids.shape, dtype=np.int32) if there is None else there.astype(np.int32, order="C")
+        lengths = np.ones(ids.shape, dtype=np.int32) if mask is None else mask.astype(np.int32, order="C")
         if self._rows.are_rows(ids):
-            rows = ids.reshape(-1) if there is None else ids[there]
+            rows = ids.reshape(-1) if mask is None else ids[mask]
             return FeatureBatch(
-                dense=numbers, lengths=lengths, values=rows, one_each=there is None, in_range=True
+                dense=numbers, lengths=lengths, values=rows, one_each=mask is None, in_range=True
             )
-        if there is None:
+        if mask is None:
             return self._batch(
                 numbers, RawBags(ids=ids.reshape(-1), lengths=lengths, kinds={int}, one_each=True)
             )
-        return self._batch(numbers, RawBags(ids=ids[there], lengths=lengths, kinds={int}))
+        return self._batch(numbers, RawBags(ids=ids[mask], lengths=lengths, kinds={int}))
 
     def mistakes(self, columns: Mapping[str, Sequence[Any]], size: int) -> Iterator[FeatureError]:
         """Every wrong value that `encode` would meet."""
@@ -126,7 +126,7 @@ class FeatureEncoder:
 
     def _batch(self, dense: npt.NDArray[np.float32], bags: RawBags) -> FeatureBatch:
         # max_length is at least 1
-        if not bags.one_each and (bags.lengths > self._longest).any():
+        if not bags.one_each and (bags.lengths > self._max_lengths).any():
             raise next(length_mistakes(self._sparse, bags.lengths))
         rows, lengths = self._rows.encode(bags), bags.lengths
         weights = encode_weights(self._sparse, bags.weights, lengths)

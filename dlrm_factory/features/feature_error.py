@@ -9,8 +9,8 @@ from dlrm_factory.errors import DLRMError
 
 __all__ = ["FeatureError", "shown"]
 
-_MOST_CHARACTERS = 60
-_MOST_BITS = 256
+_MAX_CHARACTERS = 60
+_MAX_BITS = 256
 
 
 class FeatureError(DLRMError):
@@ -50,11 +50,11 @@ def shown(value: Any) -> str:
         return f"a list of {len(value)}"
     if isinstance(value, dict):
         return "an object"
-    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
         # Python refuses to print integers of more than 4,300 digits.
         return f"an integer of about {value.bit_length() * 30103 // 100_000} digits"
     if isinstance(value, str):
-        value = value[:_MOST_CHARACTERS] + ("..." if len(value) > _MOST_CHARACTERS else "")
+        value = value[:_MAX_CHARACTERS] + ("..." if len(value) > _MAX_CHARACTERS else "")
         return _text(value)
     return json.dumps(value)
 

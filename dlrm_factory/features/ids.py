@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
-_MOST_DIGITS = len(str(INT64_MIN))
+_MAX_DIGITS = len(str(INT64_MIN))
 
 Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
@@ -43,7 +43,7 @@ UInt64 = npt.NDArray[np.uint64]
 
 def canonical_int(text: str) -> int | None:
     """The int64 whose canonical decimal form is ``text``, else None."""
-    if len(text) > _MOST_DIGITS or (text[:1] == "0" and text != "0"):
+    if len(text) > _MAX_DIGITS or (text[:1] == "0" and text != "0"):
         return None
     try:
         number = int(text)
@@ -93,7 +93,7 @@ def _hash_text(texts: Sequence[str]) -> UInt64:
 
 
 def integers_among(texts: Sequence[str]) -> dict[int, int]:
-    """By place, the int64 of each text that is the canonical decimal form of one."""
+    """Int64 of each text that is the canonical decimal form of one, by its place."""
     # Few strings are numbers, and these two tests are far cheaper than reading one.
     likely = list(compress(range(len(texts)), map(str.isdecimal, texts)))
     if "-" in "".join(texts):

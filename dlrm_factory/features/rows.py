@@ -14,7 +14,7 @@ from dlrm_factory.features.bags import RawBags
 from dlrm_factory.features.feature_error import FeatureError, shown
 from dlrm_factory.features.ids import INT64_MAX, INT64_MIN, hash_int64, hash_keys
 from dlrm_factory.features.vocabulary_rows import UNKNOWN, VocabularyRows
-from dlrm_factory.features.weights import what_is_wrong_with_bag
+from dlrm_factory.features.weights import problem_with_bag
 
 __all__ = ["RowEncoder"]
 
@@ -46,7 +46,7 @@ class RowEncoder:
         self._only_index = all(feature.ids == "index" for feature in features)
 
     def are_rows(self, ids: Int64) -> bool:
-        """Whether ``ids``, int64 [F, B], are rows already, and each one of its table's. False says nothing."""
+        """Test whether ``ids``, int64 [F, B], are rows already, and each one of its table's. False says nothing."""
         # Seen as unsigned, a negative id is over any size. Counting is the quickest way to ask for any.
         return self._only_index and not np.count_nonzero(ids.view(np.uint64) >= self._sizes)
 
@@ -72,9 +72,9 @@ class RowEncoder:
             unknown = self._unknown(f, ids[at : at + sum(lengths)])
             for sample, length in enumerate(lengths):
                 for position, value in enumerate(ids[at : at + length]):
-                    wrong = _what_is_wrong(value, feature, rows)
+                    wrong = _problem_with(value, feature, rows)
                     if wrong is None and at + position - first in unknown:
-                        wrong = _what_is_wrong_with_unknown(value, feature)
+                        wrong = _problem_with_unknown(value, feature)
                     if wrong:
                         message = f'sparse feature "{feature.name}": {wrong}'
                         yield FeatureError(
@@ -91,7 +91,7 @@ class RowEncoder:
         if self._vocabulary is None or not self._looked_up[f]:
             return set()
         feature = self.features[f]
-        sound = [i for i, value in enumerate(ids) if _what_is_wrong(value, feature, 0) is None]
+        sound = [i for i, value in enumerate(ids) if _problem_with(value, feature, 0) is None]
         rows = self._vocabulary.rows([ids[i] for i in sound], np.full(len(sound), f))
         return {sound[i] for i in np.flatnonzero(rows == UNKNOWN)}
 
@@ -158,18 +158,18 @@ def _pick(ids: Sequence[Any] | Int64, mask: npt.NDArray[np.bool_]) -> Sequence[A
     return ids[mask] if isinstance(ids, np.ndarray) else list(compress(ids, mask))
 
 
-def _what_is_wrong_with_unknown(value: int | str, feature: SparseFeature) -> str:
+def _problem_with_unknown(value: int | str, feature: SparseFeature) -> str:
     return (
         f'id {shown(value)} is not in the vocabulary of table "{feature.table}"; send an id that training has '
         "seen, or declare out_of_vocabulary: drop, or a number of rows for such ids"
     )
 
 
-def _what_is_wrong(value: Any, feature: SparseFeature, num_embeddings: int) -> str | None:
+def _problem_with(value: Any, feature: SparseFeature, num_embeddings: int) -> str | None:
     if isinstance(value, str):
-        return _what_is_wrong_with_text(value, feature)
+        return _problem_with_text(value, feature)
     if isinstance(value, bool) or not isinstance(value, int):
-        return _what_is_wrong_with_kind(value, feature)
+        return _problem_with_kind(value, feature)
     if feature.ids == "index" and not 0 <= value < num_embeddings:
         return (
             f"id {shown(value)} is out of range [0, {num_embeddings}); send a row of table "
@@ -180,7 +180,7 @@ def _what_is_wrong(value: Any, feature: SparseFeature, num_embeddings: int) -> s
     return None
 
 
-def _what_is_wrong_with_text(value: str, feature: SparseFeature) -> str | None:
+def _problem_with_text(value: str, feature: SparseFeature) -> str | None:
     if feature.ids == "index":
         return f"id {shown(value)} is a string, but ids are rows here; send an integer, or declare ids: hash"
     try:
@@ -190,10 +190,10 @@ def _what_is_wrong_with_text(value: str, feature: SparseFeature) -> str | None:
     return None
 
 
-def _what_is_wrong_with_kind(value: Any, feature: SparseFeature) -> str:
+def _problem_with_kind(value: Any, feature: SparseFeature) -> str:
     allowed = "an integer" if feature.ids == "index" else "an integer or a string"
     if isinstance(value, dict):
-        return _what_is_wrong_with_object(value, feature, allowed)
+        return _problem_with_object(value, feature, allowed)
     if value is None:
         return "null is not an id; leave it out of the bag, or send null for the whole bag"
     if isinstance(value, bool):
@@ -203,9 +203,9 @@ def _what_is_wrong_with_kind(value: Any, feature: SparseFeature) -> str:
     return f"{shown(value)} is not an id; send {allowed}, or a flat list of them"
 
 
-def _what_is_wrong_with_object(value: dict[str, Any], feature: SparseFeature, allowed: str) -> str:
+def _problem_with_object(value: dict[str, Any], feature: SparseFeature, allowed: str) -> str:
     if feature.weighted:
-        return what_is_wrong_with_bag(value) or f"an object is not an id; send {allowed}"
+        return problem_with_bag(value) or f"an object is not an id; send {allowed}"
     if "weights" in value:
         return "the feature takes no weights; send a list of ids, or declare weighted: true"
     return f"an object is not an id; send {allowed}, or a flat list of them"

@@ -8,6 +8,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from dlrm_factory.batch.jagged_indices import jagged_indices
 from dlrm_factory.features.ids import canonical_int, integers_among
 
 __all__ = ["TextColumn", "text_bytes"]
@@ -19,7 +20,7 @@ _END = b"\0"  # so that the empty text still has a byte, and an integer has none
 
 
 def text_bytes(raw: int | str) -> bytes:
-    """What tells ``raw`` from any other id with its hash: nothing for an integer, or for text that is one."""
+    """Bytes that tell ``raw`` from any other id with its hash: none for an integer, or for text that is one."""
     if not isinstance(raw, str) or ((raw.isdecimal() or raw[:1] == "-") and canonical_int(raw) is not None):
         return b""
     return raw.encode() + _END
@@ -50,16 +51,15 @@ class TextColumn:
         return cls(np.frombuffer(_END.join([*texts, b""]), dtype=np.uint8), starts, stops)
 
     def equal(self, mine: Int64, other: TextColumn, theirs: Int64) -> npt.NDArray[np.bool_]:
-        """Whether text ``mine[i]`` is text ``theirs[i]`` of ``other``: bool [len(mine)]."""
+        """Compare text ``mine[i]`` with text ``theirs[i]`` of ``other``: bool [len(mine)]."""
         lengths = self.lengths(mine)
         same = lengths == other.lengths(theirs)
         compared = np.flatnonzero(same & (lengths > 0))
         if len(compared):
             lengths = lengths[compared]
-            spread = _Spread(lengths)
             bytes_equal = (
-                self._blob[spread.places(self._starts[mine[compared]])]
-                == other._blob[spread.places(other._starts[theirs[compared]])]
+                self._blob[jagged_indices(self._starts[mine[compared]], lengths)]
+                == other._blob[jagged_indices(other._starts[theirs[compared]], lengths)]
             )
             if not bytes_equal.all():
                 same[compared] = np.logical_and.reduceat(bytes_equal, np.cumsum(lengths) - lengths)
@@ -68,16 +68,3 @@ class TextColumn:
     def lengths(self, at: Int64) -> Int64:
         """Bytes of the texts ``at``; 0 for an integer."""
         return (self._stops[at] - self._starts[at]).astype(np.int64)
-
-
-class _Spread:
-    """Places of every byte of texts with ``lengths``: starts [2, 7] and lengths [3, 1] → [2, 3, 4, 7]."""
-
-    def __init__(self, lengths: Int64) -> None:
-        self._lengths = lengths
-        before = np.cumsum(lengths) - lengths
-        self._within = np.arange(int(lengths.sum())) - np.repeat(before, lengths)
-
-    def places(self, starts: npt.NDArray[np.unsignedinteger]) -> Int64:
-        places: Int64 = np.repeat(starts.astype(np.int64), self._lengths) + self._within
-        return places

@@ -70,7 +70,7 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return parts
 
     def spans(self, start: int) -> tuple[dict[str, int], int]:
-        """Where each part begins in a file whose head ends at ``start``, and the file's size."""
+        """Offset of each part in a file whose head ends at ``start``, and the file's size."""
         begins, offset = {}, align(start)
         for name, (dtype, length) in self.parts().items():
             begins[name] = offset
@@ -180,7 +180,7 @@ class Vocabularies:
         return self.find(hash_keys(ids), TextColumn.of(ids) if textual else None, tables)
 
     def find(self, hashes: UInt64, texts: TextColumn | None, tables: Int64) -> Int64:
-        """As `rows`, of ids already hashed. ``texts``: None if all are integers."""
+        """Rows, as `rows` gives them, of ids already hashed. ``texts``: None if all are integers."""
         keys = hashes ^ self._salts[tables]
         bucket = bucket_of(keys, self._bits)
         at, stop = self._buckets[bucket].astype(np.int64), self._buckets[bucket + 1].astype(np.int64)
@@ -200,7 +200,7 @@ class Vocabularies:
     def _same(
         self, entry: Int64, texts: TextColumn | None, asked: Int64, tables: Int64
     ) -> npt.NDArray[np.bool_]:
-        """Whether each entry is the id asked for, given that their keys are equal."""
+        """Test whether each entry is the id asked for, given that their keys are equal."""
         same = (self._ends[tables] <= entry) & (entry < self._ends[tables + 1])
         if self._texts is not None and texts is not None:
             return same & self._texts.equal(entry, texts, asked)
@@ -210,13 +210,13 @@ class Vocabularies:
 
 
 def _never_falls(numbers: npt.NDArray[np.unsignedinteger]) -> bool:
-    """Whether each is at least the one before. A block at a time: a table has up to a billion."""
+    """Test whether each is at least the one before, a block at a time: a table has up to a billion."""
     blocks = (numbers[start : start + _BLOCK + 1] for start in range(0, len(numbers), _BLOCK))
     return all(bool((block[1:] >= block[:-1]).all()) for block in blocks)
 
 
 def salts(tables: int) -> UInt64:
-    """What is mixed into a table's keys, so that one id has different keys in different tables."""
+    """Numbers mixed into each table's keys, so that one id has different keys in different tables."""
     return mix_int64(np.arange(tables, dtype=np.int64))
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from dlrm_factory.config import SparseFeature
 from dlrm_factory.features.feature_error import FeatureError, shown
 
-__all__ = ["encode_weights", "split_bags", "weight_mistakes", "what_is_wrong_with_bag"]
+__all__ = ["encode_weights", "problem_with_bag", "split_bags", "weight_mistakes"]
 
 Float32 = npt.NDArray[np.float32]
 Lengths = npt.NDArray[np.int32]
@@ -30,7 +30,7 @@ def split_bags(column: Sequence[Any]) -> tuple[list[list[Any]], list[Any]]:
     weights: list[Any] = []
     for value in column:
         own = None
-        if type(value) is dict and what_is_wrong_with_bag(value) is None:
+        if type(value) is dict and problem_with_bag(value) is None:
             bags.append(value["ids"])
             own = value.get("weights")
         else:
@@ -39,8 +39,8 @@ def split_bags(column: Sequence[Any]) -> tuple[list[list[Any]], list[Any]]:
     return bags, weights
 
 
-def what_is_wrong_with_bag(value: dict[str, Any]) -> str | None:
-    """Why ``value`` is not a weighted bag; None if it is one."""
+def problem_with_bag(value: dict[str, Any]) -> str | None:
+    """Reason that ``value`` is not a weighted bag; None if it is one."""
     for key in value:
         if key not in _KEYS:
             return f'{shown(key)} does not belong into a bag; send {{"ids": [...], "weights": [...]}}'
@@ -84,7 +84,7 @@ def weight_mistakes(
         name, at = features[f].name, 0
         for sample, length in enumerate(lengths[f].tolist()):
             for position, value in enumerate(raw[at : at + length]):
-                wrong = _what_is_wrong(value)
+                wrong = _problem_with(value)
                 if wrong:
                     message = f'sparse feature "{name}": weight {shown(value)} {wrong}'
                     yield FeatureError(
@@ -104,7 +104,7 @@ def _numbers(raw: list[Any]) -> Float32 | None:
     return numbers if np.isfinite(numbers).all() else None
 
 
-def _what_is_wrong(value: Any) -> str | None:
+def _problem_with(value: Any) -> str | None:
     if type(value) not in _NUMBERS:
         kind = "a boolean" if isinstance(value, bool) else "a string" if isinstance(value, str) else None
         return f"is {kind}; send a number" if kind else "is not a number; send one number for each id"

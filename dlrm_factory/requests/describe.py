@@ -1,4 +1,4 @@
-"""What the model takes and gives, where its tables lie, and what it runs on."""
+"""Description of the model: its inputs and outputs, the places of its tables, and its packages."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _tensors(declaration: DLRMDeclaration) -> list[dict[str, Any]]:
 
 
 def _plain(structs: Any) -> Any:
-    """Fields that are not given are left out."""
+    """Plain values of ``structs``, without fields that are not given."""
     return [
         {key: value for key, value in one.items() if value is not None}
         for one in msgspec.to_builtins(structs)

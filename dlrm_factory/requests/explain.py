@@ -1,4 +1,4 @@
-"""What each feature adds to a score: the score with it less the score without it.
+"""Contribution of each feature to a score: the score with it less the score without it.
 
 A feature that is left out takes what a client's silence would give it: its default, or an empty bag. All the samples
 that this needs are scored in one batch, beside those of other requests.
@@ -7,7 +7,7 @@ that this needs are scored in one batch, beside those of other requests.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,45 @@ from dlrm_factory.errors import LimitError
 from dlrm_factory.features import FeatureError
 from dlrm_factory.requests.answers import shortest
 from dlrm_factory.requests.formats import DecodedRequest, RequestReader
+from dlrm_factory.requests.formats.shape import AnswerForm, Encoding, Entry
 
 __all__ = ["explain", "without_each_feature"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplanationForm(AnswerForm):
+    """Score and contributions of each sample.
+
+    Fields:
+        explained: form of the scores alone.
+        names: of the features, in the order in which `without_each_feature` leaves them out.
+    """
+
+    explained: AnswerForm
+    names: Sequence[str]
+
+    def content(self, scores: Sequence[float]) -> dict[str, Any]:
+        """``{"explanations": [{"score": 0.31, "contributions": {"price": 0.02, …}}, …]}``."""
+        table = np.array(scores, dtype=np.float32).reshape(len(self.names) + 1, -1)
+        gains = table[0] - table[1:]
+        whole = list(scores[: table.shape[1]])
+        explanations = [
+            {
+                **entry,
+                "score": whole[sample],
+                "contributions": dict(zip(self.names, shortest(gains[:, sample]), strict=True)),
+            }
+            for sample, entry in self.entries(whole)
+        ]
+        return {"explanations": explanations}
+
+    def entries(self, scores: Sequence[float]) -> list[Entry]:
+        """Entries of the scores alone."""
+        return self.explained.entries(scores)
+
+
 def explain(request: DecodedRequest, reader: RequestReader) -> DecodedRequest:
-    """The same request, answered with contributions. LimitError if it needs more than max_samples samples."""
+    """``request`` to be answered with contributions. LimitError if it needs more than max_samples samples."""
     size, names = len(request.batch), reader.encoder.names
     needed = size * (len(names) + 1)
     if needed > reader.max_samples:
@@ -32,9 +65,6 @@ def explain(request: DecodedRequest, reader: RequestReader) -> DecodedRequest:
             "or raise serving.max_samples in the declaration",
         )
 
-    def content(scores: Sequence[float]) -> dict[str, Any]:
-        return {"explanations": _explanations(request, scores, names)}
-
     def path_of(error: FeatureError) -> str:
         sample = error.sample % size
         return request.path_of(
@@ -42,7 +72,8 @@ def explain(request: DecodedRequest, reader: RequestReader) -> DecodedRequest:
         )
 
     batch = without_each_feature(_with_context(request), reader.encoder.encode({}, 1))
-    return replace(request, batch=batch, context=None, content=content, path_of=path_of, binary=False)
+    form = ExplanationForm(explained=request.form, names=names)
+    return replace(request, batch=batch, context=None, form=form, path_of=path_of, encoding=Encoding.JSON)
 
 
 def without_each_feature(batch: FeatureBatch, blank: FeatureBatch) -> FeatureBatch:
@@ -71,19 +102,3 @@ def _with_context(request: DecodedRequest) -> FeatureBatch:
         return request.batch
     shared = SharedContext(bags=request.context, spans=[(0, len(request.batch))])
     return tile_context(request.batch, shared)
-
-
-def _explanations(
-    request: DecodedRequest, scores: Sequence[float], names: Sequence[str]
-) -> list[dict[str, Any]]:
-    table = np.array(scores, dtype=np.float32).reshape(len(names) + 1, -1)
-    gains = table[0] - table[1:]
-    whole = list(scores[: table.shape[1]])
-    return [
-        {
-            **entry,
-            "score": whole[sample],
-            "contributions": dict(zip(names, shortest(gains[:, sample]), strict=True)),
-        }
-        for sample, entry in request.entries(whole)
-    ]

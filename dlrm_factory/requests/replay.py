@@ -7,6 +7,7 @@ import msgspec
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.goldens import Goldens
 from dlrm_factory.requests.answers import Answer
+from dlrm_factory.requests.request import Request
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
 
@@ -16,7 +17,7 @@ _SHOWN = 200
 
 
 def replay(service: DLRMService, goldens: Goldens, tolerance: float) -> float:
-    """Ask every golden request alone, then all in batches as TorchServe makes them.
+    """Ask every golden request alone, then all in the largest batches that come.
 
     Args:
         tolerance: the most that a probability may differ from what is expected.
@@ -26,10 +27,10 @@ def replay(service: DLRMService, goldens: Goldens, tolerance: float) -> float:
 
     WeightsError names the first golden request that is not reproduced.
     """
-    requests = [{"body": bytearray(golden.request)} for golden in goldens.requests]
+    requests = [Request(bytes(golden.request)) for golden in goldens.requests]
     alone = [service.handle([request])[0] for request in requests]
     largest = _compare(goldens, alone, tolerance, "alone")
-    # As many as TorchServe batches, so that memory and kernels meet the largest batch before clients do.
+    # As many as come in one batch, so that memory and kernels meet the largest batch before clients do.
     size = max(service.batch_requests, len(requests))
     together = service.handle([requests[i % len(requests)] for i in range(size)])
     for start in range(0, size, len(requests)):

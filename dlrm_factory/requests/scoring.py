@@ -1,9 +1,9 @@
-"""Requests that were read → one score a sample → one answer a request, as many at once as is fast."""
+"""Samples that were read → one score each, as many at once as is fast."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -11,22 +11,21 @@ import numpy.typing as npt
 
 from dlrm_factory.batch import FeatureBatch, SharedContext, concatenate, join_contexts
 from dlrm_factory.config import DLRMDeclaration
-from dlrm_factory.requests.answers import Answer, answer_internal_error, shortest
+from dlrm_factory.requests.answers import shortest
 from dlrm_factory.scorer import probabilities
 
-__all__ = ["MOST_TOGETHER", "LogitScorer", "Part", "score_parts"]
+__all__ = ["MAX_TOGETHER", "LogitScorer", "Samples", "Scores", "score"]
 
 logger = logging.getLogger(__name__)
 
 # Beyond so many samples scoring takes as long a sample as before, and joining them more.
-MOST_TOGETHER = 512
+MAX_TOGETHER = 512
 
 Float32 = npt.NDArray[np.float32]
-Finite = npt.NDArray[np.bool_] | None  # None where all are
 
 
 class LogitScorer(Protocol):
-    """What the service needs of a scorer."""
+    """A model, as far as the service needs it."""
 
     @property
     def declaration(self) -> DLRMDeclaration: ...
@@ -36,68 +35,80 @@ class LogitScorer(Protocol):
         ...
 
 
-class Part(NamedTuple):
-    """Samples of one request, or of several of one sample each.
+class Samples(Protocol):
+    """Samples of one request, or of several of one sample each."""
+
+    @property
+    def batch(self) -> FeatureBatch: ...
+
+    @property
+    def context(self) -> FeatureBatch | None:
+        """One sample whose bags all of ``batch`` share."""
+        ...
+
+    @property
+    def as_logit(self) -> Sequence[bool] | bool:
+        """True for a sample whose score is its logit; one for all, or one each."""
+        ...
+
+
+class Scores(NamedTuple):
+    """Scores of some samples, in order.
 
     Fields:
-        places: of the requests.
-        batch: their samples.
-        context: one sample whose bags all of ``batch`` share.
-        as_logit: whether a sample's score is its logit; one for all, or one each.
-        answers: (scores, which of them are finite) → the requests' answers. A score that is not finite comes as 0.
+        numbers: one a sample, whose JSON is short; 0 in place of one that is not finite.
+        finite: bool [B]; None where all are.
     """
 
-    places: Sequence[int]
-    batch: FeatureBatch
-    context: FeatureBatch | None
-    as_logit: Sequence[bool] | bool
-    answers: Callable[[list[float], Finite], list[Answer]]
+    numbers: list[float]
+    finite: npt.NDArray[np.bool_] | None
 
 
-def score_parts(parts: Sequence[Part], scorer: LogitScorer) -> Iterator[tuple[int, Answer]]:
-    """(place, answer) of each request. At most `MOST_TOGETHER` samples are scored at once, but for a part of more."""
-    for group in _groups(parts):
-        places = [place for part in group for place in part.places]
-        yield from zip(places, _answers(group, scorer), strict=True)
+def score(read: Sequence[Samples], scorer: LogitScorer) -> Iterator[Scores | None]:
+    """The scores of each of ``read``, in order; None, after a log line, where the model could not score.
+
+    At most `MAX_TOGETHER` samples are scored at once, but where one of ``read`` has more.
+    """
+    for group in _groups(read):
+        yield from _score_group(group, scorer)
 
 
-def _groups(parts: Sequence[Part]) -> Iterator[list[Part]]:
-    group: list[Part] = []
+def _groups(read: Sequence[Samples]) -> Iterator[list[Samples]]:
+    group: list[Samples] = []
     samples = 0
-    for part in parts:
-        if group and samples + len(part.batch) > MOST_TOGETHER:
+    for each in read:
+        if group and samples + len(each.batch) > MAX_TOGETHER:
             yield group
             group, samples = [], 0
-        group.append(part)
-        samples += len(part.batch)
+        group.append(each)
+        samples += len(each.batch)
     if group:
         yield group
 
 
-def _answers(group: Sequence[Part], scorer: LogitScorer) -> list[Answer]:
+def _score_group(group: Sequence[Samples], scorer: LogitScorer) -> list[Scores | None]:
     try:
         scores = _score(group, scorer)
         sound = np.isfinite(scores)
-        finite: Finite = None if np.count_nonzero(sound) == len(sound) else sound
+        finite = None if np.count_nonzero(sound) == len(sound) else sound
         if finite is not None:
             scores = np.where(finite, scores, np.float32(0))
         numbers = shortest(scores)
-        answers: list[Answer] = []
-        start = 0
-        for part in group:
-            stop = start + len(part.batch)
-            answers += part.answers(numbers[start:stop], None if finite is None else finite[start:stop])
-            start = stop
-        return answers
     except Exception:
-        requests = sum(len(part.places) for part in group)
-        logger.exception("A batch of %d requests could not be scored", requests)
-        return [answer_internal_error("the model could not score; the server's log says why")] * requests
+        logger.exception("%d samples could not be scored", sum(len(each.batch) for each in group))
+        return [None] * len(group)
+    found: list[Scores | None] = []
+    start = 0
+    for each in group:
+        stop = start + len(each.batch)
+        found.append(Scores(numbers[start:stop], None if finite is None else finite[start:stop]))
+        start = stop
+    return found
 
 
-def _score(group: Sequence[Part], scorer: LogitScorer) -> Float32:
+def _score(group: Sequence[Samples], scorer: LogitScorer) -> Float32:
     """Float32 [samples of all], each as its request's output asks."""
-    batches, contexts = [part.batch for part in group], [part.context for part in group]
+    batches, contexts = [each.batch for each in group], [each.context for each in group]
     batch = concatenate(batches)
     if all(context is None for context in contexts):
         logits = scorer.logits(batch)
@@ -106,7 +117,10 @@ def _score(group: Sequence[Part], scorer: LogitScorer) -> Float32:
     if logits.shape != (len(batch),):
         raise ValueError(f"the scorer gave shape {logits.shape} for {len(batch)} samples")
     chances = probabilities(logits)
-    if not any(part.as_logit if isinstance(part.as_logit, bool) else True in part.as_logit for part in group):
+    wanted = [each.as_logit for each in group]
+    if not any(each if isinstance(each, bool) else True in each for each in wanted):
         return chances
-    as_logit = np.concatenate([np.broadcast_to(part.as_logit, len(part.batch)) for part in group])
+    as_logit = np.concatenate(
+        [np.broadcast_to(each, len(of)) for each, of in zip(wanted, batches, strict=True)]
+    )
     return np.where(as_logit, logits, chances)

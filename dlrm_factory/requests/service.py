@@ -1,4 +1,4 @@
-"""The handler's core: requests in, answers out, with no TorchServe in it."""
+"""Requests in, answers out: read → format → features → score → answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dlrm_factory.errors import RequestError
-from dlrm_factory.features import FeatureEncoder, Vocabularies
+from dlrm_factory.features import FeatureEncoder, FeatureError, Vocabularies
 from dlrm_factory.requests.answers import (
     Answer,
     answer_binary,
@@ -25,17 +25,21 @@ from dlrm_factory.requests.decoding import RequestDecoder
 from dlrm_factory.requests.describe import describe
 from dlrm_factory.requests.explain import explain
 from dlrm_factory.requests.formats import DecodedRequest, RequestReader
-from dlrm_factory.requests.formats.arrow import answer_arrow, takes_arrow
-from dlrm_factory.requests.formats.fast import Gathered
-from dlrm_factory.requests.non_finite import too_large
-from dlrm_factory.requests.scoring import LogitScorer, Part, score_parts
+from dlrm_factory.requests.formats.arrow import answer_arrow
+from dlrm_factory.requests.formats.fast import Gathered, ReadCounts
+from dlrm_factory.requests.formats.shape import Encoding, PathOf
+from dlrm_factory.requests.request import Ask, Request
+from dlrm_factory.requests.scoring import LogitScorer, Scores, score
 
 __all__ = ["DLRMService", "LogitScorer"]
 
 logger = logging.getLogger(__name__)
 
-Headers = Mapping[str, Any]
-Finite = npt.NDArray[np.bool_] | None  # None where all are
+# No dense feature of this size is a measurement; layers of float32 overflow somewhere above it.
+_MAX_MEASUREMENT = 1e6
+
+# Places of the requests, and their samples.
+_Read = tuple[Sequence[int], DecodedRequest | Gathered]
 
 
 class DLRMService:
@@ -50,9 +54,11 @@ class DLRMService:
         plan: Mapping[str, Any] | None = None,
         vocabularies: Vocabularies | None = None,
     ) -> None:
-        """``plan`` says where the tables lie, as plain values; only descriptions tell it.
+        """Make the service of one model.
 
-        ``vocabularies``: of the tables that have one.
+        Args:
+            plan: of the tables' places, as plain values; only descriptions tell it.
+            vocabularies: of the tables that have one.
         """
         self._scorer = scorer
         self._serving = scorer.declaration.serving
@@ -67,12 +73,12 @@ class DLRMService:
 
     @property
     def batch_requests(self) -> int:
-        """The most requests that TorchServe hands over at once."""
+        """Requests in the largest batch that comes."""
         return self._serving.batch_requests
 
     @property
     def max_body_bytes(self) -> int:
-        """The largest body that is read."""
+        """Bytes of the largest body that is read."""
         return self._serving.max_body_bytes
 
     @property
@@ -85,49 +91,51 @@ class DLRMService:
         """The version that the archive names; None if it names none."""
         return self._reader.model_version
 
-    def handle(self, requests: Sequence[Mapping[str, Any]], headers: Sequence[Headers] = ()) -> list[Answer]:
-        """One answer a request, in order: decode, join, score, split, encode.
+    @property
+    def read_counts(self) -> ReadCounts:
+        """Requests so far, by the reader that took them."""
+        return self._decoder.counts
 
-        Requests of one sample are decoded and encoded together, the others each alone.
+    def handle(self, requests: Sequence[Request]) -> list[Answer]:
+        """One answer a request, in order.
 
-        ``headers``: of each request. TorchServe's own say ``explain: True`` or ``describe: True``.
+        A request that is wrong, or only wants a description, is answered once it is read. The samples of the others
+        are scored in one batch, and each is answered with its own.
         """
-        headers = headers or [{}] * len(requests)
-        answers: dict[int, Answer] = {}
-        parts: list[Part] = []
-        gathered = self._gather(requests, headers)
-        taken = {sample.place for each in gathered for sample in each.samples}
-        for place, (request, header) in enumerate(zip(requests, headers, strict=True)):
-            if place in taken:
-                continue
-            decoded = self._decode(request, header)
-            if isinstance(decoded, Answer):
-                answers[place] = decoded
-            else:
-                parts.append(self._part(place, decoded))
-        parts += [self._joint_part(each, requests, headers) for each in gathered]
-        answers.update(score_parts(parts, self._scorer))
+        answers, read = self._read(requests)  # bytes → format → features
+        scored = score([samples for _, samples in read], self._scorer)
+        for (places, samples), scores in zip(read, scored, strict=True):
+            answers.update(zip(places, self._answer(samples, scores), strict=True))
         for place, answer in answers.items():
-            if answer.status >= 400 and _came_to_kserve(headers[place]):
+            if answer.status >= 400 and requests[place].error_key:
                 answers[place] = with_error_key(answer)
         return [answers[place] for place in range(len(requests))]
 
-    def _gather(self, requests: Sequence[Mapping[str, Any]], headers: Sequence[Headers]) -> list[Gathered]:
-        try:
-            return self._decoder.gather(requests, headers)
-        except Exception:
-            logger.exception(
-                "Requests could not be read together, through a fault of ours; each is read alone"
-            )
-            return []
+    def _read(self, requests: Sequence[Request]) -> tuple[dict[int, Answer], list[_Read]]:
+        """The requests' samples, those of plain requests of one sample together; answers that need no score."""
+        answers: dict[int, Answer] = {}
+        read: list[_Read] = []
+        joint = [
+            ([sample.place for sample in gathered.samples], gathered)
+            for gathered in self._decoder.gather(requests)
+        ]
+        taken = {place for places, _ in joint for place in places}
+        for place, request in enumerate(requests):
+            if place in taken:
+                continue
+            found = self._read_one(request)
+            if isinstance(found, Answer):
+                answers[place] = found
+            else:
+                read.append(([place], found))
+        return answers, read + joint
 
-    def _decode(self, request: Mapping[str, Any], header: Mapping[str, Any]) -> DecodedRequest | Answer:
-        # TorchServe's own question comes without a body; a client's POST always has one.
-        if not request and header.get("describe") == "True":
+    def _read_one(self, request: Request) -> DecodedRequest | Answer:
+        if request.ask is Ask.DESCRIPTION:
             return self._description
         try:
-            decoded = self._decoder.decode(request, header)
-            return explain(decoded, self._reader) if header.get("explain") == "True" else decoded
+            decoded = self._decoder.decode(request)
+            return explain(decoded, self._reader) if request.ask is Ask.EXPLANATION else decoded
         except RequestError as error:
             return answer_error(error)
         except Exception:
@@ -146,44 +154,54 @@ class DLRMService:
             )
         )
 
-    def _part(self, place: int, decoded: DecodedRequest) -> Part:
-        def answers(numbers: list[float], finite: Finite) -> list[Answer]:
-            return [self._encode(decoded, numbers, finite)]
+    def _answer(self, samples: DecodedRequest | Gathered, scores: Scores | None) -> list[Answer]:
+        """One answer a request of ``samples``."""
+        size = len(samples.samples) if isinstance(samples, Gathered) else 1
+        if scores is None:
+            return [answer_internal_error("the model could not score; the server's log says why")] * size
+        try:
+            if isinstance(samples, Gathered):
+                return self._answer_ones(samples, scores)
+            return [self._answer_one(samples, scores)]
+        except Exception:
+            logger.exception("%d answers could not be written, through a fault of ours", size)
+            return [
+                answer_internal_error("the answer could not be written; the server's log says why")
+            ] * size
 
-        return Part([place], decoded.batch, decoded.context, decoded.output == "logit", answers)
+    def _answer_ones(self, gathered: Gathered, scores: Scores) -> list[Answer]:
+        answers = answer_ones([sample.form for sample in gathered.samples], scores.numbers)
+        if scores.finite is not None:
+            for i in np.flatnonzero(~scores.finite).tolist():
+                answers[i] = self._answer_not_finite(i, gathered.batch.dense[i], gathered.path_of)
+        return answers
 
-    def _joint_part(
-        self, gathered: Gathered, requests: Sequence[Mapping[str, Any]], headers: Sequence[Headers]
-    ) -> Part:
-        samples = gathered.samples
-        places = [sample.place for sample in samples]
+    def _answer_one(self, request: DecodedRequest, scores: Scores) -> Answer:
+        if scores.finite is not None and not scores.finite.all():
+            sample = int(np.argmin(scores.finite))
+            return self._answer_not_finite(sample, request.batch.dense[sample], request.path_of)
+        if request.encoding is Encoding.ARROW:
+            return answer_arrow(scores.numbers)
+        content = request.form.content(scores.numbers)
+        if request.encoding is Encoding.BINARY:
+            return answer_binary(content, scores.numbers)
+        return answer_json(content)
 
-        def answers(numbers: list[float], finite: Finite) -> list[Answer]:
-            made = answer_ones([sample.content for sample in samples], numbers)
-            for i in () if finite is None else np.flatnonzero(~finite).tolist():
-                # Whose fault that is takes a closer look, with the paths of this one request.
-                decoded = self._decode(requests[places[i]], headers[places[i]])
-                if isinstance(decoded, DecodedRequest):
-                    made[i] = self._encode(decoded, numbers[i : i + 1], np.zeros(1, dtype=np.bool_))
-                else:
-                    made[i] = decoded
-            return made
+    def _answer_not_finite(self, sample: int, dense: npt.NDArray[np.float32], path_of: PathOf) -> Answer:
+        """400 if the client sent one of ``dense`` so large that the model overflows, else 500.
 
-        return Part(places, gathered.batch, None, [sample.as_logit for sample in samples], answers)
-
-    def _encode(self, item: DecodedRequest, numbers: list[float], finite: Finite) -> Answer:
-        if finite is None or finite.all():
-            if takes_arrow(item):
-                return answer_arrow(numbers)
-            content = item.content(numbers)
-            return answer_binary(content, numbers) if item.binary else answer_json(content)
-        error = too_large(item, int(np.argmin(finite)), self._scorer.declaration)
-        if error is not None:
-            return answer_error(error)
-        logger.error("The model gave a score that is not a finite number; are its weights finite?")
-        return answer_internal_error("the model gave a score that is not a finite number")
-
-
-def _came_to_kserve(headers: Headers) -> bool:
-    """Tell requests to KServe's addresses: of all others TorchServe says what follows the model in the path."""
-    return "explain" in headers and "url_path" not in headers
+        Args:
+            dense: float32 [dense features] of ``sample``, as the model gets them.
+        """
+        feature = int(np.abs(dense).argmax()) if len(dense) else 0
+        if not len(dense) or abs(dense[feature]) < _MAX_MEASUREMENT:
+            logger.error("The model gave a score that is not a finite number; are its weights finite?")
+            return answer_internal_error("the model gave a score that is not a finite number")
+        name = self._scorer.declaration.dense_names[feature]
+        message = (
+            f'dense feature "{name}": {dense[feature]:.8g} is so large that the score is not a finite number; '
+            "send values of the size that the model was trained on"
+        )
+        return answer_error(
+            RequestError(message, path_of(FeatureError(message, feature=name, sample=sample)))
+        )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from handler.request_id import REQUEST_ID
+from handler.request import REQUEST_ID
 
 __all__ = ["answer_writer"]
 
@@ -21,7 +21,7 @@ _KNOWN = frozenset({_TYPE, _STREAM, REQUEST_ID})
 
 
 def answer_writer(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """What does as ``plain``, TorchServe's `create_predict_response`, and leaves to it whatever is unusual."""
+    """Stand-in for ``plain``, TorchServe's `create_predict_response`, to which it leaves whatever is unusual."""
 
     def write(
         ret: Sequence[Any] | None,
@@ -41,7 +41,7 @@ def answer_writer(plain: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _write(ret: Sequence[Any], ids: Mapping[int, str], message: str, code: int, context: Any) -> bytes | None:
-    """None for other ranks than the first, and for answers with other headers or values to be encoded."""
+    """Bytes of all answers; None for other ranks than the first, and for other headers or values to be encoded."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return None
     text = message.encode("utf-8")

@@ -1,4 +1,4 @@
-"""Puts the quicker reads and writes in place of TorchServe's, where these are known."""
+"""Puts the faster reads and writes in place of TorchServe's, where these are known."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def install_reads(protocol: ModuleType, version: str) -> bool:
     """
     if _buffers_of(protocol) is not None:
         return True
-    reason = _why_not(protocol, version, _KNOWN_PROTOCOL)
+    reason = _difference(protocol, version, _KNOWN_PROTOCOL)
     if reason:
         logger.warning("Requests are read field by field, which is slower: %s", reason)
         return False
@@ -55,7 +55,7 @@ def install_whole_messages(
         return False
     if isinstance(getattr(protocol._retrieve_inference_msg, "__self__", None), RequestReads):
         return True
-    reason = _why_not(service, version, _KNOWN_SERVICE) or _why_not(context, version, _KNOWN_CONTEXT)
+    reason = _difference(service, version, _KNOWN_SERVICE) or _difference(context, version, _KNOWN_CONTEXT)
     if reason:
         logger.warning("Headers are read and answers written one by one, which is slower: %s", reason)
         return False
@@ -71,8 +71,8 @@ def _buffers_of(protocol: ModuleType) -> ReadBuffers | None:
     return owner if isinstance(owner, ReadBuffers) else None
 
 
-def _why_not(module: ModuleType, version: str, known: str) -> str:
-    """What sets ``module`` apart from the one these functions were made for; empty if nothing does."""
+def _difference(module: ModuleType, version: str, known: str) -> str:
+    """Difference of ``module`` to the one these functions were made for; empty if there is none."""
     if version != KNOWN_VERSION:
         return f"TorchServe is {version}, and buffered reads are made for {KNOWN_VERSION}"
     try:

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class ReadBuffers:
-    """What was read ahead of each connection, and the reads that take from there first.
+    """Bytes read ahead of each connection, and the reads that take from there first.
 
     No read waits for more than it was asked for. Not for several threads on one connection.
     """
@@ -48,7 +48,7 @@ class ReadBuffers:
         return int(_INT.unpack(self._receive(conn, 4))[0])
 
     def take(self, conn: socket.socket, expected: bytes) -> bool:
-        """Whether ``expected`` comes next and is here already; then it is taken, else nothing is."""
+        """Take ``expected`` if it comes next and is here already; True if so, else nothing is taken."""
         at, end = self._at, self._at + len(expected)
         if end <= self._end and conn is self._conn and self._chunk.startswith(expected, at):
             self._at = end
@@ -56,7 +56,7 @@ class ReadBuffers:
         return False
 
     def take_one_of(self, conn: socket.socket, known: Mapping[bytes, T], lengths: Iterable[int]) -> T | None:
-        """What ``known`` holds for the bytes that come next, which are then taken; None if they are not there.
+        """Value in ``known`` for the bytes that come next, which are then taken; None if they are not there.
 
         ``lengths``: of the keys to look for, in this order.
         """

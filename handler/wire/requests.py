@@ -15,17 +15,17 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from handler.request_id import REQUEST_ID
+from handler.request import REQUEST_ID
 from handler.wire.read_ahead import ReadBuffers
 
 __all__ = ["Headers", "RequestReads", "unpacker"]
 
 _INT = struct.Struct("!i")
 _END = _INT.pack(-1)
-_MOST_BLOCKS = 512
-_MOST_BLOCK_BYTES = 4096
+_MAX_BLOCKS = 512
+_MAX_BLOCK_BYTES = 4096
 # The same client's blocks differ in the digits of its content-length.
-_MOST_LENGTHS = 4
+_MAX_LENGTHS = 4
 
 Request = dict[str, Any]
 Unpacked = tuple[list[Any], list[dict[str, Any]], dict[int, str]]
@@ -45,7 +45,7 @@ class Headers(list[dict[str, bytearray]]):
         if made is None:
             made = {name: {"content-type": content_type}}
             made.update((key.decode("utf-8"), value.decode("utf-8")) for key, value in self._pairs)
-            if len(self._made) < _MOST_LENGTHS:
+            if len(self._made) < _MAX_LENGTHS:
                 self._made[name, content_type] = made
         return made
 
@@ -64,7 +64,7 @@ class RequestReads:
         self._usual, self._usual_name, self._usual_type = b"", "", ""
 
     def read_batch(self, conn: socket.socket) -> list[Request]:
-        """What TorchServe's `_retrieve_inference_msg` gives."""
+        """Give the same as TorchServe's `_retrieve_inference_msg`."""
         buffers = self._buffers
         # As TorchServe asks for each request; elsewhere it decodes values itself.
         raw = os.environ.get("TS_DECODE_INPUT_REQUEST") == "false"
@@ -90,13 +90,13 @@ class RequestReads:
 
     def _keep(self, block: bytes, headers: Headers) -> None:
         # One with an id of its request never comes again.
-        if len(block) > _MOST_BLOCK_BYTES or REQUEST_ID.encode() in block.lower():
+        if len(block) > _MAX_BLOCK_BYTES or REQUEST_ID.encode() in block.lower():
             return
-        if len(self._known) >= _MOST_BLOCKS:
+        if len(self._known) >= _MAX_BLOCKS:
             self._known.clear()
         self._known[block] = headers
         lengths = [len(block), *(length for length in self._lengths if length != len(block))]
-        self._lengths = lengths[:_MOST_LENGTHS]
+        self._lengths = lengths[:_MAX_LENGTHS]
 
     def _read_parameters(self, conn: socket.socket, raw: bool) -> list[Request]:
         buffers, parameters = self._buffers, []
@@ -109,12 +109,12 @@ class RequestReads:
             parameters.append(parameter)
             self._usual_name, self._usual_type = parameter["name"], parameter["contentType"]
             usual = _field(self._usual_name.encode()) + _field(self._usual_type.encode())
-            self._usual = usual if len(usual) <= _MOST_BLOCK_BYTES else b""
+            self._usual = usual if len(usual) <= _MAX_BLOCK_BYTES else b""
         return parameters
 
 
 def unpacker(processor: Callable[[Mapping[str, Any]], Any]) -> Callable[[Sequence[Request] | None], Unpacked]:
-    """What does as TorchServe's `Service.retrieve_data_for_inference`: (headers, inputs, ids) of a batch.
+    """Stand-in for TorchServe's `Service.retrieve_data_for_inference`: (headers, inputs, ids) of a batch.
 
     ``processor``: TorchServe's RequestProcessor.
     """

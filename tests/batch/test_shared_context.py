@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.batches import random_batch
 
@@ -77,7 +77,6 @@ def test_share_pooled_adds_each_context_to_its_samples() -> None:
     split=st.integers(0, 3),
     seed=st.integers(0, 999),
 )
-@settings(deadline=None)
 def test_tiling_gives_each_sample_its_own_bags_and_its_contexts(
     sizes: list[int], split: int, seed: int
 ) -> None:

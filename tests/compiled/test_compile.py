@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ import pytest
 import torch
 import xxhash
 from support.batches import random_batch, random_state
+from support.checkout import ROOT
 from support.sharding import DTYPES, declared, mixed_shardings
 
 from dlrm_factory import scorer as scorer_module
@@ -45,16 +47,11 @@ def cache(tmp_path, monkeypatch):
     return folder
 
 
-@pytest.fixture(scope="module")
-def compile_cache(tmp_path_factory):
-    """One for the real builds, which share the compiler's headers."""
-    return tmp_path_factory.mktemp("compiled") / "cache"
-
-
 def expected_engine():
     return "compiled" if compiler() else "eager"
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize(
     ("declaration", "precision"),
     [
@@ -64,8 +61,8 @@ def expected_engine():
     ],
     ids=["dlrm", "dlrm_dcn", "dlrm_projection"],
 )
-def test_compiled_equals_eager(tmp_path, compile_cache, monkeypatch, declaration, precision):
-    monkeypatch.setenv("DLRM_CACHE_DIR", str(compile_cache))
+def test_compiled_equals_eager(tmp_path, host_cache, monkeypatch, declaration, precision):
+    monkeypatch.setenv("DLRM_CACHE_DIR", str(host_cache))  # its compiled headers are those of the whole run
     folder = seal(declaration, tmp_path, precision=precision)
     scorer = Scorer.load(folder)
     scorer.compile(folder)
@@ -124,6 +121,29 @@ def test_a_host_that_cannot_start_the_compiler_stays_eager(tmp_path, monkeypatch
     assert scorer.engine == "eager"
     assert "could not be compiled (Resource temporarily unavailable); scoring eagerly" in caplog.text
     assert started[0].returncode is not None  # the one that did start has not been left behind
+
+
+WITHOUT_RUNNER = """
+import sys
+from pathlib import Path
+import torch
+del torch._C._aoti
+from dlrm_factory.scorer import Scorer
+scorer = Scorer.load(Path(sys.argv[1]))
+scorer.compile(Path(sys.argv[1]))
+print(scorer.engine)
+"""
+
+
+def test_a_torch_without_the_private_runner_scores_eagerly_and_says_so(tmp_path):
+    folder = seal(mixed_shardings(), tmp_path)
+    command = [sys.executable, "-c", WITHOUT_RUNNER, str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "eager\n", done.stderr
+    assert (
+        "has no torch._C._aoti.AOTIModelContainerRunnerCpu, which runs compiled code; scoring eagerly"
+        in done.stderr
+    )
 
 
 def test_no_compiler_is_one_log_line(tmp_path, monkeypatch, caplog):

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.depth import examples
 
 from dlrm_factory.config import (
     DenseFeature,
@@ -273,7 +274,7 @@ def test_any_separator_survives(separator: str) -> None:
     assert parse_declaration(dump_declaration(declaration)) == declaration
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(declarations())
 def test_a_declaration_survives_being_written_and_read(declaration: DLRMDeclaration) -> None:
     assert problems_of(declaration) == []

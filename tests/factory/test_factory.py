@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.batches import random_batch, random_state
+from support.depth import examples
 from support.sharding import DTYPES, declared
 
 from dlrm_factory.batch import FeatureBatch, concatenate
@@ -25,7 +26,7 @@ def scorer():
     return Scorer(DLRMFactory(declaration).build(weights=random_state(declaration)))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(sizes=st.lists(st.integers(0, 5), min_size=1, max_size=6), seed=st.integers(0, 1000))
 def test_a_batch_of_n_equals_n_singles(scorer, sizes, seed):
     parts = [random_batch(scorer.declaration, size, seed=seed + i) for i, size in enumerate(sizes)]

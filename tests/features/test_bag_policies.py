@@ -195,10 +195,10 @@ def test_what_is_accepted_lies_in_its_table(columns: dict[str, list[Any]]) -> No
 def test_a_bag_that_loses_its_one_id_is_not_said_to_hold_one() -> None:
     """Lookups take the word of a batch that every bag holds one id."""
     ids = np.array([[7], [12345], [7], [7], [7]])  # of "dropped" unknown
-    batch = ENCODER.encode_ones(np.zeros((2, 1)), ids)
+    batch = ENCODER.encode_single_valued(np.zeros((2, 1)), ids)
     assert batch.lengths[:, 0].tolist() == [1, 0, 1, 1, 1]
     assert not batch.one_each
-    plain = FeatureEncoder(tiny()).encode_ones(np.zeros((2, 1)), np.array([[1], [2], [3]]))
+    plain = FeatureEncoder(tiny()).encode_single_valued(np.zeros((2, 1)), np.array([[1], [2], [3]]))
     assert plain.one_each
 
 
@@ -226,7 +226,9 @@ def test_ones_are_encoded_as_bags_are(encoder: FeatureEncoder, data: st.DataObje
     there = np.array([[value is not None for value in columns[name]] for name in names])
     dense = np.zeros((len(encoder.declaration.dense_features), size))
     wrong, expected = outcome(lambda: encoder.encode(columns, size))
-    found_wrong, batch = outcome(lambda: encoder.encode_ones(dense, ids, None if there.all() else there))
+    found_wrong, batch = outcome(
+        lambda: encoder.encode_single_valued(dense, ids, None if there.all() else there)
+    )
     assert found_wrong == wrong
     if batch is None or expected is None:
         return

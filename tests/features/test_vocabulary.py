@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.depth import examples
 
 from dlrm_factory.config import DLRMDeclaration, SparseFeature, Table
 from dlrm_factory.errors import WeightsError
@@ -32,7 +33,7 @@ def rows_in(vocabularies: Vocabularies, table: int, ids: Any) -> list[int]:
 DISTINCT = st.lists(ID, unique_by=canonical, max_size=25)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(DISTINCT, DISTINCT, st.lists(ID, max_size=15))
 def test_each_id_has_its_row_in_its_own_table(first: list, second: list, others: list) -> None:
     vocabularies = build_vocabularies({"t_first": first, "t_second": second})

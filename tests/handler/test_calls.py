@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from dlrm_factory.requests.answers import Answer
+from dlrm_factory.requests.request import Request
 from handler.calls import Call, answer_calls, call_of
 from handler.model_infer import answer_model_infer, decode_model_infer
 
@@ -23,11 +24,8 @@ class Echo:
 
     model_name, model_version, max_body_bytes = "m", "1.0", 1000
 
-    def handle(
-        self, requests: Sequence[Mapping[str, Any]], headers: Sequence[Mapping[str, Any]]
-    ) -> list[Answer]:
-        assert len(requests) == len(headers)
-        return [Answer(status=200, body=json.dumps(r["body"]).encode()) for r in requests]
+    def handle(self, requests: Sequence[Request]) -> list[Answer]:
+        return [Answer(status=200, body=json.dumps(request.body).encode()) for request in requests]
 
 
 class Context:
@@ -62,11 +60,11 @@ def test_kinds(headers: dict[str, Any], call: Call) -> None:
 
 def test_a_batch_of_all_kinds() -> None:
     infer = {"id": "7", "model_name": "m", "inputs": []}
-    bodies: list[Any] = ["http", "grpc", "stream", json.dumps(infer).encode()]
+    bodies: list[Any] = [{"by": "http"}, {"by": "grpc"}, {"by": "stream"}, json.dumps(infer).encode()]
     headers = [{"body": JSON, **HTTP}, {"body": PLAIN}, {"body": PLAIN, **SEQUENCE}, {"body": JSON}]
     context = Context(4)
     answers = answer_calls(Echo(), [{"body": body} for body in bodies], headers, context)
-    assert [answer.body for answer in answers[:3]] == [b'"http"', b'"grpc"', b""]
+    assert [answer.body for answer in answers[:3]] == [b'{"by": "http"}', b'{"by": "grpc"}', b""]
     assert json.loads(answers[3].body) == {"id": "7", "model_name": "m", "model_version": "1.0", "inputs": []}
     assert context.request_ids == {0: "id-0", 1: "id-1", 3: "id-3"}
     assert context.headers == {1: {"ts_stream_next": "false"}, 3: {"ts_stream_next": "false"}}

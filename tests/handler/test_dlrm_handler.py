@@ -22,6 +22,7 @@ from dlrm_factory.config import ServingOptions, tiny
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.goldens import add_goldens
 from dlrm_factory.host.worker_file import WorkerFolder, worker_folder
+from dlrm_factory.requests.request import Request
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
@@ -109,9 +110,7 @@ def test_one_body_and_status_a_request(proven: Path, caplog: pytest.LogCaptureFi
     }
     assert all(phrase.isascii() and phrase.isprintable() for _, phrase in context.statuses.values())
     assert context.content_types == dict.fromkeys(range(4), "application/json")
-    direct = DLRMService(Scorer.load(proven)).handle(
-        [{"body": body} for body in BODIES], [{"explain": "False"}] * 4
-    )
+    direct = DLRMService(Scorer.load(proven)).handle([Request(body, error_key=True) for body in BODIES])
     assert bodies == [answer.body for answer in direct]
 
 
@@ -189,7 +188,8 @@ from types import SimpleNamespace
 from ts.model_loader import TsModelLoader
 folder, bodies = sys.argv[1], json.load(sys.stdin)
 service = TsModelLoader().load("dlrm", folder, "dlrm_handler.py", None, 4, None)
-service.context.metrics = SimpleNamespace(add_time=lambda *a: None)
+counters = []
+service.context.metrics = SimpleNamespace(add_time=lambda *a: None, add_counter=lambda *a, **k: counters.append(a))
 service.set_cl_socket(None)
 batch = [
     {"requestId": b"%d" % i, "headers": [{"name": b"explain", "value": b"False"}], "parameters": [
@@ -201,6 +201,7 @@ context = service.context
 import dlrm_factory.scorer, dlrm_factory.requests.service
 print(json.dumps({
     "code": int.from_bytes(frame[:4], "big"),
+    "counters": counters,
     "statuses": [context.get_response_status(i) for i in range(len(bodies))],
     "code_from": [dlrm_factory.scorer.__file__, dlrm_factory.requests.service.__file__],
     "frame": frame.decode("latin-1"),
@@ -227,11 +228,10 @@ def test_torchserve_loads_the_archives_own_code(sealed: Path, tmp_path: Path) ->
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    assert found["code"] == 200
+    assert found["code"] == 200, done.stderr
+    assert found["counters"] == [["DLRMFastReads", 2], ["DLRMReferenceReads", 2]]
     assert [status for status, _ in found["statuses"]] == [200, 400, 200, 413]
     assert all(path.startswith(str(root)) for path in found["code_from"])
-    expected = DLRMService(Scorer.load(sealed)).handle(
-        [{"body": body} for body in BODIES], [{"explain": "False"}] * 4
-    )
+    expected = DLRMService(Scorer.load(sealed)).handle([Request(body, error_key=True) for body in BODIES])
     for answer in expected:
         assert answer.body.decode() in found["frame"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dlrm_factory.host.worker_file import WorkerFolder, worker_folder
-from dlrm_factory.requests.answers import answer_again
+from dlrm_factory.requests.answers import answer_scaled_away
 from handler.draining import MAX_HOLD_S, Draining
 
 IDS = {0: "a", 1: "b", 2: "c"}
@@ -34,7 +34,7 @@ def test_requests_of_a_worker_that_answered_them_are_known(folder: Path) -> None
 
 
 def test_the_error_for_them_may_be_tried_again() -> None:
-    answer = answer_again()
+    answer = answer_scaled_away()
     assert answer.status == 503
     assert json.loads(answer.body)["type"] == "WorkerScaledAway"
 

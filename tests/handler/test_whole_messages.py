@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.depth import examples
 from support.worker_wire import FakeSocket, fresh_module, inference, request
 
-from handler.request_id import REQUEST_ID
+from handler.request import REQUEST_ID
 from handler.wire import KNOWN_VERSION, install_reads, install_whole_messages
 
 PROTOCOL, SERVICE = "ts.protocol.otf_message_handler", "ts.service"
@@ -66,7 +67,7 @@ def read(module: ModuleType, sent: bytes, pieces: list[int]) -> list[str]:
 
 
 @pytest.mark.parametrize("decodes", [None, "true", "false"])
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(120))
 @given(batches=st.lists(BATCHES, min_size=1, max_size=4), pieces=PIECES)
 def test_batches_are_read_as_torchserve_reads_them(
     decodes: str | None, batches: list[list[bytes]], pieces: list[int]
@@ -86,7 +87,7 @@ ASCII = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30)
 NAMED = st.builds(request, parameters=PARAMETERS, headers=HEADERS, request_id=ASCII.map(str.encode))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 @given(
     batch=st.lists(
         st.builds(request, parameters=PARAMETERS, headers=HEADERS, request_id=ASCII.map(str.encode)),
@@ -136,7 +137,7 @@ ANSWERS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(answers=ANSWERS, streams=st.sampled_from([False, False, True]))
 def test_answers_are_written_as_torchserve_writes_them(answers: list[Any], streams: bool) -> None:
     written = []

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.depth import examples
 from support.worker_wire import FakeSocket, fresh_module, inference, load, request
 
 from handler.wire import CHUNK_BYTES, KNOWN_VERSION, ReadBuffers
@@ -54,14 +55,14 @@ MESSAGES = st.builds(load, st.binary(max_size=20)) | st.lists(REQUESTS, max_size
 SIZES = st.lists(st.integers(1, 700), min_size=1, max_size=8)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 @given(sent=st.lists(MESSAGES, max_size=5).map(b"".join), sizes=SIZES)
 def test_any_pieces_give_the_messages_of_plain_reads(sent: bytes, sizes: list[int]) -> None:
     plain = messages_of(PLAIN, FakeSocket(sent, [1 << 30]))
     assert messages_of(BUFFERED, FakeSocket(sent, sizes)) == plain
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(sent=MESSAGES, sizes=SIZES, cut=st.floats(0, 1))
 def test_a_connection_cut_anywhere_ends_the_worker(sent: bytes, sizes: list[int], cut: float) -> None:
     part = sent[: int(cut * len(sent))]

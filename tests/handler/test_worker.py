@@ -17,9 +17,15 @@ import torch
 from support.checkout import ROOT
 
 from dlrm_factory.config import ServingOptions
-from handler.allocator import keep_memory
-from handler.worker import prepare_worker, settle, share_cores
-from handler.worker_lines import are_wanted, quiet_reads, thin_out_times
+from handler.worker import (
+    freeze_loaded,
+    keep_memory,
+    lines_wanted,
+    prepare_worker,
+    quiet_reads,
+    share_cores,
+    thin_out_times,
+)
 
 
 class Metrics:
@@ -74,7 +80,7 @@ def test_the_log_level_brings_them_back(
     monkeypatch.delenv("DLRM_LOG_LEVEL", raising=False)
     if level is not None:
         monkeypatch.setenv("DLRM_LOG_LEVEL", level)
-    assert are_wanted() == wanted
+    assert lines_wanted() == wanted
 
 
 @pytest.mark.usefixtures("_threads_restored")
@@ -99,7 +105,7 @@ def test_more_threads_than_cores_are_one_warning(
 def test_what_is_loaded_is_out_of_the_collectors_sight() -> None:
     before = gc.get_freeze_count()
     try:
-        settle()
+        freeze_loaded()
         assert gc.get_freeze_count() > before
         assert len(gc.get_objects()) < 10_000
     finally:
@@ -131,7 +137,7 @@ def test_an_unknown_torchserve_is_left_as_it_is(
 FAULTS = """
 import resource, sys
 import numpy as np
-from handler.allocator import keep_memory
+from handler.worker import keep_memory
 if sys.argv[1] == "kept":
     assert keep_memory()
 def work():

@@ -113,6 +113,43 @@ def test_only_the_entry_imports_torchserve():
     assert importing <= {"handler.dlrm_handler"}
 
 
+def strings_in(path: Path) -> set[str]:
+    """Every string that the code of ``path`` uses: no docstrings, no names in ``__all__``."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    unused = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            unused |= {id(name) for name in ast.walk(node.value)}
+    return {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in unused
+    }
+
+
+# Starts TorchServe, and reads the log of one.
+SERVER = "dlrm_factory.tools.server"
+# Written by TorchServe beside a request's headers, or in place of them.
+TORCHSERVE_HEADERS = {"explain", "describe", "url_path", "body", "data", "ts_stream_next"}
+
+
+def test_only_the_handler_knows_torchserves_modules():
+    outside = [path for path in sources() if not module_of(path).startswith(("handler", SERVER))]
+    assert len(outside) > 200
+    for path in outside:
+        assert [text for text in strings_in(path) if text.startswith("ts.")] == [], path
+        assert "sys.modules" not in path.read_text(encoding="utf-8"), path
+    assert "ts.service" in strings_in(ROOT / "handler" / "worker.py")
+
+
+def test_requests_know_none_of_torchserves_headers():
+    for path in (ROOT / "dlrm_factory" / "requests").rglob("*.py"):
+        # A tensor of KServe has "data" too.
+        allowed = {"data"} if "kserve" in path.parts else set()
+        assert strings_in(path) & TORCHSERVE_HEADERS <= allowed, path
+    assert {"explain", "describe", "url_path", "body"} <= strings_in(ROOT / "handler" / "request.py")
+
+
 # Reads the index of torch.distributed.checkpoint folders, which is a pickle, with an allow-list of classes.
 RESTRICTED = ROOT / "dlrm_factory" / "tools" / "importing" / "dcp_metadata.py"
 

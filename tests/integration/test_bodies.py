@@ -5,18 +5,11 @@ from __future__ import annotations
 import gzip
 import io
 import json
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote_plus
 
 import httpx
 import pytest
-from support.batches import random_state, uncompiled
-from support.server import inference_client, serving
-
-from dlrm_factory.config import tiny
-from dlrm_factory.tools.archive.sealing import archive_model
-from dlrm_factory.weights.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.integration
 
@@ -25,20 +18,6 @@ ARROW = "application/vnd.apache.arrow.stream"
 COLUMNS = {"price": [0.5, 2.0], "user_id": ["a=b", "17"], "item_tags": [[3, 9], []]}
 TEXT = json.dumps({"inputs": COLUMNS})
 PLAIN = json.dumps({"inputs": {"price": [0.5, 2.0]}})
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    folder = tmp_path_factory.mktemp("bodies")
-    save_checkpoint(folder / "tiny.safetensors", uncompiled(tiny()), random_state(tiny()))
-    archive_model(
-        folder / "tiny.safetensors", folder / "store" / "tiny", model_name="tiny", archive_format="directory"
-    )
-    with (
-        serving(folder / "store", "tiny=tiny", run_dir=folder / "run") as server,
-        inference_client(server) as client,
-    ):
-        yield client
 
 
 def post(client: httpx.Client, body: str | bytes, kind: str | None, **headers: str) -> httpx.Response:

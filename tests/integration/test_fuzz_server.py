@@ -18,10 +18,12 @@ import msgspec
 import pytest
 from support.batches import random_state
 from support.broken_bodies import JSON, Attempt, GoodRequest, attempts, good_request
+from support.depth import examples
 from support.server import serving
 
 from dlrm_factory.config import ServingOptions, tiny
 from dlrm_factory.features import FeatureEncoder
+from dlrm_factory.requests.request import Request
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer, probabilities
 from dlrm_factory.tools.archive.sealing import archive_model
@@ -31,7 +33,7 @@ from dlrm_factory.weights.checkpoint import save_checkpoint
 pytestmark = pytest.mark.integration
 
 SEED = 20_240_229
-BROKEN, GOOD, GONE = 3200, 1200, 100
+BROKEN, GOOD, GONE = examples(3200), examples(1200), examples(100)
 CONNECTIONS = 48
 NO_LONGER_THAN_S = 20.0  # one answer, under that load
 # Long enough for what came together to be served together, so that good and broken requests share batches.
@@ -52,7 +54,7 @@ class Fuzzed:
 
     def service_answer(self, body: bytes) -> tuple[int, Any]:
         """What the handler's core makes of ``body`` alone."""
-        (answer,) = DLRMService(self.scorer).handle([{"body": bytearray(body)}])
+        (answer,) = DLRMService(self.scorer).handle([Request(bytearray(body))])
         return answer.status, json.loads(answer.body)
 
     def pids(self) -> list[int]:

@@ -16,7 +16,7 @@ import grpc
 import httpx
 import pytest
 from support.grpc_calls import Stubs, bearer, compile_protos, stubs
-from support.server import inference_client, serving_tiny
+from support.server import serving_tiny
 
 from dlrm_factory.errors import ServingError
 from dlrm_factory.tools.server import LogMarks, RunningServer, management_client, scale_model
@@ -73,12 +73,6 @@ def token(keys: dict[str, str]) -> tuple[tuple[str, str], ...]:
 def channel(server: RunningServer) -> Iterator[grpc.Channel]:
     with stubs(server.state.grpc_inference) as channel:
         yield channel
-
-
-@pytest.fixture(scope="module")
-def client(server: RunningServer) -> Iterator[httpx.Client]:
-    with inference_client(server) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import httpx
 import msgspec
 import pytest
 from support.batches import random_state
-from support.server import ask, inference_client, serving
+from support.server import ask, serving
 
 from dlrm_factory.config import ServingOptions, tiny
 from dlrm_factory.tools.archive.sealing import archive_model
@@ -38,12 +38,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     )
     with serving(folder / "store", "tiny=tiny", run_dir=folder / "run") as running:
         yield running
-
-
-@pytest.fixture
-def client(server: RunningServer) -> Iterator[httpx.Client]:
-    with inference_client(server) as client:
-        yield client
 
 
 def body_of(size: int) -> bytes:

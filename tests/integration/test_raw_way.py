@@ -24,6 +24,7 @@ from support.batches import uncompiled
 
 from dlrm_factory.config import tiny
 from dlrm_factory.model.model import make_model
+from dlrm_factory.requests.request import Request
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.tools.java import find_java
@@ -188,7 +189,7 @@ def predict(server: Server, model: str) -> Any:
 
 def test_the_scores_are_those_of_the_model_called_directly(server: Server) -> None:
     service = DLRMService(Scorer.load(server.staged))
-    (answer,) = service.handle([{"body": bytearray(json.dumps(BODY).encode())}])
+    (answer,) = service.handle([Request(json.dumps(BODY).encode())])
     expected = json.loads(answer.body)["predictions"]
     scores = predict(server, "dlrm")["predictions"]
     assert len(scores) == 3

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
-from support.server import inference_client, serving_tiny
 
 from dlrm_factory.config import tiny
 from dlrm_factory.tools.server import RunningServer, find_endpoint
@@ -23,18 +21,6 @@ TENSORS = [
     {"name": "item_id", "shape": [1], "datatype": "INT64", "data": [12]},
     {"name": "item_tags", "shape": [1, 2], "datatype": "INT64", "data": [[3, 9]]},
 ]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with serving_tiny(tmp_path_factory.mktemp("kinds")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(server: RunningServer) -> Iterator[httpx.Client]:
-    with inference_client(server) as client:
-        yield client
 
 
 def post(client: httpx.Client, path: str, body: Any) -> Any:
@@ -103,8 +89,8 @@ def test_predictions_and_explanations_at_once(client: httpx.Client, score: float
         assert found == pytest.approx(score, abs=1e-5)
 
 
-def test_description(server: RunningServer) -> None:
-    endpoint = find_endpoint("management", run_dir=server.run_dir.root, url=None, token=None)
+def test_description(tiny_server: RunningServer) -> None:
+    endpoint = find_endpoint("management", run_dir=tiny_server.run_dir.root, url=None, token=None)
     with httpx.Client(base_url=endpoint.url, auth=endpoint.auth, timeout=60, trust_env=False) as client:
         (version,) = client.get("/models/tiny", params={"customized": "true"}).raise_for_status().json()
         ready = client.get("/v1/models/tiny").raise_for_status().json()

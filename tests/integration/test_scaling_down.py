@@ -45,7 +45,7 @@ RETRYABLE = {
 ECHO = """
 import os, pathlib, random, time
 from handler.draining import Draining
-from dlrm_factory.requests.answers import Answer, answer_again
+from dlrm_factory.requests.answers import Answer, answer_scaled_away
 
 class Echo:
     def initialize(self, context):
@@ -58,7 +58,7 @@ class Echo:
         time.sleep(random.random() * 0.008)
         # Large ones: TorchServe is busy with them for milliseconds, in which the worker can be ended.
         answers = [Answer(status=200, body=bytes(row["body"]) * 100) for row in data]
-        for i in self.draining.begin_answers(context.request_ids): answers[i] = answer_again()
+        for i in self.draining.begin_answers(context.request_ids): answers[i] = answer_scaled_away()
         for i, answer in enumerate(answers):
             context.set_response_status(answer.status, "x", i)
             context.set_response_content_type(i, answer.content_type)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,10 +11,7 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
-from support.server import inference_client, serving_tiny
 from tritonclient.utils import InferenceServerException
-
-from dlrm_factory.tools.server import RunningServer
 
 pytestmark = pytest.mark.integration
 
@@ -25,18 +21,6 @@ COLUMNS = {
     "item_id": [12, 0, 199],
     "item_tags": [[3, 9], [1, 2], [0, 49]],
 }
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with serving_tiny(tmp_path_factory.mktemp("stock")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(server: RunningServer) -> Iterator[httpx.Client]:
-    with inference_client(server) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from support.batches import random_state
 from support.server import inference_client, serving
 
 from dlrm_factory.config import ServingOptions, tiny
+from dlrm_factory.requests.request import Request
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.tools.archive.sealing import archive_model
@@ -75,7 +76,7 @@ def test_a_body_of_any_size_arrives_whole(
     server: RunningServer, expected: DLRMService, model: str, size: int
 ) -> None:
     content = body(3, size)
-    (wanted,) = expected.handle([{"body": content}])
+    (wanted,) = expected.handle([Request(content)])
     with inference_client(server) as client:
         assert close_to(post(client, model, content).content, wanted.body)
 
@@ -83,7 +84,7 @@ def test_a_body_of_any_size_arrives_whole(
 @pytest.mark.parametrize("model", PROFILES)
 def test_many_at_once_each_get_their_own(server: RunningServer, expected: DLRMService, model: str) -> None:
     contents = [body(i, BODY_SIZES[i % 3]) for i in range(192)]
-    wanted = [expected.handle([{"body": content}])[0].body for content in contents]
+    wanted = [expected.handle([Request(content)])[0].body for content in contents]
     with inference_client(server) as client, ThreadPoolExecutor(64) as pool:
         answers = list(pool.map(lambda content: post(client, model, content), contents))
     assert all(answer.status_code == 200 for answer in answers)

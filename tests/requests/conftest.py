@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from support.handed import handle
 
 from dlrm_factory.batch import FeatureBatch, SharedContext, tile_context
 from dlrm_factory.config import DLRMDeclaration, ServingOptions, tiny
@@ -57,7 +58,7 @@ def ask(service: DLRMService) -> Ask:
 
     def send(body: Any) -> tuple[int, Any]:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        answers: list[Answer] = service.handle([{"body": bytearray(raw)}])
+        answers: list[Answer] = handle(service, [{"body": bytearray(raw)}])
         assert len(answers) == 1
         return answers[0].status, json.loads(answers[0].body)
 

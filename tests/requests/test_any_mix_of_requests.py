@@ -11,6 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.batches import random_state
+from support.depth import examples
+from support.handed import handle
 
 from dlrm_factory.batch import FeatureBatch, SharedContext, tile_context, to_dense, to_keyed_jagged_tensor
 from dlrm_factory.config import tiny
@@ -78,7 +80,7 @@ class Recorder:
 def ask(service: DLRMService, bodies: list[dict[str, Any]]) -> list[Any]:
     # Not ASCII: the strings go as UTF-8.
     raw = [json.dumps({**body, "output": "logit"}, ensure_ascii=False).encode() for body in bodies]
-    answers = service.handle([{"body": bytearray(each)} for each in raw])
+    answers = handle(service, [{"body": bytearray(each)} for each in raw])
     assert [answer.status for answer in answers] == [200] * len(bodies), answers
     return [json.loads(answer.body) for answer in answers]
 
@@ -134,7 +136,7 @@ def rows_are_even() -> bool:
     return True
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 @given(requests=REQUESTS.filter(bool))
 def test_together_they_score_as_each_does_alone(scorer, requests):
     assert scorer.engine == "eager"

@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.depth import examples
+from support.handed import handle
 
 from dlrm_factory.config import tiny
 from dlrm_factory.errors import RequestError
 from dlrm_factory.features import FeatureEncoder
+from dlrm_factory.features.arrow import pyarrow
 from dlrm_factory.requests.formats import DecodedRequest, RequestReader, decode_body
-from dlrm_factory.requests.formats.arrow import MEDIA_TYPE, decode_arrow, looks_like_arrow, pyarrow
+from dlrm_factory.requests.formats.arrow import MEDIA_TYPE, decode_arrow, looks_like_arrow
 
 pa = pytest.importorskip("pyarrow")
 
@@ -49,7 +52,7 @@ def assert_same(one: DecodedRequest, other: DecodedRequest) -> None:
     for field in ("dense", "lengths", "values"):
         a, b = getattr(one.batch, field), getattr(other.batch, field)
         assert (a.dtype, a.shape, a.tolist()) == (b.dtype, b.shape, b.tolist()), field
-    assert (one.output, one.content) == (other.output, other.content)
+    assert (one.output, one.form) == (other.output, other.form)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +184,7 @@ def test_what_is_no_stream(raw: bytes) -> None:
 
 
 @given(st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(400))
 def test_damaged_streams_are_refused_or_read(rng: Any) -> None:
     damaged = bytearray(RAW)
     for _ in range(rng.randint(1, 4)):
@@ -201,7 +204,7 @@ def test_over_the_wire(service: Any) -> None:
     assert looks_like_arrow(raw)
     bad = stream(pa.table({"price": ["x"]}))
     requests = [{"body": bytearray(raw)}, {"body": raw}, {"body": bad}, {"body": b"\xff\xff\xff\xffgarbage"}]
-    plain, arrow, wrong, garbage = service.handle(requests, [{}, ACCEPT, ACCEPT, {}])
+    plain, arrow, wrong, garbage = handle(service, requests, [{}, ACCEPT, ACCEPT, {}])
     assert json.loads(plain.body) == {"predictions": [0.8, 1.9]}
     assert plain.content_type == "application/json"
     assert (arrow.status, arrow.content_type) == (200, MEDIA_TYPE)
@@ -221,13 +224,13 @@ def test_json_asked_for_arrow(service: Any) -> None:
         "id_list_features.values": [],
     }
     for headers in (ACCEPT, {"accept": f"application/json;q=0.1, {MEDIA_TYPE}"}):
-        arrow, one = service.handle([body, {"body": json.dumps(upstream).encode()}], [headers] * 2)
+        arrow, one = handle(service, [body, {"body": json.dumps(upstream).encode()}], [headers] * 2)
         assert pa.ipc.open_stream(arrow.body).read_all()["score"].to_pylist() == [0.5]
         assert one.content_type == "application/json"
 
 
 def test_called_arrow_but_not(service: Any) -> None:
-    (answer,) = service.handle([{"body": b'{"instances": []}'}], [{"Content-Type": MEDIA_TYPE}])
+    (answer,) = handle(service, [{"body": b'{"instances": []}'}], [{"Content-Type": MEDIA_TYPE}])
     assert answer.status == 400
     assert "not an Arrow stream" in json.loads(answer.body)["message"]
 
@@ -236,7 +239,7 @@ def test_without_pyarrow(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     pyarrow.cache_clear()
     good = {"body": b'{"instances": [{}]}'}
-    answers = service.handle([{"body": RAW}, good, good], [{}, ACCEPT, {}])
+    answers = handle(service, [{"body": RAW}, good, good], [{}, ACCEPT, {}])
     assert [answer.status for answer in answers] == [400, 400, 200]
     assert "install pyarrow" in json.loads(answers[0].body)["message"]
 
@@ -255,6 +258,21 @@ def test_views_as_polars_writes_them_are_read(types: dict[str, Any]) -> None:
     for name, kind in types.items():
         arrays[name] = pa.array(COLUMNS[name], kind)
     assert_same(decoded(pa.table(arrays)), as_json(COLUMNS))
+
+
+@pytest.mark.parametrize("kind", [pa.list_view(pa.int64()), pa.large_list_view(pa.int64())], ids=str)
+def test_every_bag_of_a_list_view_is_read(kind: Any) -> None:
+    bags = [[1], None, [2, 3], [4, 5, 1]]
+    column = pa.array([[7], *bags], kind).slice(1)
+    assert_same(decoded(pa.table({"item_tags": column})), as_json({"item_tags": bags}))
+
+
+def test_list_views_that_overlap_are_refused() -> None:
+    """A small body could ask for more memory than the machine has."""
+    ones = pa.array([1] * 4)
+    column = pa.ListViewArray.from_arrays(pa.array([0, 0, 0]), pa.array([4, 4, 4]), ones)
+    with pytest.raises(RequestError, match=r"item_tags.*overlap"):
+        decoded(pa.table({"item_tags": column}))
 
 
 @pytest.mark.parametrize("size", [0, 2])

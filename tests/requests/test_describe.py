@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import torch
+from support.handed import handle
 
 import dlrm_factory
 from dlrm_factory.config import tiny
@@ -15,7 +16,7 @@ DESCRIBE = {"describe": "True"}
 
 
 def describe(service: DLRMService) -> dict[str, Any]:
-    (answer,) = service.handle([{}], [DESCRIBE])
+    (answer,) = handle(service, [{}], [DESCRIBE])
     assert answer.status == 200
     return json.loads(answer.body)
 
@@ -39,7 +40,7 @@ def test_schema_limits_plan_and_versions() -> None:
 
 def test_a_description_beside_other_requests(service: DLRMService) -> None:
     body = {"body": b'{"instances": [{}], "output": "logit"}'}
-    answers = service.handle([body, {}, body], [{}, DESCRIBE, {"explain": "False"}])
+    answers = handle(service, [body, {}, body], [{}, DESCRIBE, {"explain": "False"}])
     assert [answer.status for answer in answers] == [200] * 3
     assert json.loads(answers[0].body) == json.loads(answers[2].body) == {"predictions": [0.0]}
     assert json.loads(answers[1].body)["architecture"] == "dlrm"
@@ -47,5 +48,5 @@ def test_a_description_beside_other_requests(service: DLRMService) -> None:
 
 def test_a_client_with_a_body_gets_its_scores(service: DLRMService) -> None:
     # A client may send any header; only TorchServe's own question has no body.
-    (answer,) = service.handle([{"body": b'{"instances": [{}], "output": "logit"}'}], [DESCRIBE])
+    (answer,) = handle(service, [{"body": b'{"instances": [{}], "output": "logit"}'}], [DESCRIBE])
     assert json.loads(answer.body) == {"predictions": [0.0]}

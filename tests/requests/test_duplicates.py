@@ -1,67 +1,57 @@
+"""Of a key written twice the last counts, whoever reads the body."""
+
 from __future__ import annotations
 
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlrm_factory.errors import RequestError
-from dlrm_factory.requests.body import read_body
+from dlrm_factory.config import tiny
+from dlrm_factory.features import FeatureEncoder
+from dlrm_factory.requests.decoding import RequestDecoder
+from dlrm_factory.requests.formats import RequestReader, decode_body
+from dlrm_factory.requests.formats.fast import GatheringReader
+from dlrm_factory.requests.request import Request, read_object
+
+READER = RequestReader(encoder=FeatureEncoder(tiny()), max_samples=6)
 
 
 def read(text: str) -> dict[str, Any]:
-    return read_body({"body": text.encode()}, 100_000)
+    return read_object(text.encode())
 
 
-@pytest.mark.parametrize(
-    ("text", "path"),
-    [
-        ('{"output": 1, "output": 1}', "$.output"),
-        ('{"inputs": {"price": [1], "price": [1]}}', "$.inputs.price"),
-        ('{"inputs": {"price": [1], "p\\u0072ice": [1]}}', "$.inputs.price"),
-        ('{"instances": [{}, {"price": 1, "x": 2, "price": 3}]}', "$.instances[1].price"),
-        ('{"instances": [{"a": {"ids": [1], "ids": [2]}}]}', "$.instances[0].a.ids"),
-        ('{"instances": [{"a": "1:2", "a": 3}]}', "$.instances[0].a"),
-        ('{"instances": [{"a": 3, "a": "1:2"}]}', "$.instances[0].a"),
-        # The escape stands for the colon of the member that is lost.
-        ('{"instances": [{"a": 3, "a": 1, "b": "\\u003a"}]}', "$.instances[0].a"),
-        ('{"instances": [{"a": 3, "a": 1, "b": "\\u003A"}]}', "$.instances[0].a"),
-        ('{"a:b": 1, "a:b": 2}', '$["a:b"]'),
-        ('{"x": ' + "9" * 300 + ', "x": 1e-400}', "$.x"),
-        ('{"": 1, "": 2}', '$[""]'),
-    ],
-)
-def test_a_key_twice(text: str, path: str) -> None:
-    with pytest.raises(RequestError, match="is written twice in one object; write it once") as caught:
-        read(text)
-    assert (caught.value.code, caught.value.path) == (400, path)
+OWN = '"id_list_features.lengths": [0, 0, 0], "id_list_features.values": []'
+TWICE = [
+    '{"inputs": {"price": [1], "price": [7]}}',
+    '{"inputs": {"price": [1, 2], "price": [7]}}',
+    '{"inputs": {"price": [1], "p\\u0072ice": [7]}}',
+    '{"inputs": {"price": [1]}, "inputs": {"price": [7]}}',
+    '{"instances": [{"price": 1, "price": 7}]}',
+    '{"instances": [{"price": "1", "price": 7}]}',
+    '{"instances": [{"price": 7, "item_id": [1, 2], "item_id": [], "user_id": "a:b", "user_id": null}]}',
+    '{"instances": [{}], "instances": [{"price": 7}]}',
+    '{"instances": [{}, {}], "output": "logit", "instances": [{"price": 7}], "output": "probability"}',
+    f'{{"float_features": [1, 2], "float_features": [7, 0], {OWN}}}',
+    f'{{"float_features": "x", "float_features": [7, 0], {OWN}}}',
+    '{"context": {"price": 1}, "candidates": [{"item_id": 3, "item_id": []}], "context": {"price": 7}}',
+]
 
 
-def test_all_of_them_are_listed() -> None:
-    with pytest.raises(RequestError) as caught:
-        read('{"a": 1, "a": 2, "b": {"c": 1, "c": 2}}')
-    assert [error.path for error in caught.value.others] == ["$.b.c"]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        '{"instances": [{"user_id": "a:b", "x": ":"}, {"user_id": "::"}]}',
-        '{"a": "\\u003a\\u003A:", "b": {"a": 1}}',
-        '{"inputs": {"a": [[1], [{"a": 1}, {"a": 2}]], "b": ["a", "a"]}}',
-    ],
-)
-def test_colons_are_not_keys(text: str) -> None:
-    assert read(text) == json.loads(text)
-
-
-def test_nested_as_deep_as_the_decoder_goes() -> None:
-    deep = '{"a":' * 400 + "1" + "}" * 400
-    assert read(deep) == json.loads(deep)
-    with pytest.raises(RequestError, match=r"twice|nested too deeply"):
-        read('{"b": 1, "b": ' + deep + "}")
+@pytest.mark.parametrize("text", TWICE)
+def test_the_last_counts_in_every_reader(text: str) -> None:
+    raw = text.encode()
+    reference = decode_body(read(text), READER)
+    gathered = GatheringReader(READER).read([(0, raw)])
+    alone = RequestDecoder(READER, 10_000).decode(Request(raw))
+    for batch in (reference.batch, alone.batch, *(each.batch for each in gathered)):
+        assert batch.dense[:, 0].tolist() == [7]
+        np.testing.assert_array_equal(batch.lengths, [[0], [0], [0]])
+    assert {each.output for each in (reference, alone)} == {"probability"}
+    assert not any(sample.as_logit for each in gathered for sample in each.samples)
 
 
 KEY = st.text(alphabet='ab:\\"', max_size=2)
@@ -84,18 +74,7 @@ def written(value: Any) -> str:
     return json.dumps(value)
 
 
-def has_twice(value: Any) -> bool:
-    if isinstance(value, tuple):
-        keys = [key for key, _ in value]
-        return len(set(keys)) < len(keys) or any(has_twice(inner) for _, inner in value)
-    return isinstance(value, list) and any(map(has_twice, value))
-
-
 @given(st.lists(st.tuples(KEY, VALUE), max_size=3).map(tuple))
-def test_found_if_and_only_if_there(body: Any) -> None:
+def test_objects_are_those_of_pythons_own_decoder(body: Any) -> None:
     text = written(body)
-    if not has_twice(body):
-        assert read(text) == json.loads(text)
-        return
-    with pytest.raises(RequestError, match="written twice"):
-        read(text)
+    assert read(text) == json.loads(text)

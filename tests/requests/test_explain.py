@@ -6,9 +6,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.batches import random_batch, random_state
+from support.handed import handle
 
 from dlrm_factory.batch import FeatureBatch
 from dlrm_factory.config import ServingOptions, tiny
@@ -32,7 +33,7 @@ def wide(scorer: Any) -> DLRMService:
 
 def ask(service: DLRMService, *bodies: Any, headers: Any = None) -> list[tuple[int, Any]]:
     requests = [{"body": json.dumps(body).encode()} for body in bodies]
-    answers = service.handle(requests, headers or [EXPLAIN] * len(bodies))
+    answers = handle(service, requests, headers or [EXPLAIN] * len(bodies))
     return [(answer.status, json.loads(answer.body)) for answer in answers]
 
 
@@ -143,7 +144,6 @@ def test_a_score_that_overflows_has_the_path_of_its_sample(
 
 
 @given(size=st.integers(0, 4), seed=st.integers(0, 99))
-@settings(deadline=None)
 def test_without_each_feature_one_by_one(size: int, seed: int) -> None:
     batch = random_batch(tiny(), size, seed=seed)
     blank = FeatureEncoder(tiny()).encode({}, 1)

@@ -1,4 +1,4 @@
-"""The quick readers read what the reference reads, and leave the rest to it."""
+"""Fast readers read what the reference reads, and leave the rest to it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.depth import examples
 from support.json_bodies import bodies, damaged
 
 from dlrm_factory.config import DLRMDeclaration, tiny
 from dlrm_factory.errors import RequestError
 from dlrm_factory.features import FeatureEncoder, FeatureError
-from dlrm_factory.requests.body import read_object
 from dlrm_factory.requests.formats import DecodedRequest, RequestReader, decode_body
 from dlrm_factory.requests.formats.columns.fast import ColumnsReader
-from dlrm_factory.requests.formats.fast import FastReader
+from dlrm_factory.requests.formats.fast import FastReaders
 from dlrm_factory.requests.formats.rows.fast import RowsReader
+from dlrm_factory.requests.request import read_object
 
 DECLARATION = tiny()
 
@@ -40,7 +41,7 @@ COLUMNS = [ColumnsReader(reader) for reader in READERS]
 
 
 def fast(raw: bytes, reader: RequestReader) -> DecodedRequest | None:
-    """What the quick readers of either shape make of ``raw``; they must not depend on being asked rightly.
+    """Request that the fast readers of either shape make of ``raw``; they must not depend on being asked rightly.
 
     The reader of columns expects what it met before: nulls, or none. So it is asked in either mood.
     """
@@ -48,7 +49,7 @@ def fast(raw: bytes, reader: RequestReader) -> DecodedRequest | None:
     answers = [
         columns.read(raw),
         columns.read(raw),
-        FastReader(reader).read(raw),
+        FastReaders(reader).read(raw),
         RowsReader(reader).read(raw),
     ]
     found = [answer for answer in answers if answer is not None]
@@ -80,20 +81,20 @@ def assert_same(one: DecodedRequest, other: DecodedRequest) -> None:
         assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), field
     assert one.batch.values.flags.writeable
     assert one.batch.weights is other.batch.weights is None
-    assert (one.output, one.content, one.context) == (other.output, other.content, other.context)
+    assert (one.output, one.form, one.context) == (other.output, other.form, other.context)
     for sample in range(len(one.batch)):
         error = FeatureError("", feature="price", sample=sample)
         assert one.path_of(error) == other.path_of(error)
 
 
 @given(bodies())
-@settings(deadline=None, max_examples=600)
+@settings(max_examples=examples(600))
 def test_the_same_batch_or_left_to_the_reference(raw: bytes) -> None:
     check(raw)
 
 
 @given(bodies(), st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=examples(300))
 def test_the_same_for_damaged_bodies(raw: bytes, rng: random.Random) -> None:
     check(damaged(raw, rng))
 
@@ -118,7 +119,7 @@ def test_columns_that_are_taken(name: str, output: dict[str, str]) -> None:
     pytest.importorskip("simdjson")
     for body in ({"inputs": TAKEN[name], **output}, {**output, "inputs": TAKEN[name]}):
         raw = json.dumps(body).encode()
-        quick, slow = FastReader(READERS[0]).read(raw), reference(raw, READERS[0])
+        quick, slow = FastReaders(READERS[0]).read(raw), reference(raw, READERS[0])
         assert quick is not None
         assert slow is not None
         assert_same(quick, slow)
@@ -136,7 +137,7 @@ def test_columns_that_are_taken(name: str, output: dict[str, str]) -> None:
 )
 def test_rows_that_are_taken(rows_: Any) -> None:
     raw = json.dumps({"instances": rows_}).encode()
-    quick, slow = FastReader(READERS[0]).read(raw), reference(raw, READERS[0])
+    quick, slow = FastReaders(READERS[0]).read(raw), reference(raw, READERS[0])
     assert quick is not None
     assert slow is not None
     assert_same(quick, slow)
@@ -174,10 +175,8 @@ def test_rows_that_are_taken(rows_: Any) -> None:
         '{"inputs": {"user_id": [[1], [-997], null]}}',
         '{"inputs": {"price": null}}',
         '{"inputs": null}',
-        '{"instances": [{"price": 1, "price": 1}]}',
-        '{"instances": [{"price": 1, "price": 1, "age_days": 3, "user_id": 4, "item_id": 5}]}',
-        '{"instances": [{"price": 1, "price": 1, "user_id": ":"}]}',
-        '{"instances": [{}], "instances": [{}]}',
+        '{"instances": [{"price": true, "price": 1}]}',
+        '{"instances": 1, "instances": [{}]}',
         '{"instances": [{"price": true}]}',
         '{"instances": [{"item_id": 3.0}]}',
         '{"instances": [{"item_id": [[3]]}]}',
@@ -186,7 +185,7 @@ def test_rows_that_are_taken(rows_: Any) -> None:
     ],
 )
 def test_bodies_that_are_left(text: str) -> None:
-    assert FastReader(READERS[0]).read(text.encode()) is None
+    assert FastReaders(READERS[0]).read(text.encode()) is None
 
 
 def test_a_large_body_needs_no_kept_memory_and_a_small_one_follows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +222,7 @@ def test_features_may_have_any_name(last: str) -> None:
     row = {"price per unit": 2.5, "1": 3, "class": 7, last: [1, 2]}
     for body in ({"instances": [row, row]}, {"inputs": {name: [value] * 2 for name, value in row.items()}}):
         raw = json.dumps(body).encode()
-        quick, slow = FastReader(reader).read(raw), reference(raw, reader)
+        quick, slow = FastReaders(reader).read(raw), reference(raw, reader)
         assert slow is not None
         assert slow.batch.lengths.tolist() == [[1, 1], [0, 0], [2, 2]]
         if quick is None:

@@ -1,14 +1,10 @@
-"""Bodies that no client should send, with good ones among them: no fault of ours, and answers that are strict JSON.
-
-DLRM_FUZZ_BODIES=100000 sends more of them.
-"""
+"""Bodies that no client should send, with good ones among them: no fault of ours, and answers that are strict JSON."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
-import os
 import random
 import re
 from collections import Counter
@@ -19,6 +15,8 @@ import msgspec
 import pytest
 from support.batches import random_state
 from support.broken_bodies import attempts, good_request
+from support.depth import examples
+from support.handed import handle
 
 from dlrm_factory.config import ServingOptions, tiny
 from dlrm_factory.requests.formats.arrow import MEDIA_TYPE
@@ -29,7 +27,7 @@ from dlrm_factory.weights.sealed import seal_weights
 
 pa = pytest.importorskip("pyarrow")
 
-BODIES = int(os.environ.get("DLRM_FUZZ_BODIES", "6000"))
+BODIES = examples(6000)
 SEED = 20_261_126
 BATCH = 32
 HTTP = {"explain": "False", "url_path": "", "Content-Type": "application/json"}
@@ -179,13 +177,13 @@ def test_odd_bodies_are_no_fault_of_ours_and_harm_no_neighbour(service: DLRMServ
         batch = list(sent_bodies(rng))
         rng.shuffle(batch)
         good = [shape(rng) for shape in (rows, ranking, kserve, arrow)]
-        alone = [service.handle([{"body": bytearray(body)}], [headers])[0] for body, headers in good]
+        alone = [handle(service, [{"body": bytearray(body)}], [headers])[0] for body, headers in good]
         assert [answer.status for answer in alone] == [200] * len(good)
         places = sorted(rng.sample(range(len(batch)), len(good)))
         for place, each in zip(places, good, strict=True):
             batch.insert(place, each)
-        answers = service.handle(
-            [{"body": bytearray(body)} for body, _ in batch], [headers for _, headers in batch]
+        answers = handle(
+            service, [{"body": bytearray(body)} for body, _ in batch], [headers for _, headers in batch]
         )
         for (body, _), answer in zip(batch, answers, strict=True):
             statuses[answer.status] += 1
@@ -195,6 +193,7 @@ def test_odd_bodies_are_no_fault_of_ours_and_harm_no_neighbour(service: DLRMServ
             found = list(floats(json.loads(answers[place].body)))
             assert found == pytest.approx(list(floats(json.loads(expected.body))), abs=1e-5)
     assert not wrong, "\n".join(wrong[:10])
+    assert service.read_counts.failures == 0
     print(statuses)
     assert statuses[200] > BODIES / 8
     assert statuses[400] > BODIES / 8

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.handed import handle
 
 from dlrm_factory.errors import RequestError
 from dlrm_factory.requests.answers import Answer
@@ -42,7 +43,7 @@ def send(service: DLRMService, *tensors: tuple[Any, bytes], rest: bytes | None =
     head = json.dumps({"inputs": [sent for sent, _ in tensors], **more}).encode()
     rest = b"".join(data for _, data in tensors) if rest is None else rest
     headers = {LENGTH: str(len(head)), **V2_ROUTE}
-    return service.handle([{"body": bytearray(head + rest)}], [headers])[0]
+    return handle(service, [{"body": bytearray(head + rest)}], [headers])[0]
 
 
 def scores(answer: Answer) -> list[float]:
@@ -91,7 +92,7 @@ def test_a_json_tensor_between_binary_ones(service: DLRMService) -> None:
 def test_binary_equals_json_with_defaults_for_what_is_left_out(service: DLRMService, scorer: Any) -> None:
     send(service, of("item_id", "INT64", [7, 9]), of("item_tags", "INT16", [[1, 2, 3], [4, 5, 6]]))
     columns = {"item_id": [7, 9], "item_tags": [[1, 2, 3], [4, 5, 6]]}
-    service.handle([{"body": json.dumps({"inputs": columns}).encode()}])
+    handle(service, [{"body": json.dumps({"inputs": columns}).encode()}])
     binary, plain = scorer.batches
     assert binary.dense.tolist() == plain.dense.tolist()
     assert binary.lengths.tolist() == plain.lengths.tolist()
@@ -125,7 +126,7 @@ def test_binary_answers(service: DLRMService, asked: Any) -> None:
 def test_explanations_are_json(service: DLRMService) -> None:
     body = {"inputs": [{"name": "price", "datatype": "FP32", "shape": [1], "data": [1]}]}
     body["parameters"] = {"binary_data_output": True}  # type: ignore[assignment]
-    (answer,) = service.handle([{"body": json.dumps(body).encode()}], [{"explain": "True"}])
+    (answer,) = handle(service, [{"body": json.dumps(body).encode()}], [{"explain": "True"}])
     assert (answer.status, answer.headers) == (200, {})
     assert len(json.loads(answer.body)["explanations"]) == 1
 
@@ -189,14 +190,14 @@ def test_bytes_that_do_not_add_up(service: DLRMService) -> None:
 @pytest.mark.parametrize("length", ["-1", "1e2", "99999", "x", "\u0663", "9" * 400, "0"])
 def test_lengths_that_are_none(service: DLRMService, length: str) -> None:
     body = {"inputs": {"price": [1]}}
-    (answer,) = service.handle([{"body": json.dumps(body).encode()}], [{LENGTH.lower(): length}])
+    (answer,) = handle(service, [{"body": json.dumps(body).encode()}], [{LENGTH.lower(): length}])
     assert (answer.status, json.loads(answer.body)["path"]) == (400, "$")
 
 
 def test_the_header_counts_for_other_shapes_too(service: DLRMService) -> None:
     body = json.dumps({"inputs": {"price": [1]}}).encode()
-    whole, longer = service.handle(
-        [{"body": body}, {"body": body + b"1234"}], [{LENGTH: str(len(body)), **V2_ROUTE}] * 2
+    whole, longer = handle(
+        service, [{"body": body}, {"body": body + b"1234"}], [{LENGTH: str(len(body)), **V2_ROUTE}] * 2
     )
     assert whole.status == 200
     assert (longer.status, json.loads(longer.body)["path"]) == (400, "$")
@@ -218,7 +219,7 @@ def test_empty_tensors_of_kserve(service: DLRMService) -> None:
         "data": None,
     }
     body = json.dumps({"inputs": [sent]}).encode()
-    assert scores(service.handle([{"body": body}], [V2_ROUTE])[0]) == []
+    assert scores(handle(service, [{"body": body}], [V2_ROUTE])[0]) == []
 
 
 @pytest.mark.parametrize(
@@ -234,7 +235,7 @@ def test_errors_under_error_where_kserves_clients_read_them(
     service: DLRMService, headers: Any, named: bool
 ) -> None:
     for body in b"{", b'{"inputs": [{"name": "prise", "shape": [1], "datatype": "FP32", "data": [1]}]}':
-        (answer,) = service.handle([{"body": body}], [headers])
+        (answer,) = handle(service, [{"body": body}], [headers])
         error = json.loads(answer.body)
         assert answer.status == 400
         assert error.get("error") == (error["message"] if named else None)
@@ -315,7 +316,7 @@ def test_any_request_is_answered(inputs: Any, rest: bytes, shift: int) -> None:
 def test_nothing_that_is_sent_is_our_fault(service: DLRMService, inputs: Any, rest: bytes, add: int) -> None:
     head = json.dumps({"inputs": inputs}).encode()
     raw = bytearray(head + rest)
-    (answer,) = service.handle([{"body": raw}], [{LENGTH: str(len(head) + add), **V2_ROUTE}])
+    (answer,) = handle(service, [{"body": raw}], [{LENGTH: str(len(head) + add), **V2_ROUTE}])
     assert answer.status in (200, 400, 413)
     if answer.status != 200:
         assert json.loads(answer.body)["path"].startswith("$")

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.batches import random_state
+from support.depth import examples
+from support.handed import handle
 
 from dlrm_factory.config import tiny
 from dlrm_factory.factory import DLRMFactory
@@ -132,7 +134,7 @@ def test_mistakes_of_context_and_candidates_are_listed_together(ask: Any) -> Non
 
 def test_an_id_with_half_a_surrogate_pair(service: DLRMService) -> None:
     # TorchServe's own JSON decoder lets it through; ours does not.
-    (answer,) = service.handle([{"body": {"candidates": [{"id": "\ud800"}]}}])
+    (answer,) = handle(service, [{"body": {"candidates": [{"id": "\ud800"}]}}])
     assert answer.status == 400
     assert json.loads(answer.body)["path"] == "$.candidates[0].id"
 
@@ -170,7 +172,7 @@ def test_weighted_bags_in_context_and_candidates(weighted: DLRMService) -> None:
     rows = {"instances": [{**context, **candidate} for candidate in candidates], "output": "logit"}
     requests = [{"body": json.dumps(body).encode()} for body in (ranking, rows, ranking, rows)]
     explained = {"explain": "True"}
-    answers = weighted.handle(requests, [{}, {}, explained, explained])
+    answers = handle(weighted, requests, [{}, {}, explained, explained])
     ranked, scored, ranked_why, scored_why = (json.loads(answer.body) for answer in answers)
     for entry, why in zip(ranked["ranking"], ranked_why["explanations"], strict=True):
         assert entry["score"] == pytest.approx(scored["predictions"][entry["index"]], abs=1e-6)
@@ -182,7 +184,7 @@ def test_weighted_bags_in_context_and_candidates(weighted: DLRMService) -> None:
 
 def test_a_mistake_in_a_weighted_context(weighted: DLRMService) -> None:
     body = {"context": {"item_id": {"ids": [1, 500], "weights": [1, 1]}}, "candidates": [{}]}
-    (answer,) = weighted.handle([{"body": json.dumps(body).encode()}])
+    (answer,) = handle(weighted, [{"body": json.dumps(body).encode()}])
     assert (answer.status, json.loads(answer.body)["path"]) == (400, "$.context.item_id.ids[1]")
 
 
@@ -205,12 +207,12 @@ def rankings(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(bodies=st.lists(rankings(), min_size=1, max_size=4))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=examples(40))
 def test_a_ranking_scores_as_its_rows_do(real: DLRMService, bodies: list[Any]) -> None:
     rows = [[{**body["context"], **row} for row in body["candidates"]] for body in bodies]
     plain = [{"instances": instances, "output": "logit"} for instances in rows]
     # Rankings and other requests in one batch.
-    answers = real.handle([{"body": json.dumps(body).encode()} for body in [*bodies, *plain]])
+    answers = handle(real, [{"body": json.dumps(body).encode()} for body in [*bodies, *plain]])
     contents = [json.loads(answer.body) for answer in answers]
     for ranked, scored in zip(contents[: len(bodies)], contents[len(bodies) :], strict=True):
         found = {entry["index"]: entry["score"] for entry in ranked["ranking"]}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from support.batches import random_state
+from support.handed import handle
 from support.raw_features import raw_declaration, raw_vocabularies
 
 from dlrm_factory.requests.service import DLRMService
@@ -28,7 +29,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> DLRMService:
 
 def ask(service: DLRMService, *bodies: Any, explain: bool = False) -> list[dict[str, Any]]:
     headers = [{"explain": "True"} if explain else {}] * len(bodies)
-    answers = service.handle([{"body": json.dumps(body).encode()} for body in bodies], headers)
+    answers = handle(service, [{"body": json.dumps(body).encode()} for body in bodies], headers)
     return [json.loads(answer.body) for answer in answers]
 
 

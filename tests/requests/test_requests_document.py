@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.handed import handle
 
 from dlrm_factory.config import tiny
 from dlrm_factory.factory import DLRMFactory
@@ -36,7 +37,7 @@ def shape_of(answer: dict[str, Any]) -> Any:
 def test_each_example(service: DLRMService, request_: tuple[str, ...], expected: tuple[str, ...]) -> None:
     assert (request_[0], expected[0]) == ("request", "answer")
     header = {"explain": "True"} if request_[1] == "explain" else {}
-    (answer,) = service.handle([{"body": request_[2].encode()}], [header])
+    (answer,) = handle(service, [{"body": request_[2].encode()}], [header])
     assert answer.status == int(expected[1] or 200)
     assert shape_of(json.loads(answer.body)) == shape_of(json.loads(expected[2]))
 
@@ -47,7 +48,7 @@ def test_there_are_examples() -> None:
 
 def test_the_first_three_shapes_agree(service: DLRMService) -> None:
     bodies = [request_[2].encode() for request_, _ in PAIRS[:3]]
-    rows, columns, flat = (json.loads(a.body) for a in service.handle([{"body": body} for body in bodies]))
+    rows, columns, flat = (json.loads(a.body) for a in handle(service, [{"body": body} for body in bodies]))
     assert rows == columns
     assert rows["predictions"][0] == flat["score"]
 
@@ -55,7 +56,7 @@ def test_the_first_three_shapes_agree(service: DLRMService) -> None:
 def test_rankings_as_rows_and_as_columns_agree(service: DLRMService) -> None:
     bodies = [request_[2].encode() for request_, _ in PAIRS[3:5]]
     rows, columns = (
-        json.loads(a.body)["ranking"] for a in service.handle([{"body": body} for body in bodies])
+        json.loads(a.body)["ranking"] for a in handle(service, [{"body": body} for body in bodies])
     )
     assert rows == columns[:2]
     for (_, answer), found in zip(PAIRS[3:5], (rows, columns), strict=True):

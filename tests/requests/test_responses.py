@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dlrm_factory.errors import RequestError
 from dlrm_factory.requests.answers import answer_error, answer_json, shortest
-from dlrm_factory.requests.formats.paths import element, member
+from dlrm_factory.requests.formats.mistakes import element, member
 
 FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 

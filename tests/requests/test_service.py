@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.depth import examples
+from support.handed import handle
 
 from dlrm_factory.config import tiny
 from dlrm_factory.factory import DLRMFactory
@@ -82,20 +84,19 @@ def real() -> DLRMService:
 
 
 @given(bodies=st.lists(VALID, min_size=1, max_size=5))
-@settings(deadline=None)
 def test_together_as_alone_bit_for_bit(sums: DLRMService, bodies: list[Any]) -> None:
-    together = sums.handle([wire(body) for body in bodies])
+    together = handle(sums, [wire(body) for body in bodies])
     assert [answer.status for answer in together] == [200] * len(bodies)
-    assert together == [sums.handle([wire(body)])[0] for body in bodies]
+    assert together == [handle(sums, [wire(body)])[0] for body in bodies]
 
 
 @given(bodies=st.lists(VALID, min_size=1, max_size=5))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=examples(30))
 def test_together_as_alone_with_a_real_model(real: DLRMService, bodies: list[Any]) -> None:
-    together = real.handle([wire(body) for body in bodies])
+    together = handle(real, [wire(body) for body in bodies])
     assert [answer.status for answer in together] == [200] * len(bodies)
     for answer, body in zip(together, bodies, strict=True):
-        alone = real.handle([wire(body)])[0]
+        alone = handle(real, [wire(body)])[0]
         np.testing.assert_allclose(scores_of(answer), scores_of(alone), rtol=1e-5, atol=1e-5)
 
 
@@ -105,11 +106,10 @@ def scores_of(answer: Answer) -> list[float]:
 
 
 @given(bodies=st.lists(st.one_of(VALID, JSON, st.dictionaries(st.sampled_from(KEYS), JSON)), max_size=4))
-@settings(deadline=None)
 def test_any_json_is_answered(sums: DLRMService, bodies: list[Any]) -> None:
     # Through both doors: as bytes, and as TorchServe's own decoder's dict (NaN and surrogates too).
     for request in (wire, lambda body: {"body": body}):
-        answers = sums.handle([request(body) for body in bodies])
+        answers = handle(sums, [request(body) for body in bodies])
         assert len(answers) == len(bodies)
         for answer in answers:
             assert answer.status in (200, 400, 413)
@@ -119,9 +119,8 @@ def test_any_json_is_answered(sums: DLRMService, bodies: list[Any]) -> None:
 @given(
     raws=st.lists(st.one_of(st.binary(max_size=30), VALID.map(lambda b: json.dumps(b).encode())), max_size=4)
 )
-@settings(deadline=None)
 def test_any_bytes_are_answered(sums: DLRMService, raws: list[bytes]) -> None:
-    for answer in sums.handle([{"body": raw} for raw in raws]):
+    for answer in handle(sums, [{"body": raw} for raw in raws]):
         assert answer.status in (200, 400, 413)
 
 
@@ -152,7 +151,7 @@ def test_neighbours_of_a_wrong_request_get_their_scores(service: DLRMService, sc
     requests = [{"body": raw} for raw in wrong]
     requests[2:2] = [wire(right)]
     requests += [wire({"instances": []}), wire(right), {}]
-    answers = service.handle(requests)
+    answers = handle(service, requests)
     assert [answer.status for answer in answers] == [400, 400, 200, 400, 413, 200, 200, 400]
     assert answers[2] == answers[6]
     assert json.loads(answers[2].body) == {"predictions": [0.5, 0.5]}
@@ -161,16 +160,16 @@ def test_neighbours_of_a_wrong_request_get_their_scores(service: DLRMService, sc
 
 
 def test_no_requests(service: DLRMService) -> None:
-    assert service.handle([]) == []
+    assert handle(service, []) == []
 
 
 def test_a_joint_batch_is_scored_in_bounded_pieces(
     service: DLRMService, scorer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dlrm_factory.requests.scoring.MOST_TOGETHER", 10)
+    monkeypatch.setattr("dlrm_factory.requests.scoring.MAX_TOGETHER", 10)
     sizes = [4, 4, 4, 10, 0, 1]
-    answers = service.handle(
-        [wire({"instances": [{"price": i}] * n, "output": "logit"}) for i, n in enumerate(sizes)]
+    answers = handle(
+        service, [wire({"instances": [{"price": i}] * n, "output": "logit"}) for i, n in enumerate(sizes)]
     )
     assert [json.loads(a.body)["predictions"] for a in answers] == [
         [float(i)] * n for i, n in enumerate(sizes)
@@ -186,7 +185,7 @@ def test_a_fault_of_ours_is_answered_and_logged(
 
     monkeypatch.setattr(scorer, "logits", fail)
     with caplog.at_level(logging.ERROR):
-        answers = service.handle([wire({"instances": [{}]}), {"body": b"{"}, wire({"instances": [{}]})])
+        answers = handle(service, [wire({"instances": [{}]}), {"body": b"{"}, wire({"instances": [{}]})])
     assert [answer.status for answer in answers] == [500, 400, 500]
     content = json.loads(answers[0].body)
     assert (content["code"], content["type"], content["path"]) == (500, "InternalError", "$")
@@ -203,7 +202,7 @@ def test_a_score_that_is_not_finite_is_whose_fault(
 
     monkeypatch.setattr(scorer, "logits", overflow)
     bodies = [{"instances": [{}, {"price": price}], "output": "logit"} for price in (3e38, 1, 11)]
-    answers = service.handle([wire(body) for body in bodies])
+    answers = handle(service, [wire(body) for body in bodies])
     assert [answer.status for answer in answers] == [400, 200, 500]
     content = json.loads(answers[0].body)
     assert content["path"] == "$.instances[1].price"
@@ -211,7 +210,7 @@ def test_a_score_that_is_not_finite_is_whose_fault(
 
 
 def test_ids_reach_the_scorer_exactly(service: DLRMService, scorer: Any) -> None:
-    service.handle([wire({"inputs": {"item_id": [[1, 199], 7, []], "item_tags": [0, [], [49, 48]]}})])
+    handle(service, [wire({"inputs": {"item_id": [[1, 199], 7, []], "item_tags": [0, [], [49, 48]]}})])
     (batch,) = scorer.batches
     assert batch.lengths.tolist() == [[0, 0, 0], [2, 1, 0], [1, 0, 2]]
     assert batch.values.tolist() == [1, 199, 7, 0, 49, 48]

@@ -14,6 +14,7 @@ from compare.handlers.stock_handler import StockHandler
 from compare.in_process import in_process_sample_rate
 from compare.rows import ROWS, Row
 from dlrm_factory.config import criteo, read_declaration
+from dlrm_factory.requests.request import Request
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.tools.archive.listing import read_archive_listing
@@ -53,7 +54,7 @@ def test_the_stock_handler_gives_the_models_scores(store):
     bodies = random_bodies(criteo(cap=200), "1", body_format="torchserve")[:9]
     answers = handler.handle([{"body": json.loads(body.content)} for body in bodies], None)
     service = DLRMService(Scorer.load(store.sealed))
-    expected = service.handle([{"body": body.content} for body in bodies], [{} for _ in bodies])
+    expected = service.handle([Request(body.content) for body in bodies])
     scores = [json.loads(answer.body)["score"] for answer in expected]
     np.testing.assert_allclose([answer["score"] for answer in answers], scores, atol=1e-6)
     assert 0 < min(scores) < max(scores) < 1

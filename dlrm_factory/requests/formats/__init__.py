@@ -9,7 +9,7 @@ from dlrm_factory.errors import RequestError, near_matches
 from dlrm_factory.features import shown
 from dlrm_factory.requests.formats.columns.reference import INPUTS
 from dlrm_factory.requests.formats.kserve.request import KSERVE
-from dlrm_factory.requests.formats.paths import member
+from dlrm_factory.requests.formats.mistakes import member
 from dlrm_factory.requests.formats.ranking.reference import RANKING
 from dlrm_factory.requests.formats.rows.reference import INSTANCES
 from dlrm_factory.requests.formats.shape import DecodedRequest, Output, RequestReader, Shape

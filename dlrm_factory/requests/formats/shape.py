@@ -1,24 +1,30 @@
-"""What every request shape offers: the keys it is known by, and how a body becomes a batch."""
+"""Request shapes: the keys each is known by, the batch that a body becomes, and the form of its answer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Literal, TypeVar
+
+import msgspec
 
 from dlrm_factory.batch.feature_batch import FeatureBatch
 from dlrm_factory.errors import LimitError, RequestError, near_matches
 from dlrm_factory.features import FeatureEncoder, FeatureError, shown
-from dlrm_factory.requests.formats.mistakes import Mistakes
-from dlrm_factory.requests.formats.paths import member
+from dlrm_factory.requests.formats.mistakes import Mistakes, member
 
 __all__ = [
-    "Content",
+    "FALL_BACKS",
+    "AnswerForm",
     "DecodedRequest",
+    "Encoding",
     "Entry",
+    "FallBack",
     "Output",
     "PathOf",
+    "PlainForm",
     "RequestReader",
     "Shape",
     "check_known",
@@ -31,13 +37,54 @@ __all__ = [
 Output = Literal["probability", "logit"]
 
 PathOf = Callable[[FeatureError], str]
-Content = Callable[[Sequence[float]], dict[str, Any]]
 Entry = tuple[int, dict[str, Any]]
 T = TypeVar("T")
 
 
-def _in_order(scores: Sequence[float]) -> list[Entry]:
-    return [(sample, {}) for sample in range(len(scores))]
+class FallBack(Exception):
+    """A fast reader leaves the body, wrong or unusual, to the reference reader."""
+
+
+# Errors of msgspec and an encoder that mean the same.
+FALL_BACKS = (FallBack, FeatureError, RecursionError, msgspec.DecodeError, UnicodeDecodeError)
+
+
+class AnswerForm:
+    """Form of an answer: scores → its JSON. A value: two of the same form are equal."""
+
+    def content(self, scores: Sequence[float]) -> dict[str, Any]:
+        """The answer's JSON, from one score (a float) a sample."""
+        raise NotImplementedError
+
+    def entries(self, scores: Sequence[float]) -> list[Entry]:
+        """The samples that are answered, in order, and what the answer says of each beside its score."""
+        return [(sample, {}) for sample in range(len(scores))]
+
+
+class PlainForm(AnswerForm, Enum):
+    """Forms that hold scores and nothing else. Each is JSON ``before`` and ``after`` its one score."""
+
+    PREDICTIONS = b'{"predictions":[', b"]}"
+    SCORE = b'{"score":', b"}"
+
+    def __init__(self, before: bytes, after: bytes) -> None:
+        self.before = before
+        self.after = after
+
+    def content(self, scores: Sequence[float]) -> dict[str, Any]:
+        """All scores in the request's order; or that of the one sample."""
+        return {"predictions": scores} if self is PlainForm.PREDICTIONS else {"score": scores[0]}
+
+
+class Encoding(Enum):
+    """Bytes that a client takes its answer in.
+
+    BINARY: JSON, and behind it the scores as float32, little-endian. ARROW: a stream of the scores.
+    """
+
+    JSON = "JSON"
+    BINARY = "binary"
+    ARROW = "Arrow"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,27 +94,28 @@ class DecodedRequest:
     Fields:
         batch: its samples.
         output: what a score is.
-        content: the answer's JSON content, from one score (a float) a sample.
+        form: of its answer.
         path_of: the path of one of its values, for a mistake that only shows later.
         context: one sample whose bags all of ``batch`` share, where ``batch`` has empty ones.
-        entries: which samples are answered, in what order, and what the answer says of each beside its score.
-        arrow: the client takes its scores as an Arrow stream.
-        binary: its scores follow the answer's JSON as float32, little-endian; ``content`` says so.
+        encoding: of its answer.
     """
 
     batch: FeatureBatch
     output: Output
-    content: Content
+    form: AnswerForm
     path_of: PathOf
     context: FeatureBatch | None = None
-    entries: Callable[[Sequence[float]], list[Entry]] = _in_order
-    arrow: bool = False
-    binary: bool = False
+    encoding: Encoding = Encoding.JSON
+
+    @property
+    def as_logit(self) -> bool:
+        """True if a score is a logit."""
+        return self.output == "logit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestReader:
-    """What decoding needs to know of the model.
+    """Facts of the model that decoding needs.
 
     Fields:
         encoder: raw values → `FeatureBatch`.
@@ -110,7 +158,7 @@ def encode_columns(
 def encode_or_explain(
     encode: Callable[[], T], explain: Callable[[], Iterable[FeatureError]], path_of: PathOf
 ) -> T:
-    """What ``encode`` gives. If it raises FeatureError, RequestError with the mistakes that ``explain`` finds."""
+    """The result of ``encode``. If it raises FeatureError, RequestError with the mistakes that ``explain`` finds."""
     try:
         return encode()
     except FeatureError as error:

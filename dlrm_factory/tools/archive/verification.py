@@ -16,8 +16,7 @@ from dlrm_factory.goldens import Goldens, golden_batch, read_goldens
 from dlrm_factory.requests.replay import replay_with
 from dlrm_factory.scorer import EAGER_TOLERANCE, TOLERANCE, Scorer, probabilities
 from dlrm_factory.tools.archive.reading import check_archive, unpacked_weights
-from dlrm_factory.tools.metrics.delong import compare_aucs
-from dlrm_factory.tools.metrics.metrics import auc, log_loss
+from dlrm_factory.tools.metrics.metrics import auc, compare_aucs, log_loss
 from dlrm_factory.weights.held_out import HELD_OUT_FILE, HeldOut, read_held_out
 from dlrm_factory.weights.seal import EngineFigures, Evaluation, installed_versions
 from dlrm_factory.weights.sealed import SealedWeights

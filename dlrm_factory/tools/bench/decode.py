@@ -19,6 +19,7 @@ from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.features import FeatureEncoder
 from dlrm_factory.requests.decoding import RequestDecoder
 from dlrm_factory.requests.formats import RequestReader
+from dlrm_factory.requests.request import Request
 
 __all__ = ["DecodeTiming", "measure_decoding"]
 
@@ -79,7 +80,7 @@ def _measure(case: _Case, seconds: float) -> DecodeTiming:
     decoder = RequestDecoder(reader, 10**9)
 
     def decode() -> None:
-        batch = decoder.decode({"body": case.raw}).batch
+        batch = decoder.decode(Request(case.raw)).batch
         to_keyed_jagged_tensor(batch, case.declaration)
         to_dense(batch)
 

@@ -7,10 +7,9 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,7 @@ import torch
 
 from dlrm_factory.batch import FeatureBatch, SharedContext
 from dlrm_factory.config import DLRMDeclaration
+from dlrm_factory.requests.request import Request
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.tools.bench.http.bodies import BodyFormat, random_bodies
@@ -61,6 +61,7 @@ class HandleTiming:
         encode: after it.
         json: json.loads of a body and json.dumps of its answer, and nothing else.
         slowest: the 99th percentile of ``total``.
+        fast: share of the requests that the fast readers read; the reference read the others.
     """
 
     work: Work
@@ -71,6 +72,7 @@ class HandleTiming:
     encode: float
     json: float
     slowest: float
+    fast: float
 
 
 class _Watched:
@@ -124,10 +126,11 @@ def _measure(service: DLRMService, watched: _Watched, work: Work, seconds: float
         body.content
         for body in random_bodies(watched.declaration, str(work.samples), body_format=work.body_format)
     ]
-    batches = _batches([{"body": bytearray(body)} for body in bodies], work.requests)
-    headers = [_HEADERS] * work.requests
+    batches = _batches([bytearray(body) for body in bodies], work.requests)
+    counts = service.read_counts
+    fast, reference = counts.fast, counts.reference
     taken: dict[str, list[float]] = {part: [] for part in ("total", "decode", "score", "encode", "json")}
-    service.handle(batches[0], headers)
+    service.handle([Request(body, _HEADERS) for body in batches[0]])
     # As a worker does when it has loaded.
     gc.collect()
     gc.freeze()
@@ -136,11 +139,11 @@ def _measure(service: DLRMService, watched: _Watched, work: Work, seconds: float
     while time.perf_counter() < end or turn < 3:
         batch = batches[turn % len(batches)]
         start = time.process_time()
-        answers = service.handle(batch, headers)
+        answers = service.handle([Request(body, _HEADERS) for body in batch])
         stop = time.process_time()
-        for answer, request in zip(answers, batch, strict=True):
+        for answer, body in zip(answers, batch, strict=True):
             json.dumps(json.loads(answer.body), separators=(",", ":"))
-            json.loads(request["body"])
+            json.loads(body)
         spans = {
             "total": stop - start,
             "decode": watched.called - start,
@@ -153,8 +156,15 @@ def _measure(service: DLRMService, watched: _Watched, work: Work, seconds: float
         turn += 1
     slowest = sorted(taken["total"])[int(0.99 * len(taken["total"]))]
     medians = {part: statistics.median(times) for part, times in taken.items()}
-    return HandleTiming(work=work, size=statistics.fmean(map(len, bodies)), slowest=slowest, **medians)
+    fast, reference = counts.fast - fast, counts.reference - reference
+    return HandleTiming(
+        work=work,
+        size=statistics.fmean(map(len, bodies)),
+        slowest=slowest,
+        fast=fast / (fast + reference),
+        **medians,
+    )
 
 
-def _batches(requests: Sequence[Mapping[str, Any]], size: int) -> list[list[Mapping[str, Any]]]:
-    return [list(requests[i : i + size]) for i in range(0, len(requests) - size + 1, size)]
+def _batches(bodies: Sequence[bytearray], size: int) -> list[list[bytearray]]:
+    return [list(bodies[i : i + size]) for i in range(0, len(bodies) - size + 1, size)]

@@ -158,6 +158,7 @@ def handle(
         "total",
         "p99",
         "json alone",
+        "fast",
     )
     table = Table(*(Column(header, no_wrap=True) for header in headers))
     for timing in timings:
@@ -167,10 +168,12 @@ def handle(
             timing.work.body_format,
             f"{timing.size:,.0f}",
             *(f"{part:,.1f}" for part in parts),
+            f"{timing.fast:.0%}",
         )
     Console().print(table)
     typer.echo(
-        "microseconds of CPU time a request, medians; json alone: json.loads and json.dumps of the same"
+        "microseconds of CPU time a request, medians; json alone: json.loads and json.dumps of the same; "
+        "fast: requests that the fast readers read"
     )
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from dlrm_factory.tools.cli.progress import evaluation_progress
 from dlrm_factory.tools.cli.tables import evaluation_tables
-from dlrm_factory.tools.data.file_format import FileFormat
+from dlrm_factory.tools.data.files import FileFormat
 
 if TYPE_CHECKING:
     from dlrm_factory.tools.evaluation import Evaluation, EvaluationSource

@@ -10,7 +10,7 @@ import typer
 
 from dlrm_factory.tools.cli.declarations import write_new
 from dlrm_factory.tools.cli.progress import row_progress
-from dlrm_factory.tools.data.file_format import FileFormat
+from dlrm_factory.tools.data.files import FileFormat
 
 if TYPE_CHECKING:
     from dlrm_factory.tools.init import Draft

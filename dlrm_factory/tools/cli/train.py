@@ -26,7 +26,7 @@ from dlrm_factory.tools.cli.tables import (
     unfinished_lines,
     unreadable_lines,
 )
-from dlrm_factory.tools.data.file_format import FileFormat
+from dlrm_factory.tools.data.files import FileFormat
 
 if TYPE_CHECKING:
     from dlrm_factory.tools.training import Progress, TrainingReport

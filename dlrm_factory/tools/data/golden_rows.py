@@ -12,19 +12,17 @@ import pyarrow as pa
 
 from dlrm_factory.config.declaration import DLRMDeclaration, SparseFeature
 from dlrm_factory.errors import DataError
-from dlrm_factory.tools.data.bag_weights import encode_bag_weights
-from dlrm_factory.tools.data.bags import raw_ids
-from dlrm_factory.tools.data.click_files import Chunk, ClickFiles, weights_column
-from dlrm_factory.tools.data.file_format import FileFormat
-from dlrm_factory.tools.data.generate import generate
-from dlrm_factory.tools.data.numbers import encode_dense
-from dlrm_factory.tools.data.places import Place
+from dlrm_factory.tools.data.bad_rows import Place
+from dlrm_factory.tools.data.bags import encode_bag_weights, raw_ids
+from dlrm_factory.tools.data.encoding import encode_dense
+from dlrm_factory.tools.data.files import Chunk, ClickFiles, FileFormat, weights_column
 from dlrm_factory.tools.data.split import is_held_out
+from dlrm_factory.tools.data.synthetic import generate
 
 __all__ = ["golden_rows_json", "pick_golden_rows"]
 
-_MOST = 24
-_GENERATED = 1000
+_MAX_ROWS = 24
+_GENERATED_ROWS = 1000
 
 
 def golden_rows_json(
@@ -34,13 +32,13 @@ def golden_rows_json(
     if paths:
         chunks = ClickFiles(paths, file_format).chunks(_columns(declaration))
     else:
-        made = generate(declaration, _GENERATED, declaration.training.seed)
+        made = generate(declaration, _GENERATED_ROWS, declaration.training.seed)
         chunks = (generated.chunk for generated in made)
     return msgspec.json.encode(pick_golden_rows(chunks, declaration)).decode()
 
 
 def pick_golden_rows(chunks: Iterable[Chunk], declaration: DLRMDeclaration) -> list[dict[str, Any]]:
-    """At most 24 rows of the first of ``chunks``, spread over it: raw values by feature, as in requests.
+    """Up to 24 rows of the first of ``chunks``, spread over it: raw values by feature, as in requests.
 
     Rows that the hash split holds out go first. Rows with a mistake are passed over.
     """
@@ -50,7 +48,7 @@ def pick_golden_rows(chunks: Iterable[Chunk], declaration: DLRMDeclaration) -> l
     options = declaration.training
     numbers = np.arange(chunk.columns.num_rows, dtype=np.int64)
     held_out = np.flatnonzero(is_held_out(numbers, holdout=options.holdout, seed=options.seed))
-    wanted = held_out if len(held_out) >= _MOST else numbers
+    wanted = held_out if len(held_out) >= _MAX_ROWS else numbers
     rows = []
     for i in _spread(wanted.tolist()):
         try:
@@ -66,9 +64,9 @@ def _columns(declaration: DLRMDeclaration) -> list[str]:
 
 
 def _spread(places: list[int]) -> list[int]:
-    if len(places) <= _MOST:
+    if len(places) <= _MAX_ROWS:
         return places
-    return [places[i * len(places) // _MOST] for i in range(_MOST)]
+    return [places[i * len(places) // _MAX_ROWS] for i in range(_MAX_ROWS)]
 
 
 def _row(chunk: Chunk, i: int, declaration: DLRMDeclaration) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run tells those who watch it."""
+"""Progress of a run, and its observers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Observer", "Progress"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a stage is.
+    """Progress of a stage.
 
     Fields:
         done, total: samples; the total is None if unknown.

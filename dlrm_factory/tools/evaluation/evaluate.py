@@ -25,8 +25,7 @@ from dlrm_factory.tools.evaluation.results import (
 )
 from dlrm_factory.tools.evaluation.samples import EvaluationSource, Samples, samples_of
 from dlrm_factory.tools.evaluation.slice_values import SliceValues
-from dlrm_factory.tools.metrics.delong import AucDifference, compare_aucs
-from dlrm_factory.tools.metrics.metrics import auc, log_loss
+from dlrm_factory.tools.metrics.metrics import AucDifference, auc, compare_aucs, log_loss
 
 __all__ = [
     "compare",

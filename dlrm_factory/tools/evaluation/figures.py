@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dlrm_factory.tools.metrics.delong import auc_interval
 from dlrm_factory.tools.metrics.metrics import (
     auc,
+    auc_interval,
     calibration,
     expected_calibration_error,
     log_loss,

@@ -13,8 +13,8 @@ from dlrm_factory.tools.evaluation.figures import CALIBRATION_BINS, Curves, Figu
 from dlrm_factory.tools.evaluation.pictures import PICTURES, draw_pictures
 from dlrm_factory.tools.evaluation.results import Evaluation, SliceTable
 from dlrm_factory.tools.evaluation.slice_values import MAX_SLICES, NUMBER_BINS
-from dlrm_factory.tools.metrics.delong import AucDifference
 from dlrm_factory.tools.metrics.history import rising_sentence, still_rising
+from dlrm_factory.tools.metrics.metrics import AucDifference
 
 __all__ = [
     "as_json",

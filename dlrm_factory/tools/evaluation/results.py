@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dlrm_factory.tools.data.unreadable_cells import UnreadableCells
+from dlrm_factory.tools.data.bad_rows import UnreadableCells
 from dlrm_factory.tools.evaluation.figures import Curves, Figures
-from dlrm_factory.tools.metrics.delong import AucDifference
 from dlrm_factory.tools.metrics.history import Evaluation as HistoryPoint
+from dlrm_factory.tools.metrics.metrics import AucDifference
 
 __all__ = ["Best", "Comparison", "Evaluation", "ModelResult", "SliceResult", "SliceTable"]
 

@@ -15,17 +15,15 @@ from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import DataError, near_matches
 from dlrm_factory.features import Vocabularies
 from dlrm_factory.features.vocabulary_rows import VocabularyRows
-from dlrm_factory.tools.data.click_files import declared_columns
-from dlrm_factory.tools.data.click_source import ClickSource
-from dlrm_factory.tools.data.clicks import Clicks, generate_clicks, read_clicks
+from dlrm_factory.tools.data.bad_rows import CellLedger, UnreadableCells
 from dlrm_factory.tools.data.dataset import slices
-from dlrm_factory.tools.data.dataset_building import dataset_of
+from dlrm_factory.tools.data.dataset_builder import dataset_of
 from dlrm_factory.tools.data.encoding import EncodedChunk, encode_chunk
-from dlrm_factory.tools.data.file_format import FileFormat
-from dlrm_factory.tools.data.generate import generate
+from dlrm_factory.tools.data.files import FileFormat, declared_columns
 from dlrm_factory.tools.data.progress import Observer
-from dlrm_factory.tools.data.sides import HashSplit, SidedChunk, sided
-from dlrm_factory.tools.data.unreadable_cells import CellLedger, UnreadableCells
+from dlrm_factory.tools.data.source import Clicks, ClickSource, generate_clicks, read_clicks
+from dlrm_factory.tools.data.split import HashSplit, SplitChunk, split_chunks
+from dlrm_factory.tools.data.synthetic import generate
 from dlrm_factory.tools.evaluation.models import EvaluatedModel
 from dlrm_factory.weights.held_out import HeldOut
 
@@ -68,19 +66,19 @@ class Encoder:
 
     def blocks(
         self,
-        chunks: Iterable[tuple[SidedChunk, npt.NDArray[np.float64] | None]],
+        chunks: Iterable[tuple[SplitChunk, npt.NDArray[np.float64] | None]],
         *,
         all_rows: bool,
         column: str | None,
     ) -> Iterator[Block]:
-        """Blocks of some thousand samples, held-out rows or all, in order; rows taken down as wrong are left out.
+        """Blocks of some thousand samples, held-out rows or all, in order; rows recorded as wrong are left out.
 
         ``chunks``: with the ground truth's logits, float64 [n], where there is one. DataError for a wrong value.
         """
         self.cells = CellLedger()
         for chunk, truth in chunks:
             encoded = encode_chunk(chunk.chunk, self._declaration, self._vocabulary, wrong=chunk.wrong)
-            kept = np.ones(len(encoded.labels), dtype=np.bool_) if all_rows else chunk.sides.held_out.copy()
+            kept = np.ones(len(encoded.labels), dtype=np.bool_) if all_rows else chunk.masks.held_out.copy()
             if chunk.wrong is not None:
                 kept &= ~chunk.wrong.mask
             self.cells.add(encoded.unreadable, kept)
@@ -110,7 +108,7 @@ def chunks_of_files(
     file_format: FileFormat,
     column: str | None,
     observe: Observer,
-) -> Iterator[SidedChunk]:
+) -> Iterator[SplitChunk]:
     """The rows of ``data``; if there are files of ``held_out`` rows, only theirs: the others need not be read.
 
     ``column``: one to read beside those that the model needs. DataError for the first mistake; for too many, where the
@@ -126,7 +124,7 @@ def chunks_of_files(
     )
     split = source.split(observe)
     ledger = source.ledger()
-    yield from sided(source.chunks(), split, ledger)
+    yield from split_chunks(source.chunks(), split, ledger)
     ledger.close()
 
 
@@ -243,12 +241,12 @@ def _of_generated(model: EvaluatedModel, source: EvaluationSource, observe: Obse
     )
 
 
-def _generated(model: EvaluatedModel, rows: int) -> Iterator[tuple[SidedChunk, np.ndarray]]:
+def _generated(model: EvaluatedModel, rows: int) -> Iterator[tuple[SplitChunk, np.ndarray]]:
     options = model.declaration.training
     split, first = HashSplit.of(options), 0
     for generated in generate(model.declaration, rows, options.seed):
-        sides = split.sides(generated.chunk, first, None)
-        yield SidedChunk(chunk=generated.chunk, sides=sides), generated.logits
+        masks = split.masks(generated.chunk, first, None)
+        yield SplitChunk(chunk=generated.chunk, masks=masks), generated.logits
         first += generated.chunk.columns.num_rows
 
 

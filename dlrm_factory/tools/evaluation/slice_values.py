@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dlrm_factory.tools.data.arrow_types import is_list, is_number, is_text
-from dlrm_factory.tools.data.bag_lists import flatten_scalars, split_text
+from dlrm_factory.features.arrow import is_number
+from dlrm_factory.tools.data.bags import flatten_values
 from dlrm_factory.tools.metrics.metrics import quantile_bins
 
 __all__ = ["MAX_SLICES", "MISSING", "NUMBER_BINS", "OTHER", "Slice", "SliceValues"]
@@ -54,7 +54,7 @@ class SliceValues:
 
     def add(self, column: pa.Array) -> None:
         """One value, or one list of ids, a sample."""
-        values, lengths = self._flattened(column)
+        values, lengths = flatten_values(column, self._separator)[:2]
         rows = np.arange(self._samples, self._samples + len(column))
         self._samples += len(column)
         self._missing.append(rows[lengths == 0])
@@ -71,17 +71,6 @@ class SliceValues:
         found = self._by_frequency() if numbers is None else _by_number(*numbers)
         missing = np.concatenate([np.empty(0, dtype=np.int64), *self._missing])
         return [*found, Slice(name=MISSING, rows=missing)] if len(missing) else found
-
-    def _flattened(self, column: pa.Array) -> tuple[pa.Array, Int64]:
-        """Values without nulls, and how many each sample has."""
-        if is_list(column.type):
-            flat, parents = pc.list_flatten(column), pc.list_parent_indices(column)
-            kept = flat.is_valid()
-            samples = parents.filter(kept).to_numpy(zero_copy_only=False)
-            return flat.filter(kept), np.bincount(samples, minlength=len(column)).astype(np.int64)
-        if self._separator is not None and is_text(column.type):
-            return split_text(column, self._separator)
-        return flatten_scalars(column)
 
     def _code(self, values: pa.Array) -> npt.NDArray[np.int32]:
         if pa.types.is_timestamp(values.type):

@@ -15,9 +15,8 @@ from dlrm_factory.config.declaration import DenseFeature, SparseFeature, Table
 from dlrm_factory.config.label import parse_label
 from dlrm_factory.config.reading import parse_declaration
 from dlrm_factory.errors import DataError, near_matches
-from dlrm_factory.tools.data.click_files import ClickFiles
-from dlrm_factory.tools.data.file_format import FileFormat
-from dlrm_factory.tools.data.sides import first_rows
+from dlrm_factory.tools.data.files import ClickFiles, FileFormat
+from dlrm_factory.tools.data.split import first_rows
 from dlrm_factory.tools.init.labels import LabelProfile
 from dlrm_factory.tools.init.profile import ColumnProfile
 from dlrm_factory.tools.init.roles import Role, as_dense, embedding_dim, layer_sizes, role_of

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from dlrm_factory.config.label import Label
 from dlrm_factory.errors import DataError
-from dlrm_factory.tools.data.arrow_types import is_number, is_text
+from dlrm_factory.features.arrow import is_number, is_text
 
 __all__ = ["LabelProfile"]
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dlrm_factory.features import hash_keys
+from dlrm_factory.features.arrow import is_list, is_number, is_text
 from dlrm_factory.features.ids import mix_int64
-from dlrm_factory.tools.data.arrow_types import is_list, is_number, is_text
 
 __all__ = [
     "ColumnProfile",

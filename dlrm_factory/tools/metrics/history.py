@@ -71,5 +71,5 @@ def history_json(history: Sequence[Evaluation]) -> str:
 
 
 def read_history(text: str) -> list[Evaluation]:
-    """What `history_json` wrote. msgspec.ValidationError if it is not that."""
+    """Read what `history_json` wrote. msgspec.ValidationError if it is not that."""
     return msgspec.json.decode(text, type=list[Evaluation])

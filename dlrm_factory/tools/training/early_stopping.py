@@ -1,17 +1,55 @@
-"""Early stopping: the best weights so far, and when to give up."""
+"""Early stopping: a copy of the weights of the best evaluation so far, and the end of a run that gets no better."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from dlrm_factory.errors import DataError
 from dlrm_factory.tools.metrics.history import Evaluation
-from dlrm_factory.tools.training.best_weights import BestWeights
 from dlrm_factory.tools.training.objective import Objective
 from dlrm_factory.tools.training.run_state import RunState
+from dlrm_factory.weights.loading import FloatShard, float_shards
 
-__all__ = ["EarlyStopping", "check_labels_differ"]
+__all__ = ["BestWeights", "EarlyStopping", "check_labels_differ"]
+
+
+class BestWeights:
+    """This rank's weights, in main memory: as much again as its share of the tables."""
+
+    def __init__(self, objective: Objective) -> None:
+        """Allocates the copy; it holds nothing before `keep`."""
+        self._objective = objective
+        self.dense = {
+            name: torch.empty_like(p, device="cpu") for name, p in objective.optimizers.dense.items()
+        }
+        self._tables = [torch.empty(s.weight.shape) for s in self._shards()]
+
+    def tables(self) -> Iterator[tuple[FloatShard, torch.Tensor]]:
+        """Each of this rank's parts of tables, and the copy of its weight."""
+        return zip(self._shards(), self._tables, strict=True)
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Copy the model's weights."""
+        for name, parameter in self._objective.optimizers.dense.items():
+            self.dense[name].copy_(parameter)
+        for shard, copy in self.tables():
+            copy.copy_(shard.weight)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the copy back into the model."""
+        for name, parameter in self._objective.optimizers.dense.items():
+            parameter.copy_(self.dense[name])
+        for shard, copy in self.tables():
+            shard.weight.copy_(copy)
+
+    def _shards(self) -> list[FloatShard]:
+        return list(float_shards(self._objective.built.model))
 
 
 class EarlyStopping:
@@ -27,21 +65,21 @@ class EarlyStopping:
         self.weights = BestWeights(objective)
         self.logits: npt.NDArray[np.float32] | None = None
 
-    def make_room(self, held_out_rows: int) -> None:
-        """For logits that a snapshot holds."""
+    def allocate_logits(self, held_out_rows: int) -> None:
+        """Allocate the logits, which a snapshot then fills."""
         self.logits = np.zeros(held_out_rows, dtype=np.float32)
 
-    def judge(self, state: RunState, evaluation: Evaluation, logits: npt.NDArray[np.float32]) -> None:
+    def update(self, state: RunState, evaluation: Evaluation, logits: npt.NDArray[np.float32]) -> None:
         """Keep what ``evaluation`` saw if it is the best, else perhaps stop the run.
 
-        All ranks judge the same figures, so they agree.
+        All ranks are given the same figures, so they agree.
         """
         best = state.best()
         auc = evaluation.validation_auc
         if best is None or (auc is not None and auc > (best.validation_auc or 0.0)):
             state.best_step, self.logits = evaluation.step, logits
             self.weights.keep()
-        elif state.fruitless() >= self._patience:
+        elif state.evals_without_improvement() >= self._patience:
             state.stopped = True
 
 

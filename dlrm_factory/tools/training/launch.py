@@ -55,7 +55,7 @@ def launch(function: Callable[..., _Result], *arguments: Any, processes: int) ->
             results = elastic_launch(config, _rank)(function, *arguments)
         except ChildFailedError as failed:
             rank, failure = failed.get_first_failure()
-            message = _told(Path(folder)) or f"rank {rank} of {processes} ended: {failure.message}"
+            message = _first_error(Path(folder)) or f"rank {rank} of {processes} ended: {failure.message}"
             raise DLRMError(message) from None
         except SignalException:
             raise KeyboardInterrupt from None
@@ -64,14 +64,17 @@ def launch(function: Callable[..., _Result], *arguments: Any, processes: int) ->
 
 
 def _quiet_elastic() -> None:
-    """It tells every failure at length; the first one is told here. Each of its loggers has a level of its own."""
+    """Silence torch.distributed.elastic, which reports every failure at length: `launch` raises the first one.
+
+    Each of its loggers has a level of its own.
+    """
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _rank(function: Callable[..., _Result], *arguments: Any) -> _Result | None:
-    """One rank's life."""
+    """Run ``function`` as one rank; rank 0 returns its result."""
     # An interrupt reaches the ranks too; they need not say so.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     result = function(*arguments)
@@ -81,7 +84,7 @@ def _rank(function: Callable[..., _Result], *arguments: Any) -> _Result | None:
     return result if leads else None
 
 
-def _told(folder: Path) -> str | None:
+def _first_error(folder: Path) -> str | None:
     """The first error that a rank wrote down: one of ours if there is any, else with its traceback."""
     found = [json.loads(path.read_text())["message"] for path in folder.rglob("error.json")]
     found.sort(key=lambda error: (not _is_ours(error), int(error["extraInfo"]["timestamp"])))

@@ -1,34 +1,73 @@
-"""The training loop, over rows of a `ClickDataset`."""
+"""Training loop over rows of a `ClickDataset`: learning rates, each rank's rows, steps, evaluations, snapshots."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch.distributed as dist
 
+from dlrm_factory.config.declaration import TrainingOptions
 from dlrm_factory.errors import ConfigError
-from dlrm_factory.tools.data.dataset import ClickDataset, Int64
+from dlrm_factory.tools.data.dataset import ClickDataset, Int64, slices
 from dlrm_factory.tools.data.progress import Observer, Progress
 from dlrm_factory.tools.metrics.history import Evaluation
 from dlrm_factory.tools.metrics.metrics import auc, log_loss
-from dlrm_factory.tools.training.clock import Clock
 from dlrm_factory.tools.training.early_stopping import EarlyStopping
-from dlrm_factory.tools.training.evaluation import logits_of
-from dlrm_factory.tools.training.losses import Losses
-from dlrm_factory.tools.training.objective import Objective
-from dlrm_factory.tools.training.rank_slices import rank_slices
-from dlrm_factory.tools.training.run_state import RunState, Search
-from dlrm_factory.tools.training.schedule import Schedule
-from dlrm_factory.tools.training.steps import make_steps
+from dlrm_factory.tools.training.objective import Objective, logits_of, make_steps
+from dlrm_factory.tools.training.run_state import Clock, Losses, RunState, Search
 
-__all__ = ["Observer", "Progress", "TrainingData", "TrainingRun"]
+__all__ = ["Observer", "Progress", "Schedule", "TrainingData", "TrainingRun", "rank_slices"]
 
 _REPORT_STEPS = 20  # reading the loss waits for the device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """Factor of both declared learning rates in each step.
+
+    Warm-up goes by steps: step s of W gets s / W. Decay goes by samples, so that it keeps its course when a run goes on
+    with another number of ranks: linear gives 1 - p and cosine (1 + cos(πp)) / 2, where p is the share of the samples
+    after warm-up that were seen before the step. So the last step's rate is near 0, not 0.
+
+    Fields:
+        samples: of the whole run, all epochs and ranks.
+        step_samples: of a step, all ranks together.
+    """
+
+    options: TrainingOptions
+    samples: int
+    step_samples: int
+
+    def factor(self, *, step: int, seen: int) -> float:
+        """Factor for the step numbered ``step`` (from 1), before which ``seen`` samples were trained on."""
+        warmup = self.options.warmup_steps
+        if step <= warmup:
+            return step / warmup
+        first = warmup * self.step_samples
+        p = min(max((seen - first) / max(self.samples - first, 1), 0.0), 1.0)
+        if self.options.learning_rate_decay == "linear":
+            return 1.0 - p
+        if self.options.learning_rate_decay == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * p))
+        return 1.0
+
+
+def rank_slices(order: Int64, batch_size: int) -> Iterator[tuple[Int64, int]]:
+    """Each step's rows of this rank, and how many rows of ``order`` it uses up.
+
+    TorchRec's float tables need batches of one size on all ranks, so up to ranks - 1 rows of the last step
+    are left out.
+    """
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    for rows in slices(order, batch_size * ranks):
+        share = len(rows) // ranks
+        if share:
+            yield rows[rank * share : (rank + 1) * share], len(rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +114,7 @@ class TrainingRun:
 
     @property
     def finished(self) -> bool:
-        """No step is left to be taken."""
+        """True if no step is left to be taken."""
         state = self.state
         over = state.search is not None and self.samples >= state.search.goal
         return state.stopped or over or state.epoch >= self._options.epochs
@@ -108,7 +147,7 @@ class TrainingRun:
         return RunState(seconds=self.state.seconds, search=search)
 
     def train(self) -> npt.NDArray[np.float32]:
-        """All steps that are left, with the evaluations between them.
+        """Take all steps that are left, with the evaluations between them.
 
         Leaves the weights to be kept in the model. Returns their logits of the held-out rows, float32. ConfigError if
         the loss is no number any more.
@@ -126,7 +165,7 @@ class TrainingRun:
         return self._logits
 
     def _train_epoch(self) -> None:
-        """What is left of the epoch: the rows of its order from ``state.row`` on."""
+        """Train on the rest of the epoch: the rows of its order from ``state.row`` on."""
         state, options = self.state, self._options
         if state.row == 0:
             state.epoch_loss = type(state.epoch_loss)()
@@ -175,7 +214,7 @@ class TrainingRun:
         return self.finished or (epoch_ends if every is None else self.state.step % every == 0)
 
     def _report(self, clock: Clock) -> None:
-        loss = _checked(self._losses.pour_into(self.state.epoch_loss, self.state.recent_loss))
+        loss = _checked(self._losses.add_to(self.state.epoch_loss, self.state.recent_loss))
         search = self.state.search
         self._observe(
             Progress(
@@ -209,7 +248,7 @@ class TrainingRun:
         state.recent_loss = type(state.recent_loss)()
         state.history.append(evaluation)
         if self.early_stopping is not None and state.search is None:
-            self.early_stopping.judge(state, evaluation, self._logits)
+            self.early_stopping.update(state, evaluation, self._logits)
         total = len(labels)
         self._observe(Progress(stage="evaluation", done=total, total=total, evaluation=evaluation))
 

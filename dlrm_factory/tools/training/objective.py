@@ -1,18 +1,28 @@
-"""What is trained: the model and its loss."""
+"""Model in training: its loss and optimisers, its steps over batches, its logits of rows that are not trained on."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 import torch
+import torch.distributed as dist
 from torchrec.datasets.utils import Batch
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.models.dlrm import DLRMTrain
 
 from dlrm_factory.batch import to_dense, to_keyed_jagged_tensor
 from dlrm_factory.config.declaration import DLRMDeclaration, TrainingOptions
 from dlrm_factory.factory import BuiltDLRM, DLRMFactory
-from dlrm_factory.tools.data.dataset import ClickDataset, Int64
+from dlrm_factory.tools.data.dataset import ClickDataset, Int64, slices
+from dlrm_factory.tools.data.progress import Observer, Progress
 from dlrm_factory.tools.training.optimizers import Optimizers, fused_table_optimizer
 
-__all__ = ["Objective", "make_objective"]
+__all__ = ["Objective", "PipelinedSteps", "PlainSteps", "Steps", "logits_of", "make_objective", "make_steps"]
+
+_BATCH = 4096
 
 
 class Objective:
@@ -53,3 +63,104 @@ def make_objective(declaration: DLRMDeclaration) -> Objective:
     fuse = fused_table_optimizer(declaration)
     built = DLRMFactory(declaration).build(mode="float", table_optimizer=fuse)
     return Objective(built, declaration.training)
+
+
+def logits_of(
+    objective: Objective, clicks: ClickDataset, rows: Int64, *, observe: Observer
+) -> npt.NDArray[np.float32]:
+    """Logits of ``rows``: float32 [len(rows)], on every rank. Collective over the ranks."""
+    objective.module.eval()
+    share = -(-len(rows) // dist.get_world_size())
+    mine = _share(rows, share)
+    logits = []
+    done = 0
+    for piece in slices(mine, _BATCH):
+        logits.append(objective.logits(objective.batch(clicks, piece)))
+        done += len(piece)
+        observe(Progress(stage="evaluation", done=len(rows) * done // share, total=len(rows)))
+    # A fused Adam counts lookups, and these were no steps.
+    objective.optimizers.set_steps(objective.optimizers.unfused.steps)
+    return _gathered(torch.cat(logits))[: len(rows)]
+
+
+def _share(rows: Int64, share: int) -> Int64:
+    """This rank's rows. TorchRec's float tables need as many on every rank, so the last row may come again."""
+    places = np.arange(share) + dist.get_rank() * share
+    return rows[np.minimum(places, len(rows) - 1)]
+
+
+def _gathered(logits: torch.Tensor) -> npt.NDArray[np.float32]:
+    if dist.get_world_size() == 1:
+        return logits.cpu().numpy()
+    parts = [torch.empty_like(logits) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, logits)
+    return torch.cat(parts).cpu().numpy()
+
+
+class Steps(Protocol):
+    """Trains on batch after batch of some rows."""
+
+    def begin(self, clicks: ClickDataset, batches: Iterator[Int64]) -> None:
+        """Take the rows of each step, int64 [B], from ``batches``, until that ends."""
+        ...
+
+    def next(self) -> torch.Tensor:
+        """One step. Returns the batch's mean loss before it, a detached scalar."""
+        ...
+
+    def pause(self) -> None:
+        """Leave the model free for an evaluation; `next` goes on."""
+        ...
+
+
+class PlainSteps:
+    """A batch is read when its step comes."""
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+
+    def begin(self, clicks: ClickDataset, batches: Iterator[Int64]) -> None:
+        self._batches = (self._objective.batch(clicks, rows) for rows in batches)
+
+    def next(self) -> torch.Tensor:
+        self._objective.module.train()
+        return self._objective.step(next(self._batches))
+
+    def pause(self) -> None:
+        pass
+
+
+class PipelinedSteps:
+    """TorchRec's `TrainPipelineSparseDist`: while a batch is computed, the ids of the next one are exchanged
+    between the ranks, and the one after that is copied to the device.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+        device = objective.built.device
+        self._pipeline = TrainPipelineSparseDist(objective.module, objective.optimizers, device)
+
+    def begin(self, clicks: ClickDataset, batches: Iterator[Int64]) -> None:
+        self._batches = self._host_batches(clicks, batches)
+
+    def next(self) -> torch.Tensor:
+        self._objective.module.train()
+        loss, _, _ = self._pipeline.progress(self._batches)
+        return loss
+
+    def pause(self) -> None:
+        self._pipeline.detach()
+
+    def _host_batches(self, clicks: ClickDataset, batches: Iterator[Int64]) -> Iterator[Batch]:
+        host = torch.device("cpu")
+        for rows in batches:
+            batch = self._objective.batch(clicks, rows, device=host)
+            # Only pinned memory is copied while the device computes.
+            yield batch.pin_memory() if self._objective.built.device.type == "cuda" else batch
+
+
+def make_steps(objective: Objective) -> Steps:
+    """Pipelined on CUDA; plain on CPU, where there is no copy to hide and the pipeline is no faster."""
+    if objective.built.device.type == "cuda":
+        return PipelinedSteps(objective)
+    return PlainSteps(objective)

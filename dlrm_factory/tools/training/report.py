@@ -1,4 +1,4 @@
-"""What a training run reached."""
+"""Report of a training run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dlrm_factory.tools.data.bad_rows import BadRows
-from dlrm_factory.tools.data.unreadable_cells import UnreadableCells
+from dlrm_factory.tools.data.bad_rows import BadRows, UnreadableCells
 from dlrm_factory.tools.metrics.history import Evaluation, history_json, still_rising
 from dlrm_factory.tools.metrics.metrics import auc, log_loss
 from dlrm_factory.tools.training.loop import TrainingRun
@@ -17,7 +16,7 @@ __all__ = ["TrainingReport", "make_report"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingReport:
-    """What a training run reached.
+    """Figures that a training run reached.
 
     Fields:
         rows, training_rows, validation_rows, held_out_rows: samples.
@@ -63,7 +62,7 @@ class TrainingReport:
     still_rising: float | None = None
 
     def metadata(self) -> dict[str, str]:
-        """What the checkpoint keeps: everything that is the same in a repeated run, as text; the history as JSON."""
+        """Text that the checkpoint keeps: all that is the same in a repeated run; the history as JSON."""
         figures = {name: getattr(self, name) for name in self.__slots__}
         del figures["seconds"], figures["samples_per_second"], figures["history"]
         del figures["unreadable"], figures["still_rising"]
@@ -79,7 +78,7 @@ def make_report(
     bad_rows: BadRows | None = None,
     unreadable: tuple[UnreadableCells, ...] = (),
 ) -> TrainingReport:
-    """Of a run that is over. Collective over the ranks.
+    """Report of a run that is over. Collective over the ranks.
 
     Args:
         logits: of the held-out rows, float32, by the weights that are kept.

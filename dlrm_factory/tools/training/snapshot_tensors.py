@@ -17,21 +17,76 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageReader
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorProperties,
+)
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.tools.training.loop import TrainingRun
-from dlrm_factory.tools.training.shards import Shards
 from dlrm_factory.weights.loading import FloatShard
 
-__all__ = ["load_tensors", "snapshot_tensors"]
+__all__ = ["Shards", "load_tensors", "snapshot_tensors"]
+
 
 _LOG = logging.getLogger(__name__)
+
+
+class Shards(torch.Tensor):
+    """A tensor that lies in parts on several ranks.
+
+    Not to be computed with. It follows the protocol of `torch.distributed._checkpointable`, so that what one number of
+    ranks saved is read by another: a part is put together from the saved parts that overlap it.
+
+    Fields:
+        part: this rank's part.
+        offsets: where it lies in the whole.
+    """
+
+    part: torch.Tensor
+    offsets: torch.Size
+
+    @staticmethod
+    def of(size: Sequence[int], offsets: Sequence[int], part: torch.Tensor) -> Shards:
+        """``part`` of a tensor of ``size``."""
+        shards = torch.Tensor._make_wrapper_subclass(Shards, torch.Size(size), dtype=part.dtype)
+        shards.part, shards.offsets = part, torch.Size(offsets)
+        return shards
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise NotImplementedError(f"{function} of a tensor in parts")
+
+    def __create_write_items__(self, name: str, shards: Shards) -> list[WriteItem]:
+        return [
+            WriteItem(
+                index=MetadataIndex(name, self.offsets),
+                type=WriteItemType.SHARD,
+                tensor_data=TensorWriteData(
+                    chunk=self._chunk(),
+                    properties=TensorProperties.create_from_tensor(self.part),
+                    size=self.shape,
+                ),
+            )
+        ]
+
+    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        return [self._chunk()]
+
+    def __get_tensor_shard__(self, index: MetadataIndex) -> torch.Tensor:
+        return self.part
+
+    def _chunk(self) -> ChunkStorageMetadata:
+        return ChunkStorageMetadata(offsets=self.offsets, sizes=self.part.shape)
 
 
 def snapshot_tensors(run: TrainingRun) -> dict[str, torch.Tensor]:
@@ -55,7 +110,7 @@ def load_tensors(folder: Path, run: TrainingRun) -> None:
     saved = _sizes(folder)
     _make_dense_state(run, saved)
     tensors = snapshot_tensors(run)
-    missing = {_cut(key)[0] or key for key in tensors} - {_cut(key)[0] or key for key in saved}
+    missing = {_split_key(key)[0] or key for key in tensors} - {_split_key(key)[0] or key for key in saved}
     if missing:
         raise WeightsError(
             f"{folder}: lacks {', '.join(sorted(missing)[:10])}; it was not saved by this version"
@@ -115,9 +170,9 @@ def _load_columns(folder: Path, key: str, shards: Shards, saved: Iterable[str]) 
     Row-wise Adagrad's number is a mean over a shard's columns. So that of wider shards is the mean of the narrow ones',
     weighted by columns: exact. That of narrower shards is unknown: each takes the wide one's.
     """
-    stem, first, last = _cut(key)
+    stem, first, last = _split_key(key)
     part, by_row = shards.part, shards.part.dim() == 1
-    spans = sorted(_cut(other)[1:] for other in saved if _cut(other)[0] == stem)
+    spans = sorted(_split_key(other)[1:] for other in saved if _split_key(other)[0] == stem)
     part.zero_()
     for a, b in spans:
         start, stop = max(a, first), min(b, last)
@@ -141,7 +196,7 @@ def _load_columns(folder: Path, key: str, shards: Shards, saved: Iterable[str]) 
         )
 
 
-def _cut(key: str) -> tuple[str, int, int]:
+def _split_key(key: str) -> tuple[str, int, int]:
     """The name without columns, and the columns; "" without any."""
     stem, _, columns = key.rpartition("/columns-")
     first, _, last = columns.partition("-")

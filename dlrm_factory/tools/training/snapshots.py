@@ -12,23 +12,31 @@ import logging
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+import xxhash
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 
-from dlrm_factory.config.reading import dump_declaration
-from dlrm_factory.errors import WeightsError
-from dlrm_factory.tools.training.loop import TrainingRun
-from dlrm_factory.tools.training.resuming import DataMarks, check_same_run
+from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.config.reading import dump_declaration, parse_declaration
+from dlrm_factory.errors import DataError, WeightsError
+from dlrm_factory.tools.training.loop import TrainingData, TrainingRun
 from dlrm_factory.tools.training.run_state import RunState
 from dlrm_factory.tools.training.snapshot_tensors import load_tensors, snapshot_tensors
 
-__all__ = ["Snapshots"]
+__all__ = ["DataMarks", "Snapshots", "check_same_run", "differences"]
+
+# What a run may change on its way: where tables lie, how it is served, and how long and how it is watched.
+_MAY_DIFFER = {"sharding", "serving"}
+_TRAINING_MAY_DIFFER = {"epochs", "batch_size", "evaluate_every", "early_stopping"}
+_SHOWN = 10
 
 _LOG = logging.getLogger(__name__)
 _KEPT = 2
@@ -36,8 +44,86 @@ _INDEX = "snapshot.json"
 _PREFIX, _PARTIAL = "step-", ".partial-"
 
 
+class DataMarks(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """Marks that tell one data set from another: its rows, and a checksum of the labels in training order."""
+
+    training_rows: int
+    validation_rows: int = 0
+    held_out_rows: int
+    labels: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.training_rows:,} training rows, {self.validation_rows:,} for validation, "
+            f"{self.held_out_rows:,} held out, "
+            f"checksum of the labels {self.labels}"
+        )
+
+    @staticmethod
+    def of(data: TrainingData) -> DataMarks:
+        digest = xxhash.xxh3_64()
+        for rows in (data.training, data.validation, data.held_out):
+            digest.update(data.clicks.labels[rows].astype("uint8").tobytes())
+        return DataMarks(
+            training_rows=len(data.training),
+            validation_rows=len(data.validation),
+            held_out_rows=len(data.held_out),
+            labels=digest.hexdigest(),
+        )
+
+
+def check_same_run(folder: Path, declaration: str, data: DataMarks, run: TrainingRun) -> None:
+    """WeightsError, naming what differs, if the snapshot in ``folder`` is another declaration's.
+
+    DataError if it was trained on other data.
+    """
+    saved = parse_declaration(declaration, source=f"{folder}: declaration")
+    found = list(differences(saved, run.objective.built.declaration))
+    if found:
+        more = f"\n  and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        lines = "\n".join(f"  {line}" for line in found[:_SHOWN])
+        raise WeightsError(
+            f"{folder}: is a snapshot of another declaration:\n{lines}{more}\n"
+            "go on with the declaration it was begun with, or start in another folder"
+        )
+    here = DataMarks.of(run.data)
+    if data != here:
+        raise DataError(
+            f"{folder}: was trained on other data: {data}; here is {here}; "
+            "go on with the data it was begun with, in the same order"
+        )
+
+
+def differences(saved: DLRMDeclaration, here: DLRMDeclaration) -> Iterator[str]:
+    """``"$.tables[0].num_embeddings: 1000 in the snapshot, 2000 here"`` for all that may not differ."""
+    yield from _differ("$", _fixed(saved), _fixed(here))
+
+
+def _fixed(declaration: DLRMDeclaration) -> dict[str, Any]:
+    fixed: dict[str, Any] = msgspec.to_builtins(declaration)
+    for key in _MAY_DIFFER:
+        fixed.pop(key, None)
+    for key in _TRAINING_MAY_DIFFER:
+        fixed["training"].pop(key, None)
+    fixed["training"]["validation"] = declaration.training.validation_share  # early_stopping may imply it
+    for table in fixed["tables"]:
+        table.pop("sharding", None)
+    return fixed
+
+
+def _differ(path: str, saved: Any, here: Any) -> Iterator[str]:
+    if isinstance(saved, dict) and isinstance(here, dict):
+        for key in sorted(saved.keys() | here.keys()):
+            yield from _differ(f"{path}.{key}", saved.get(key), here.get(key))
+    elif isinstance(saved, list) and isinstance(here, list) and len(saved) == len(here):
+        for i, (one, other) in enumerate(zip(saved, here, strict=True)):
+            yield from _differ(f"{path}[{i}]", one, other)
+    elif saved != here:
+        yield f"{path}: {saved!r} in the snapshot, {here!r} here"
+
+
 class _Snapshot(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What `snapshot.json` holds. ``files``: bytes of each."""
+    """Content of `snapshot.json`. ``files``: bytes of each."""
 
     format: int = 1
     declaration: str
@@ -91,7 +177,7 @@ class Snapshots:
             if leads:
                 self._finish(partial, final, run, state, self._marks)
         except (CheckpointException, OSError) as error:
-            raise WeightsError(f"{final}: cannot be written: {_root(error)}") from None
+            raise WeightsError(f"{final}: cannot be written: {_root_cause(error)}") from None
         dist.barrier()
 
     def load(self, run: TrainingRun) -> None:
@@ -105,7 +191,7 @@ class Snapshots:
         if run.early_stopping is None or state.best_step is None:
             state.best_step = None
         elif run.early_stopping is not None:
-            run.early_stopping.make_room(len(run.data.held_out))
+            run.early_stopping.allocate_logits(len(run.data.held_out))
         load_tensors(folder, run)
         if dist.get_rank() != 0:  # the sums are those of all ranks
             state.epoch_loss, state.recent_loss = type(state.epoch_loss)(), type(state.recent_loss)()
@@ -115,7 +201,7 @@ class Snapshots:
     def _finish(
         self, partial: Path, final: Path, run: TrainingRun, state: RunState, marks: DataMarks
     ) -> None:
-        """Rank 0's part: the index, then the name, then older snapshots."""
+        """Write the index, then rename the folder, then remove older snapshots: rank 0's part of `save`."""
         snapshot = _Snapshot(
             declaration=dump_declaration(run.objective.built.declaration),
             data=marks,
@@ -134,7 +220,7 @@ class Snapshots:
             shutil.rmtree(old)
 
     def _folders(self) -> list[Path]:
-        """From the oldest to the newest."""
+        """Folders of snapshots, from the oldest to the newest."""
         return sorted(path for path in self._folder.glob(f"{_PREFIX}*") if path.is_dir())
 
     def _newest(self) -> tuple[Path, _Snapshot]:
@@ -188,7 +274,7 @@ def _read(folder: Path) -> _Snapshot:
     return snapshot
 
 
-def _root(error: BaseException) -> BaseException:
+def _root_cause(error: BaseException) -> BaseException:
     """The first rank's error within what torch.distributed.checkpoint makes of it."""
     if isinstance(error, CheckpointException):
         return next(iter(error.failures.values()))[0]

@@ -1,4 +1,4 @@
-"""How many torch threads pay for a model's size."""
+"""Number of torch threads that pay for a model's size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SMALL = 100_000_000
 
 
 def fitting_threads(declaration: DLRMDeclaration, cores: int) -> int:
-    """1 for a small model, else ``cores``.
+    """Number of threads: 1 for a small model, else ``cores``.
 
     Threads of a small model wait for each other more than they work. Measured with the demo model (18
     thousand multiplications a sample, batch 512): two threads are no faster than one on two idle cores, and

@@ -12,10 +12,10 @@ import torch.distributed as dist
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import DataError, WeightsError
 from dlrm_factory.features import Vocabularies
-from dlrm_factory.tools.data.clicks import Clicks, generate_clicks, read_clicks
-from dlrm_factory.tools.data.file_format import FileFormat
+from dlrm_factory.tools.data.files import FileFormat
 from dlrm_factory.tools.data.golden_rows import golden_rows_json
 from dlrm_factory.tools.data.progress import Observer, Progress
+from dlrm_factory.tools.data.source import Clicks, generate_clicks, read_clicks
 from dlrm_factory.tools.training.early_stopping import check_labels_differ
 from dlrm_factory.tools.training.loop import TrainingData, TrainingRun
 from dlrm_factory.tools.training.objective import make_objective
@@ -54,7 +54,7 @@ def train(
         held_out: such files with the rows to hold out; all of ``data`` trains then.
         rows: of generated clicks; of files, the most rows to read. None: a fitting number, all rows.
         scratch: a folder on disk for rows that are not to be in memory; None: only what memory cannot hold.
-        file_format: of ``data`` and ``held_out``; see `dlrm_factory.tools.data.file_layouts`.
+        file_format: of ``data`` and ``held_out``; see `dlrm_factory.tools.data.files`.
         write_data: where to keep generated clicks, CSV or Parquet.
         checkpoint_dir: a folder for snapshots, from which a run can go on; the newest two are kept.
         checkpoint_every: steps between snapshots; None: after each epoch.

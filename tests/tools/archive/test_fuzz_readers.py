@@ -21,6 +21,7 @@ import pytest
 import xxhash
 from safetensors.torch import load_file, save_file
 from support.batches import random_batch, random_state
+from support.depth import examples
 from support.raw_features import raw_declaration, raw_vocabularies
 
 from dlrm_factory.config import parse_declaration, read_declaration
@@ -37,7 +38,7 @@ from dlrm_factory.weights.seal import read_seal
 from dlrm_factory.weights.sealed import SealedWeights, read_dense, seal_folder
 from dlrm_factory.weights.table_file import TableFile
 
-ROUNDS = 150
+ROUNDS = examples(150)
 OUR_ERRORS = (WeightsError, ArchiveError, ConfigError)
 DECLARATION = raw_declaration()
 Reader = Callable[[Path], object]

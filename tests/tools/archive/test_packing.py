@@ -30,7 +30,7 @@ OURS = {"dlrm_factory", "handler"}
 # What a server host may have. Without pyarrow a request in Arrow gets an error of its own; without simdjson decoding
 # is slower.
 OPTIONAL = {
-    "dlrm_factory/requests/formats/arrow/stream.py": {"pyarrow"},
+    "dlrm_factory/features/arrow.py": {"pyarrow"},
     "dlrm_factory/requests/formats/columns/fast.py": {"simdjson"},
 }
 # Front doors of the tools, packed with the folder they lie in; an archive lacks what is behind them.

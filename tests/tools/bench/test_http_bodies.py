@@ -11,6 +11,7 @@ import pytest
 from dlrm_factory.config import criteo, demo, tiny
 from dlrm_factory.errors import DataError
 from dlrm_factory.features import FeatureEncoder
+from dlrm_factory.requests.request import Request
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.tools.bench.http.bodies import (
     http_requests,
@@ -31,7 +32,7 @@ class ZeroScorer:
 
 def answers(declaration, bodies):
     service = DLRMService(ZeroScorer(declaration))
-    found = service.handle([{"body": body.content} for body in bodies], [{} for _ in bodies])
+    found = service.handle([Request(body.content) for body in bodies])
     return [(answer.status, json.loads(answer.body)) for answer in found]
 
 

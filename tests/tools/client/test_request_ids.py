@@ -13,7 +13,7 @@ import pytest
 
 from dlrm_factory.client import AsyncDLRMClient, DLRMClient, NotReachable, Retry
 from dlrm_factory.tools.client.calls import REQUEST_ID_HEADER, with_request_id
-from handler.request_id import REQUEST_ID, request_id_of
+from handler.request import REQUEST_ID, request_id_of
 
 QUICK = Retry(attempts=4, first_delay=0.001, longest_delay=0.004)
 

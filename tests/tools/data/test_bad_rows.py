@@ -8,15 +8,16 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.depth import examples
 from support.raw_features import raw_declaration, raw_vocabularies
 
 from dlrm_factory.config import DLRMDeclaration, tiny
 from dlrm_factory.errors import DataError
 from dlrm_factory.features.vocabulary_rows import VocabularyRows
 from dlrm_factory.tools.data.bad_rows import BadRowLedger
-from dlrm_factory.tools.data.click_files import Chunk
-from dlrm_factory.tools.data.clicks import read_clicks
 from dlrm_factory.tools.data.encoding import EncodedChunk, encode_chunk
+from dlrm_factory.tools.data.files import Chunk
+from dlrm_factory.tools.data.source import read_clicks
 from dlrm_factory.tools.data.split import split_rows
 
 GOOD = {"click": "1", "price": "2.5", "age_days": "3", "user_id": "u", "item_id": "7", "item_tags": "1|2"}
@@ -59,7 +60,7 @@ def assert_same(first: EncodedChunk, second: EncodedChunk) -> None:
             assert one.weights.tolist() == other.weights.tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(st.lists(st.none() | st.sampled_from(MISTAKES), min_size=1, max_size=14))
 def test_what_is_left_is_what_the_good_rows_alone_give(mistakes):
     rows = [GOOD if mistake is None else GOOD | {mistake[0]: mistake[1]} for mistake in mistakes]

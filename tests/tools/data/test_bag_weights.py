@@ -6,9 +6,8 @@ import pytest
 
 from dlrm_factory.config import SparseFeature
 from dlrm_factory.errors import DataError
-from dlrm_factory.tools.data.bag_weights import encode_bag_weights
-from dlrm_factory.tools.data.bags import encode_bags
-from dlrm_factory.tools.data.places import Place
+from dlrm_factory.tools.data.bad_rows import Place
+from dlrm_factory.tools.data.bags import encode_bag_weights, encode_bags
 
 PLACE = Place(source="clicks.csv", first_row=11, column="seen")
 LENGTHS = np.array([2, 0, 1, 1])

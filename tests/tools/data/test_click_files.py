@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 
 from dlrm_factory.errors import DataError
-from dlrm_factory.tools.data import click_files
-from dlrm_factory.tools.data.click_files import read_chunks
+from dlrm_factory.tools.data import files
+from dlrm_factory.tools.data.files import read_chunks
 
 HEADER = b"click,price,age_days,user_id,item_id,item_tags\n"
 
@@ -29,7 +29,7 @@ def test_other_columns_are_left_out_and_order_does_not_matter(write_csv, declara
 
 
 def test_rows_are_counted_in_each_file(write_csv, write_parquet, declaration, monkeypatch):
-    monkeypatch.setattr(click_files, "_PARQUET_ROWS", 1)
+    monkeypatch.setattr(files, "_PARQUET_ROWS", 1)
     paths = [write_csv("0,1,2,u1,3,4"), write_parquet()]
     chunks = list(read_chunks(paths, declaration))
     assert [(chunk.source, chunk.first_row) for chunk in chunks] == [
@@ -40,7 +40,7 @@ def test_rows_are_counted_in_each_file(write_csv, write_parquet, declaration, mo
 
 
 def test_a_csv_of_many_blocks(write_csv, declaration, monkeypatch):
-    monkeypatch.setattr(click_files, "_CSV_BLOCK_BYTES", 200)
+    monkeypatch.setattr(files, "_CSV_BLOCK_BYTES", 200)
     chunks = list(read_chunks([write_csv(*(f"0,{i},2,u1,3,4" for i in range(100)))], declaration))
     assert len(chunks) > 5
     prices = [price for chunk in chunks for price in chunk.columns["price"].to_pylist()]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from dlrm_factory.errors import DataError
-from dlrm_factory.tools.data.click_paths import files_of
+from dlrm_factory.tools.data.files import files_of
 
 
 def test_a_folder_is_its_files_in_natural_order_without_hidden_ones(tmp_path):

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from dlrm_factory.config import tiny
 from dlrm_factory.tools.data.bags import Bags
-from dlrm_factory.tools.data.dataset import gather, slices
-from dlrm_factory.tools.data.dataset_building import dataset_of
+from dlrm_factory.tools.data.dataset import slices
+from dlrm_factory.tools.data.dataset_builder import dataset_of
 from dlrm_factory.tools.data.encoding import EncodedChunk
 
 bag = st.lists(st.integers(0, 49), max_size=4)
@@ -41,10 +41,6 @@ def test_any_rows_come_back_in_any_order(first, second, data):
     assert (batch.lengths.dtype, batch.values.dtype) == (np.int32, np.int64)
     assert batch.lengths.tolist() == [[len(drawn[row][f]) for row in rows] for f in range(3)]
     assert batch.values.tolist() == [i for f in range(3) for row in rows for i in drawn[row][f]]
-
-
-def test_gather_by_hand():
-    assert gather(np.array([2, 9, 7]), np.array([3, 0, 1])).tolist() == [2, 3, 4, 7]
 
 
 def test_slices_by_hand():

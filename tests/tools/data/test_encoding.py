@@ -10,8 +10,8 @@ import pytest
 
 from dlrm_factory.errors import DataError
 from dlrm_factory.features import hash_ids
-from dlrm_factory.tools.data.click_files import read_chunks
 from dlrm_factory.tools.data.encoding import EncodedChunk, encode_chunk
+from dlrm_factory.tools.data.files import read_chunks
 
 
 def encode(path, declaration) -> EncodedChunk:

@@ -10,10 +10,9 @@ import pytest
 
 from dlrm_factory.config import criteo
 from dlrm_factory.errors import DataError
-from dlrm_factory.tools.data import file_layouts
-from dlrm_factory.tools.data.click_files import ClickFiles, declared_columns
+from dlrm_factory.tools.data import files
 from dlrm_factory.tools.data.encoding import encode_chunk
-from dlrm_factory.tools.data.file_layouts import CRITEO_COLUMNS, layout_of
+from dlrm_factory.tools.data.files import CRITEO_COLUMNS, ClickFiles, declared_columns, layout_of
 
 LINE = "\t".join(["1", "", "-2", "3", *["7"] * 10, "68fd1e64", "", *["0b153874"] * 24])
 OTHER = "\t".join(["0", *["0"] * 13, *["05db9164"] * 26])
@@ -21,7 +20,7 @@ OTHER = "\t".join(["0", *["0"] * 13, *["05db9164"] * 26])
 
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch):
-    monkeypatch.setattr(file_layouts, "_told", set())
+    monkeypatch.setattr(files, "_reported", set())
 
 
 @pytest.mark.parametrize("name", ["train.txt", "day_0", "day_1.gz", "clicks.tsv"])

@@ -15,12 +15,9 @@ from support.raw_features import raw_declaration
 
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.features import canonical_int
-from dlrm_factory.tools.data.click_files import Chunk
-from dlrm_factory.tools.data.fit import FittedFeatures, fit_features, needs_fitting
-from dlrm_factory.tools.data.id_counts import IdCounts
-from dlrm_factory.tools.data.moments import Moments
-from dlrm_factory.tools.data.sides import HashSplit, first_rows, sided
-from dlrm_factory.tools.data.split import split_rows
+from dlrm_factory.tools.data.files import Chunk
+from dlrm_factory.tools.data.fitting import FittedFeatures, IdCounts, Moments, fit_features, needs_fitting
+from dlrm_factory.tools.data.split import HashSplit, first_rows, split_chunks, split_rows
 
 ANY_ID = st.one_of(
     st.integers(-5, 5),
@@ -54,7 +51,7 @@ def test_ids_are_ordered_by_count_then_value(chunks: list, most: int, min_count:
         return (-seen[raw], *value)
 
     expected = [raw for raw in sorted(seen, key=rank) if seen[raw] >= min_count][:most]
-    found = counts.ordered(most=most, min_count=min_count)
+    found = counts.ordered(max_ids=most, min_count=min_count)
     assert list(found.ids) == expected
     assert found.distinct == len(seen)
     assert found.left_out == seen.total() - sum(seen[raw] for raw in expected)
@@ -86,7 +83,7 @@ def chunks_of(columns: dict, *sizes: int) -> list[Chunk]:
 def fit(declaration: DLRMDeclaration, chunks: list[Chunk], rows: int | None = None) -> FittedFeatures:
     split = HashSplit.of(declaration.training)
     return fit_features(
-        declaration, sided(first_rows(chunks, rows), split), rows=rows, observe=lambda _: None
+        declaration, split_chunks(first_rows(chunks, rows), split), rows=rows, observe=lambda _: None
     )
 
 

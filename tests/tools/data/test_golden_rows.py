@@ -10,7 +10,7 @@ from support.raw_features import raw_declaration, raw_vocabularies
 
 from dlrm_factory.config import tiny
 from dlrm_factory.features import FeatureEncoder
-from dlrm_factory.tools.data.click_files import Chunk
+from dlrm_factory.tools.data.files import Chunk
 from dlrm_factory.tools.data.golden_rows import golden_rows_json, pick_golden_rows
 from dlrm_factory.tools.data.split import split_rows
 

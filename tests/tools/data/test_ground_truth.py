@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from dlrm_factory.config import criteo, demo, tiny
-from dlrm_factory.tools.data import ground_truth as module
-from dlrm_factory.tools.data.click_files import declared_columns, read_chunks
-from dlrm_factory.tools.data.clicks import generate_clicks, read_clicks
-from dlrm_factory.tools.data.generate import default_rows, generate
-from dlrm_factory.tools.data.ground_truth import ground_truth
+from dlrm_factory.tools.data import synthetic as module
+from dlrm_factory.tools.data.files import declared_columns, read_chunks
+from dlrm_factory.tools.data.source import generate_clicks, read_clicks
+from dlrm_factory.tools.data.synthetic import default_rows, generate, ground_truth
 from dlrm_factory.tools.metrics.metrics import auc
 
 

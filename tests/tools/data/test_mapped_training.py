@@ -8,10 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from dlrm_factory.config import tiny
-from dlrm_factory.tools.data import block_pages, clicks, dataset, split
-from dlrm_factory.tools.data.clicks import generate_clicks
-from dlrm_factory.tools.data.dataset import ClickDataset
-from dlrm_factory.tools.data.split import epoch_windows
+from dlrm_factory.tools.data import dataset, source
+from dlrm_factory.tools.data.dataset import ClickDataset, epoch_windows
+from dlrm_factory.tools.data.source import generate_clicks
 from dlrm_factory.tools.training import train
 
 
@@ -37,13 +36,11 @@ def test_few_rows_train_the_same_wherever_they_are(tmp_path, data):
 
 
 def test_many_rows_train_the_same_in_the_same_order(tmp_path, data, monkeypatch):
-    for module in (split, block_pages):
-        monkeypatch.setattr(module, "BLOCK_ROWS", 64)
-    for module in (dataset, block_pages):
-        monkeypatch.setattr(module, "WINDOW_BLOCKS", 4)
-    monkeypatch.setattr(clicks, "memory_for_rows", lambda: 20_000)
+    monkeypatch.setattr(dataset, "BLOCK_ROWS", 64)
+    monkeypatch.setattr(dataset, "WINDOW_BLOCKS", 4)
+    monkeypatch.setattr(source, "memory_for_rows", lambda: 20_000)
     mapped = weights_of(tmp_path, data)
-    monkeypatch.setattr(clicks, "memory_for_rows", lambda: 10**9)
+    monkeypatch.setattr(source, "memory_for_rows", lambda: 10**9)
     plain = weights_of(tmp_path, data)
     assert not same(mapped, plain)
 

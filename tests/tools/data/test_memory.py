@@ -6,16 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from dlrm_factory.tools.data import memory
-from dlrm_factory.tools.data.memory import memory_for_rows
+from dlrm_factory.tools.data import dataset_builder
+from dlrm_factory.tools.data.dataset_builder import memory_for_rows
 
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch, tmp_path):
     """1,000 bytes of memory, all free, and no container."""
     found = SimpleNamespace(total=1000, available=1000)
-    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: found)
-    monkeypatch.setattr(memory, "_CGROUP_LIMITS", (str(tmp_path / "limit"), str(tmp_path / "none")))
+    monkeypatch.setattr(dataset_builder.psutil, "virtual_memory", lambda: found)
+    monkeypatch.setattr(dataset_builder, "_CGROUP_LIMITS", (str(tmp_path / "limit"), str(tmp_path / "none")))
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     return found

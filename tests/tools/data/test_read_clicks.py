@@ -9,10 +9,9 @@ from support.raw_features import raw_declaration
 
 from dlrm_factory.config import tiny
 from dlrm_factory.errors import DataError
-from dlrm_factory.tools.data import clicks as clicks_module
-from dlrm_factory.tools.data.clicks import generate_clicks, read_clicks
-from dlrm_factory.tools.data.sides import first_rows
-from dlrm_factory.tools.data.split import split_rows
+from dlrm_factory.tools.data import source as source_module
+from dlrm_factory.tools.data.source import generate_clicks, read_clicks
+from dlrm_factory.tools.data.split import first_rows, split_rows
 
 
 def read(declaration, paths, **options):
@@ -69,7 +68,7 @@ def test_rows_beyond_the_limit_are_not_looked_at(write_csv):
 
 
 def test_no_chunk_is_read_beyond_the_limit(write_csv):
-    from dlrm_factory.tools.data.click_files import read_chunks
+    from dlrm_factory.tools.data.files import read_chunks
 
     chunks = list(read_chunks([write_csv(*lines(0, 10))], tiny()))
 
@@ -117,7 +116,7 @@ def test_nothing_is_fitted_for_a_trained_model(tmp_path, monkeypatch):
     def never(*_, **__):
         raise AssertionError("something was fitted")
 
-    monkeypatch.setattr(clicks_module, "fit_features", never)
+    monkeypatch.setattr(source_module, "fit_features", never)
     features = made.features
     again = read(features.declaration, [path], vocabularies=features.vocabularies)
     assert again.features == features

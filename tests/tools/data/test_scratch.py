@@ -10,21 +10,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.depth import examples
 
 from dlrm_factory.config import tiny
 from dlrm_factory.errors import DataError
-from dlrm_factory.tools.data import block_pages, clicks, dataset, dataset_building, scratch, split
-from dlrm_factory.tools.data.clicks import generate_clicks, read_clicks
-from dlrm_factory.tools.data.scratch import Scratch
-from dlrm_factory.tools.data.split import epoch_order, epoch_windows
+from dlrm_factory.tools.data import dataset, dataset_builder, source
+from dlrm_factory.tools.data.dataset import Scratch, epoch_order, epoch_windows
+from dlrm_factory.tools.data.source import generate_clicks, read_clicks
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    for module in (split, block_pages):
-        monkeypatch.setattr(module, "BLOCK_ROWS", 16)
-    for module in (dataset, block_pages):
-        monkeypatch.setattr(module, "WINDOW_BLOCKS", 3)
+    monkeypatch.setattr(dataset, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(dataset, "WINDOW_BLOCKS", 3)
 
 
 @pytest.fixture
@@ -69,25 +67,25 @@ def test_an_epoch_goes_window_by_window(data, tmp_path, small_blocks):
     assert order.tolist() != mapped.dataset.epoch_order(mapped.training, seed=1, epoch=3).tolist()
 
 
-@given(st.sets(st.integers(0, 5 * split.BLOCK_ROWS), max_size=60), st.integers(1, 4))
+@given(st.sets(st.integers(0, 5 * dataset.BLOCK_ROWS), max_size=60), st.integers(1, 4))
 def test_windows_hold_every_row_once_and_few_blocks(numbers, blocks):
     rows = np.array(sorted(numbers), dtype=np.int64)
     pieces = list(epoch_windows(rows, seed=3, epoch=0, blocks=blocks))
     assert sorted(np.concatenate(pieces).tolist()) == rows.tolist()
-    assert all(len(np.unique(piece // split.BLOCK_ROWS)) <= blocks for piece in pieces)
+    assert all(len(np.unique(piece // dataset.BLOCK_ROWS)) <= blocks for piece in pieces)
     if len(pieces) == 1:
         assert pieces[0].tolist() == epoch_order(rows, seed=3, epoch=0).tolist()
 
 
 def test_rows_that_memory_does_not_hold_go_to_disk(tmp_path, data, monkeypatch, caplog):
-    monkeypatch.setattr(clicks, "memory_for_rows", lambda: 10_000)
+    monkeypatch.setattr(source, "memory_for_rows", lambda: 10_000)
     monkeypatch.setenv("TMPDIR", str(tmp_path / "other"))
     with caplog.at_level(logging.WARNING):
         spilled = read(data)
     assert spilled.dataset.pages is not None
     assert "they go to unnamed files in" in caplog.text
     assert list((tmp_path / "other").iterdir()) == []
-    monkeypatch.setattr(clicks, "memory_for_rows", lambda: 10**9)
+    monkeypatch.setattr(source, "memory_for_rows", lambda: 10**9)
     memory = read(data)
     assert memory.dataset.pages is None
     assert spilled.dataset.features(np.arange(1000)).values.tolist() == (
@@ -95,7 +93,7 @@ def test_rows_that_memory_does_not_hold_go_to_disk(tmp_path, data, monkeypatch, 
     )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(st.lists(st.integers(0, 5), max_size=6))
 def test_a_scratch_array_grows_part_by_part(tmp_path_factory, sizes):
     array = Scratch(tmp_path_factory.mktemp("scratch")).array(np.int32)
@@ -123,8 +121,8 @@ def test_a_full_disk_is_one_clear_error_and_nothing_is_left(tmp_path, data, monk
         def __getattr__(self, name):
             return getattr(self._file, name)
 
-    make = scratch.tempfile.TemporaryFile
-    monkeypatch.setattr(scratch.tempfile, "TemporaryFile", lambda **options: Full(make(**options)))
+    make = dataset.tempfile.TemporaryFile
+    monkeypatch.setattr(dataset.tempfile, "TemporaryFile", lambda **options: Full(make(**options)))
     with pytest.raises(
         DataError, match=r"is full after .* of encoded rows; .* give --scratch a folder on a larger"
     ):
@@ -150,4 +148,4 @@ def test_weights_of_bags_are_mapped_too(tmp_path, small_blocks):
     assert one is not None
     assert other is not None
     assert one.tolist() == other.tolist()
-    assert dataset_building.dataset_of([], declaration).dense.shape == (0, 3)
+    assert dataset_builder.dataset_of([], declaration).dense.shape == (0, 3)

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dlrm_factory.tools.data.split import epoch_order, is_held_out, is_validation, split_rows
+from dlrm_factory.tools.data.dataset import epoch_order
+from dlrm_factory.tools.data.split import is_held_out, is_validation, split_rows
 
 
 def test_every_row_is_on_one_side():

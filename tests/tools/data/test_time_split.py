@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from dlrm_factory.config import tiny
 from dlrm_factory.errors import DataError
-from dlrm_factory.tools.data import time_split
+from dlrm_factory.tools.data import split
 from dlrm_factory.tools.data.bad_rows import BadRowLedger
-from dlrm_factory.tools.data.click_files import Chunk
-from dlrm_factory.tools.data.clicks import read_clicks
-from dlrm_factory.tools.data.time_split import find_time_split
+from dlrm_factory.tools.data.files import Chunk
+from dlrm_factory.tools.data.source import read_clicks
+from dlrm_factory.tools.data.split import find_time_split
 
 
 def chunks_of(times: list, *sizes: int) -> list[Chunk]:
@@ -30,7 +30,7 @@ def chunks_of(times: list, *sizes: int) -> list[Chunk]:
 def held_out(times: list, holdout: float, *sizes: int) -> list[bool]:
     chunks = chunks_of(times, *sizes)
     split = find_time_split(chunks, "ts", holdout=holdout, ledger=BadRowLedger(0.0))
-    return np.concatenate([split.sides(chunk, 0, None).held_out for chunk in chunks]).tolist()
+    return np.concatenate([split.masks(chunk, 0, None).held_out for chunk in chunks]).tolist()
 
 
 @given(
@@ -48,7 +48,7 @@ def test_the_threshold_by_sorting_everything(times, holdout, sizes):
 
 
 def test_many_different_times_are_merged(monkeypatch):
-    monkeypatch.setattr(time_split, "_MERGE", 10)
+    monkeypatch.setattr(split, "_MERGE", 10)
     times = np.random.default_rng(0).permutation(300).tolist()
     assert held_out(times, 0.25, *[20] * 14) == [time >= 225 for time in times]
 
@@ -101,10 +101,10 @@ def test_the_latest_of_the_other_rows_are_for_validation():
     split = find_time_split(
         chunks_of(times, 30), "ts", holdout=0.2, validation=0.25, ledger=BadRowLedger(0.0)
     )
-    sides = split.sides(chunks_of(times)[0], 0, None)
-    assert sides.held_out.tolist() == [time >= 80 for time in times]
-    assert sides.validation.tolist() == [60 <= time < 80 for time in times]
-    assert sides.training.tolist() == [time < 60 for time in times]
+    masks = split.masks(chunks_of(times)[0], 0, None)
+    assert masks.held_out.tolist() == [time >= 80 for time in times]
+    assert masks.validation.tolist() == [60 <= time < 80 for time in times]
+    assert masks.training.tolist() == [time < 60 for time in times]
 
 
 def test_without_times_for_a_validation_part():

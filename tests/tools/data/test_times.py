@@ -7,9 +7,8 @@ import pyarrow as pa
 import pytest
 
 from dlrm_factory.errors import DataError
-from dlrm_factory.tools.data.bad_rows import BadRowLedger
-from dlrm_factory.tools.data.places import Place
-from dlrm_factory.tools.data.times import encode_times
+from dlrm_factory.tools.data.bad_rows import BadRowLedger, Place
+from dlrm_factory.tools.data.split import encode_times
 
 PLACE = Place(source="clicks", first_row=1, column="ts")
 SECOND = 1_000_000

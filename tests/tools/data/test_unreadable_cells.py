@@ -9,9 +9,9 @@ import pytest
 
 from dlrm_factory.config import DLRMDeclaration, tiny
 from dlrm_factory.errors import DataError
-from dlrm_factory.tools.data.click_files import Chunk
-from dlrm_factory.tools.data.clicks import read_clicks
 from dlrm_factory.tools.data.encoding import encode_chunk
+from dlrm_factory.tools.data.files import Chunk
+from dlrm_factory.tools.data.source import read_clicks
 
 GOOD = {"click": "1", "price": "2.5", "age_days": "3", "user_id": "u", "item_id": "7", "item_tags": "1|2"}
 ODD = [

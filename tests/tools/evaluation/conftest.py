@@ -1,26 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import pytest
-import torch
 
 from dlrm_factory.config import DLRMDeclaration, tiny
 from dlrm_factory.tools.training import TrainingReport, train
 
 ROWS = 8000
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small models on several threads are slow while other tests run beside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

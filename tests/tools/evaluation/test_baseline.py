@@ -8,8 +8,8 @@ import pytest
 
 from dlrm_factory.config import DLRMDeclaration, demo, tiny
 from dlrm_factory.errors import DataError, StackError
-from dlrm_factory.tools.data.clicks import generate_clicks
 from dlrm_factory.tools.data.dataset import ClickDataset
+from dlrm_factory.tools.data.source import generate_clicks
 from dlrm_factory.tools.evaluation import baseline as module
 from dlrm_factory.tools.evaluation.baseline import Columns, check_baseline, train_baseline
 from dlrm_factory.tools.metrics.metrics import auc

@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support.batches import random_state
+from support.depth import examples
 from support.sharded_files import save_folder
 
 from dlrm_factory.config import tiny
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.tools.importing import import_weights
 
-ROUNDS = 60
+ROUNDS = examples(60)
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from dlrm_factory.tools.metrics.delong import auc_interval, compare_aucs
-from dlrm_factory.tools.metrics.metrics import auc
+from dlrm_factory.tools.metrics.metrics import auc, auc_interval, compare_aucs
 
 
 def kernel(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:

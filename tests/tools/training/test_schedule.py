@@ -5,7 +5,7 @@ import pytest
 
 from dlrm_factory.config import TrainingOptions, tiny
 from dlrm_factory.tools.training import train
-from dlrm_factory.tools.training.schedule import Schedule
+from dlrm_factory.tools.training.loop import Schedule
 
 OPTIONS = TrainingOptions(label="click")  # not the preset's, which are tuned
 

@@ -161,7 +161,7 @@ def test_row_wise_state_of_column_shards_is_their_mean_in_a_whole_table(tmp_path
 
 
 def _sums_after_loading(declaration: DLRMDeclaration, folder: Path) -> torch.Tensor:
-    from dlrm_factory.tools.data.clicks import generate_clicks
+    from dlrm_factory.tools.data.source import generate_clicks
     from dlrm_factory.tools.training.loop import TrainingData, TrainingRun
     from dlrm_factory.tools.training.objective import make_objective
     from dlrm_factory.tools.training.snapshots import Snapshots

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from dlrm_factory.config import TrainingOptions, tiny
-from dlrm_factory.tools.data.clicks import generate_clicks
+from dlrm_factory.tools.data.source import generate_clicks
 from dlrm_factory.tools.training import loop
 from dlrm_factory.tools.training.loop import TrainingData, TrainingRun
-from dlrm_factory.tools.training.objective import make_objective
-from dlrm_factory.tools.training.steps import PipelinedSteps, PlainSteps, make_steps
+from dlrm_factory.tools.training.objective import PipelinedSteps, PlainSteps, make_objective, make_steps
 
 OPTIONS = TrainingOptions(label="click")  # not the preset's, which are tuned
 

@@ -17,7 +17,7 @@ from dlrm_factory.batch import to_dense, to_keyed_jagged_tensor
 from dlrm_factory.config import DLRMDeclaration, criteo, dump_declaration, parse_declaration, tiny
 from dlrm_factory.errors import ConfigError, DataError, WeightsError
 from dlrm_factory.factory import DLRMFactory
-from dlrm_factory.tools.data.clicks import generate_clicks
+from dlrm_factory.tools.data.source import generate_clicks
 from dlrm_factory.tools.data.split import split_rows
 from dlrm_factory.tools.metrics.metrics import auc, log_loss
 from dlrm_factory.tools.training import train

@@ -10,15 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.depth import examples
 from support.raw_features import ITEMS, raw_declaration, raw_vocabularies
 
 from dlrm_factory.config import tiny
 from dlrm_factory.features import FeatureEncoder
 from dlrm_factory.features.vocabulary_rows import VocabularyRows
-from dlrm_factory.tools.data.click_files import read_chunks
-from dlrm_factory.tools.data.dataset_building import dataset_of
+from dlrm_factory.tools.data.dataset_builder import dataset_of
 from dlrm_factory.tools.data.encoding import encode_chunk
-from dlrm_factory.tools.data.write_clicks import click_writer
+from dlrm_factory.tools.data.files import read_chunks
+from dlrm_factory.tools.data.synthetic import click_writer
 
 numbers = st.none() | st.floats(-1e6, 1e6, width=32)
 # No separator and no empty text: these do not survive a CSV cell.
@@ -35,7 +36,7 @@ rows = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(st.lists(rows, min_size=1, max_size=8))
 def test_tables_and_requests_give_the_same_samples(drawn):
     declaration = tiny()
@@ -81,7 +82,7 @@ raw_rows = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(st.lists(raw_rows, min_size=1, max_size=6))
 def test_vocabularies_weights_and_statistics_are_the_same_too(drawn):
     declaration, vocabularies = raw_declaration(), raw_vocabularies()

@@ -7,16 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from dlrm_factory.requests.answers import Answer
-from dlrm_factory.requests.formats import DecodedRequest
 from dlrm_factory.requests.formats.arrow.stream import MEDIA_TYPE, pyarrow
-from dlrm_factory.requests.formats.predictions import predictions
 
-__all__ = ["answer_arrow", "takes_arrow"]
-
-
-def takes_arrow(request: DecodedRequest) -> bool:
-    """Whether the client takes an Arrow stream and its answer is nothing but scores."""
-    return request.arrow and request.content is predictions
+__all__ = ["answer_arrow"]
 
 
 def answer_arrow(scores: Sequence[float]) -> Answer:

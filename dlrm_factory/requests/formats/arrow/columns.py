@@ -1,4 +1,4 @@
-"""One Arrow array → NumPy, without a copy where the type allows."""
+"""Columns that a request may hold, as the encoder takes them: the types that JSON has, too."""
 
 from __future__ import annotations
 
@@ -7,53 +7,46 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dlrm_factory.requests.formats.arrow.kinds import is_list, is_number, is_text
-from dlrm_factory.requests.formats.arrow.stream import pyarrow
+from dlrm_factory.features.arrow import (
+    above_int64,
+    flatten_column,
+    integers,
+    is_list,
+    is_number,
+    is_text,
+    plain_type,
+    pyarrow,
+)
+from dlrm_factory.features.arrow import numbers as float_numbers
 
-__all__ = ["as_list", "bags", "numbers"]
+__all__ = ["as_list", "bags", "numbers", "wrong_type"]
 
 Int64 = npt.NDArray[np.int64]
-_MOST = np.uint64(2**63 - 1)
-
 Lengths = npt.NDArray[np.integer[Any]]
+
+_SEND = "send numbers, strings, or lists of them"
+
+
+def wrong_type(kind: Any) -> str | None:
+    """Reason that a column of type ``kind`` cannot be a feature; None if it may be one."""
+    return None if _is_known(kind) else f"has the type {str(kind)[:100]}; {_SEND}"
 
 
 def numbers(column: Any, default: float) -> npt.NDArray[np.floating[Any]] | None:
     """Float [B], nulls replaced by ``default``; None if the column does not hold numbers."""
-    if not is_number(column.type):
-        return None
-    if column.null_count:
-        column = column.cast("float64", safe=False).fill_null(default)
-    values = _plain(column)
-    return values if values.dtype.kind == "f" else values.astype(np.float64)
+    return float_numbers(column, default) if is_number(column.type) else None
 
 
 def bags(column: Any) -> tuple[Lengths, Int64] | None:
     """Lengths [B] and ids of bags of integers; None if the column does not hold such, all within int64."""
-    types = pyarrow().types
-    if types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if types.is_integer(column.type):
-        lengths = np.ones(len(column), dtype=np.int32)
-        if column.null_count:
-            lengths[column.is_null().to_numpy(zero_copy_only=False)] = 0
-            column = column.drop_null()
-    elif is_list(column.type):
-        lengths = _plain(pyarrow().compute.list_value_length(column).fill_null(0))
-        # Not `values`: flatten leaves out what a sliced array or a null list hides.
-        column = column.flatten()
-        if types.is_dictionary(column.type):
-            column = column.dictionary_decode()
-    if column.null_count or not types.is_integer(column.type):
+    values, lengths = flatten_column(column)
+    if values.null_count or not pyarrow().types.is_integer(values.type) or above_int64(values).any():
         return None
-    ids = _plain(column)
-    if ids.dtype == np.uint64 and len(ids) and ids.max() > _MOST:
-        return None
-    return lengths, ids.astype(np.int64, copy=False)
+    return lengths, integers(values)
 
 
 def as_list(column: Any) -> list[Any]:
-    """The values as JSON would give them."""
+    """Values as JSON would give them."""
     types = pyarrow().types
     if types.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -66,6 +59,15 @@ def as_list(column: Any) -> list[Any]:
     return values
 
 
-def _plain(column: Any) -> npt.NDArray[Any]:
-    values: npt.NDArray[Any] = column.to_numpy(zero_copy_only=True)
-    return values
+def _is_known(kind: Any) -> bool:
+    types = pyarrow().types
+    kind = plain_type(kind)
+    if is_list(kind):
+        return _is_known(kind.value_type)
+    if types.is_struct(kind):  # a weighted bag
+        return all(_is_known(field.type) for field in kind)
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_decimal(kind):  # JSON has none
+        return False
+    return is_number(kind) or is_text(kind) or bool(types.is_boolean(kind) or types.is_null(kind))

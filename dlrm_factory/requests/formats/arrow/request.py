@@ -1,4 +1,4 @@
-"""The columns of an Arrow stream → a request. What is wrong is said as of the same columns sent as ``inputs``."""
+"""Columns of an Arrow stream → a request, with the errors of the same columns sent as ``inputs``."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ import numpy as np
 from dlrm_factory.batch.feature_batch import FeatureBatch
 from dlrm_factory.errors import RequestError
 from dlrm_factory.features import FeatureError, shown
+from dlrm_factory.features.arrow import plain_column, plain_type, pyarrow
 from dlrm_factory.requests.formats import decode_body
-from dlrm_factory.requests.formats.arrow.columns import as_list, bags, numbers
-from dlrm_factory.requests.formats.arrow.kinds import usual_kind, wrong_kind
-from dlrm_factory.requests.formats.arrow.stream import pyarrow, read_table
-from dlrm_factory.requests.formats.mistakes import Mistakes
-from dlrm_factory.requests.formats.paths import element, member
-from dlrm_factory.requests.formats.predictions import predictions
-from dlrm_factory.requests.formats.shape import DecodedRequest, Output, RequestReader, check_samples
+from dlrm_factory.requests.formats.arrow.columns import as_list, bags, numbers, wrong_type
+from dlrm_factory.requests.formats.arrow.stream import read_table
+from dlrm_factory.requests.formats.mistakes import Mistakes, element, member
+from dlrm_factory.requests.formats.shape import (
+    DecodedRequest,
+    Output,
+    PlainForm,
+    RequestReader,
+    check_samples,
+)
 
 __all__ = ["decode_arrow"]
 
@@ -50,7 +54,7 @@ def _decode(table: Any, reader: RequestReader) -> DecodedRequest:
         try:
             batch = _encode(columns, table.num_rows, reader)
             kind: Output = "logit" if output == "logit" else "probability"
-            return DecodedRequest(batch=batch, output=kind, content=predictions, path_of=_path_of)
+            return DecodedRequest(batch=batch, output=kind, form=PlainForm.PREDICTIONS, path_of=_path_of)
         except (FeatureError, pyarrow().ArrowException):  # explained below
             pass
     try:
@@ -70,11 +74,11 @@ def _without_index(table: Any, reader: RequestReader) -> Any:
 
 def _array(name: str, column: Any) -> Any:
     """The values of a table's column in one array, of a type that has no views."""
-    kind = usual_kind(column.type)
     try:
-        if kind == column.type:
-            return _one_chunk(column)
-        return pyarrow().nulls(len(column)) if kind == pyarrow().null() else _one_chunk(column).cast(kind)
+        if plain_type(column.type) == pyarrow().null():
+            # Arrow makes no array of no chunks of a dictionary without values.
+            return pyarrow().nulls(len(column))
+        return plain_column(_one_chunk(column))
     except pyarrow().ArrowException as error:
         raise RequestError(
             f"column {shown(name)} of type {str(column.type)[:100]} cannot be read: {str(error)[:200]}",
@@ -93,7 +97,7 @@ def _check_columns(table: Any) -> None:
                 )
             )
         seen.add(field.name)
-        wrong = wrong_kind(field.type)
+        wrong = wrong_type(field.type)
         if wrong:
             mistakes.add(RequestError(f"column {shown(field.name)} {wrong}", member(_PATH, field.name)))
     mistakes.check()

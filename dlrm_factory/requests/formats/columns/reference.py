@@ -13,12 +13,11 @@ from typing import Any
 
 from dlrm_factory.errors import RequestError
 from dlrm_factory.features import FeatureError, shown
-from dlrm_factory.requests.formats.mistakes import Mistakes
-from dlrm_factory.requests.formats.paths import bag_element, element, member
-from dlrm_factory.requests.formats.predictions import predictions
+from dlrm_factory.requests.formats.mistakes import Mistakes, bag_element, element, member
 from dlrm_factory.requests.formats.shape import (
     DecodedRequest,
     Output,
+    PlainForm,
     RequestReader,
     Shape,
     check_samples,
@@ -40,7 +39,7 @@ def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> D
         return column_path(columns, error, _PATH)
 
     batch = encode_columns(reader, columns, size, path_of)
-    return DecodedRequest(batch=batch, output=output, content=predictions, path_of=path_of)
+    return DecodedRequest(batch=batch, output=output, form=PlainForm.PREDICTIONS, path_of=path_of)
 
 
 def check_columns(
@@ -68,7 +67,7 @@ def check_columns(
 
 
 def column_path(columns: Mapping[str, Sequence[Any]], error: FeatureError, path: str) -> str:
-    """Where the wrong value stands; ``path`` is that of ``columns``."""
+    """Path of the wrong value; ``path`` is that of ``columns``."""
     column = member(path, error.feature)
     if error.feature not in columns:
         return column

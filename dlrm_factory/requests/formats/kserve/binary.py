@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from dlrm_factory.errors import RequestError
 from dlrm_factory.features import shown
-from dlrm_factory.requests.formats.paths import element, member
+from dlrm_factory.requests.formats.mistakes import element, member
 
 __all__ = ["BINARY_SIZE", "JSON_LENGTH", "cut_tensors", "read_binary", "split_body"]
 

@@ -8,21 +8,24 @@
                 {"name": "item_tags.lengths", "shape": [2], "datatype": "INT32", "data": [2, 1]}]}
 
 A tensor of shape [n] or [n, k] holds a bag of one or k ids a sample. Bags of unequal length are flat, with
-their lengths in a tensor of the feature's name and ``.lengths``. Data may also be binary, see `kserve_binary`.
+their lengths in a tensor of the feature's name and ``.lengths``. Data may also be binary, see `split_body`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dlrm_factory.errors import RequestError, near_matches
 from dlrm_factory.features import FeatureError, shown
 from dlrm_factory.requests.formats.kserve.binary import BINARY_SIZE
 from dlrm_factory.requests.formats.kserve.tensors import Tensor, encode_numbers, read_tensors
-from dlrm_factory.requests.formats.paths import element, member
+from dlrm_factory.requests.formats.mistakes import element, member
 from dlrm_factory.requests.formats.shape import (
+    AnswerForm,
     DecodedRequest,
+    Encoding,
     Output,
     RequestReader,
     Shape,
@@ -52,6 +55,25 @@ _SCORE = "score"
 _SCORE_BYTES = 4
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KServeForm(AnswerForm):
+    """One tensor of scores.
+
+    Fields:
+        names: of the model, its version, and the request's id.
+        binary: the scores stand behind the JSON.
+    """
+
+    names: Mapping[str, str]
+    binary: bool
+
+    def content(self, scores: Sequence[float]) -> dict[str, Any]:
+        """``{"model_name": "dlrm", "outputs": [{"name": "score", "shape": [2], "datatype": "FP32", …}]}``."""
+        data = {_PARAMETERS: {BINARY_SIZE: _SCORE_BYTES * len(scores)}} if self.binary else {"data": scores}
+        scored = {"name": _SCORE, "shape": [len(scores)], "datatype": "FP32", **data}
+        return {**self.names, "outputs": [scored]}
+
+
 def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> DecodedRequest:
     _check_keys(body)
     answer_id = _answer_id(body.get(_ID))
@@ -65,17 +87,14 @@ def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> D
         tensor = tensors.get(error.feature)
         return "$.inputs" if tensor is None else tensor.path_of(error)
 
-    def content(scores: Sequence[float]) -> dict[str, Any]:
-        version = {} if reader.model_version is None else {"model_version": reader.model_version}
-        data = {_PARAMETERS: {BINARY_SIZE: _SCORE_BYTES * len(scores)}} if binary else {"data": scores}
-        scored = {"name": _SCORE, "shape": [len(scores)], "datatype": "FP32", **data}
-        return {"model_name": reader.model_name, **version, **answer_id, "outputs": [scored]}
-
     batch = encode_numbers(tensors, size, reader)
     if batch is None:
         columns = {name: tensor.column() for name, tensor in tensors.items()}
         batch = encode_columns(reader, columns, size, path_of)
-    return DecodedRequest(batch=batch, output=output, content=content, path_of=path_of, binary=binary)
+    version = {} if reader.model_version is None else {"model_version": reader.model_version}
+    form = KServeForm(names={"model_name": reader.model_name, **version, **answer_id}, binary=binary)
+    encoding = Encoding.BINARY if binary else Encoding.JSON
+    return DecodedRequest(batch=batch, output=output, form=form, path_of=path_of, encoding=encoding)
 
 
 def _check_keys(body: Mapping[str, Any]) -> None:

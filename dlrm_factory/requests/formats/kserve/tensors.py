@@ -21,8 +21,7 @@ from dlrm_factory.requests.formats.kserve.wire import (
     read_tensor,
     shown_shape,
 )
-from dlrm_factory.requests.formats.mistakes import Mistakes
-from dlrm_factory.requests.formats.paths import element, member
+from dlrm_factory.requests.formats.mistakes import Mistakes, element, member
 from dlrm_factory.requests.formats.shape import RequestReader, check_samples
 
 __all__ = ["Tensor", "encode_numbers", "read_tensors"]

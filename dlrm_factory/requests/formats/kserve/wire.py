@@ -10,7 +10,7 @@ from typing import Any
 from dlrm_factory.errors import RequestError, near_matches
 from dlrm_factory.features import shown
 from dlrm_factory.requests.formats.kserve.binary import BINARY_SIZE, Numbers, read_binary
-from dlrm_factory.requests.formats.paths import member
+from dlrm_factory.requests.formats.mistakes import member
 
 __all__ = ["DENSE_TYPES", "ID_TYPES", "INTEGER_TYPES", "SentTensor", "read_tensor", "shown_shape"]
 

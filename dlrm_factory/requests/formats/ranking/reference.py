@@ -13,6 +13,7 @@ looked up and pooled once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -23,10 +24,10 @@ from dlrm_factory.batch import FeatureBatch
 from dlrm_factory.errors import RequestError
 from dlrm_factory.features import FeatureError, shown
 from dlrm_factory.requests.formats.columns.reference import check_columns, column_path
-from dlrm_factory.requests.formats.mistakes import Mistakes
-from dlrm_factory.requests.formats.paths import element, member
+from dlrm_factory.requests.formats.mistakes import Mistakes, element, member
 from dlrm_factory.requests.formats.rows.reference import check_rows, columns_of, row_path, value_path
 from dlrm_factory.requests.formats.shape import (
+    AnswerForm,
     DecodedRequest,
     Entry,
     Output,
@@ -41,9 +42,32 @@ __all__ = ["RANKING"]
 
 _CONTEXT, _CANDIDATES, _TOP_K, _ID = "context", "candidates", "top_k", "id"
 _CONTEXT_PATH, _CANDIDATES_PATH = "$.context", "$.candidates"
-_MOST = 2**63
+_MAX_ID = 2**63 - 1
 
 Columns = Mapping[str, Sequence[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankingForm(AnswerForm):
+    """The best candidates first.
+
+    Fields:
+        labels: ``{"id": …}`` of each candidate, ``{}`` where it has none; empty if no candidate has one.
+        top_k: candidates in the answer; None for all.
+    """
+
+    labels: Sequence[Mapping[str, Any]]
+    top_k: int | None
+
+    def content(self, scores: Sequence[float]) -> dict[str, Any]:
+        """``{"ranking": [{"id": "sku-1", "index": 0, "score": 0.31}, …]}``."""
+        return {"ranking": [{**entry, "score": scores[i]} for i, entry in self.entries(scores)]}
+
+    def entries(self, scores: Sequence[float]) -> list[Entry]:
+        """The candidates by falling score; of equal ones the first comes first."""
+        best = np.argsort(-np.array(scores), kind="stable")[: self.top_k].tolist()
+        labels = self.labels
+        return [(i, {**labels[i], "index": i} if labels else {"index": i}) for i in best]
 
 
 def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> DecodedRequest:
@@ -62,16 +86,8 @@ def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> D
 
     shared, batch = _encode(reader, context, columns, size, path_of)
 
-    def entries(scores: Sequence[float]) -> list[Entry]:
-        best = np.argsort(-np.array(scores), kind="stable")[:top_k].tolist()
-        return [(i, {**labels[i], "index": i} if labels else {"index": i}) for i in best]
-
-    def content(scores: Sequence[float]) -> dict[str, Any]:
-        return {"ranking": [{**entry, "score": scores[i]} for i, entry in entries(scores)]}
-
-    return DecodedRequest(
-        batch=batch, output=output, content=content, path_of=path_of, context=shared, entries=entries
-    )
+    form = RankingForm(labels=labels, top_k=top_k)
+    return DecodedRequest(batch=batch, output=output, form=form, path_of=path_of, context=shared)
 
 
 def _check_context(context: Any, reader: RequestReader) -> None:
@@ -140,7 +156,7 @@ def _is_wrong_id(label: Any) -> bool:
         # Ascii is the common case; half a surrogate pair cannot be written back.
         return not label.isascii() and any("\ud800" <= character <= "\udfff" for character in label)
     if type(label) is int:
-        return not -_MOST <= label < _MOST
+        return not -_MAX_ID - 1 <= label <= _MAX_ID
     return label is not None
 
 

@@ -14,12 +14,11 @@ from typing import Any
 
 from dlrm_factory.errors import RequestError
 from dlrm_factory.features import FeatureError, shown
-from dlrm_factory.requests.formats.mistakes import Mistakes
-from dlrm_factory.requests.formats.paths import bag_element, element, member
-from dlrm_factory.requests.formats.predictions import predictions
+from dlrm_factory.requests.formats.mistakes import Mistakes, bag_element, element, member
 from dlrm_factory.requests.formats.shape import (
     DecodedRequest,
     Output,
+    PlainForm,
     RequestReader,
     Shape,
     check_samples,
@@ -43,7 +42,7 @@ def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> D
         return row_path(rows, error, _PATH)
 
     batch = encode_columns(reader, columns_of(rows), len(rows), path_of)
-    return DecodedRequest(batch=batch, output=output, content=predictions, path_of=path_of)
+    return DecodedRequest(batch=batch, output=output, form=PlainForm.PREDICTIONS, path_of=path_of)
 
 
 def check_rows(
@@ -81,12 +80,12 @@ def columns_of(rows: Sequence[dict[str, Any]]) -> dict[str, Sequence[Any]]:
 
 
 def row_path(rows: Sequence[Mapping[str, Any]], error: FeatureError, path: str) -> str:
-    """Where the wrong value stands; ``path`` is that of ``rows``."""
+    """Path of the wrong value; ``path`` is that of ``rows``."""
     return value_path(rows[error.sample], error, element(path, error.sample))
 
 
 def value_path(row: Mapping[str, Any], error: FeatureError, path: str) -> str:
-    """Where the wrong value stands; ``path`` is that of ``row``."""
+    """Path of the wrong value; ``path`` is that of ``row``."""
     return bag_element(member(path, error.feature), row.get(error.feature), error)
 
 

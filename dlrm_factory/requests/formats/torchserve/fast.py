@@ -6,13 +6,15 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from dlrm_factory.requests.formats.fast.doubt import Doubt
-from dlrm_factory.requests.formats.rows.values import ABSENT, Values
-from dlrm_factory.requests.formats.shape import Output
-from dlrm_factory.requests.formats.torchserve.reference import FLOATS, LENGTHS, VALUES
+from dlrm_factory.config import DLRMDeclaration
+from dlrm_factory.features import FeatureError
+from dlrm_factory.requests.formats.rows.fast import ABSENT, Values
+from dlrm_factory.requests.formats.shape import FallBack, Output
+from dlrm_factory.requests.formats.torchserve.reference import FLOATS, LENGTHS, VALUES, upstream_path
 
-__all__ = ["UpstreamRows"]
+__all__ = ["UpstreamRows", "upstream_row_path"]
 
 _BODY = msgspec.defstruct(
     "Body",
@@ -37,16 +39,25 @@ class UpstreamRows:
         self._decode = msgspec.json.Decoder(_BODY).decode
 
     def read(self, raw: bytes | bytearray) -> tuple[Values, Any]:
-        """The sample's values, and the output it asks for or `ABSENT`. Doubt, or msgspec's errors, if it is wrong."""
+        """The sample's values, and the output it asks for or `ABSENT`. One of `FALL_BACKS` if the body is wrong."""
         body: Any = self._decode(raw)
         floats, lengths, values = body.floats, body.lengths, body.values
         if len(floats) != self._dense_features or len(lengths) != len(self._ones):
-            raise Doubt
+            raise FallBack
         if (lengths and min(lengths) < 0) or sum(lengths) != len(values):
-            raise Doubt
+            raise FallBack
         if lengths != self._ones:
             values = _bags(lengths, values)
         return (*floats, *values), body.output
+
+
+def upstream_row_path(error: FeatureError, declaration: DLRMDeclaration, values: Values) -> str:
+    """Path of the wrong value of the sample ``values``, see `RowValues`."""
+    bags = values[len(declaration.dense_names) :]
+    counts = [0 if bag is None else len(bag) if isinstance(bag, list) else 1 for bag in bags]
+    return upstream_path(
+        error, declaration.dense_names, declaration.sparse_names, np.array(counts, dtype=np.int32)
+    )
 
 
 def _bags(lengths: list[int], values: list[int | str]) -> list[Any]:

@@ -17,21 +17,21 @@ import numpy.typing as npt
 
 from dlrm_factory.errors import RequestError
 from dlrm_factory.features import FeatureError, shown
-from dlrm_factory.requests.formats.mistakes import Mistakes
-from dlrm_factory.requests.formats.paths import element, member
+from dlrm_factory.requests.formats.mistakes import Mistakes, element, member
 from dlrm_factory.requests.formats.shape import (
     DecodedRequest,
     Output,
+    PlainForm,
     RequestReader,
     Shape,
     encode_or_explain,
 )
 
-__all__ = ["FLOATS", "LENGTHS", "UPSTREAM", "VALUES", "score"]
+__all__ = ["FLOATS", "LENGTHS", "UPSTREAM", "VALUES", "upstream_path"]
 
 FLOATS, LENGTHS, VALUES = "float_features", "id_list_features.lengths", "id_list_features.values"
 
-_MOST_IDS = 2**31 - 1  # lengths are int32
+_MAX_IDS = 2**31 - 1  # lengths are int32
 
 
 def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> DecodedRequest:
@@ -44,7 +44,7 @@ def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> D
     counts = _counts(lengths, values)
 
     def path_of(error: FeatureError) -> str:
-        return _path_of(error, declaration.dense_names, declaration.sparse_names, counts)
+        return upstream_path(error, declaration.dense_names, declaration.sparse_names, counts)
 
     dense = {name: [value] for name, value in zip(declaration.dense_names, floats, strict=True)}
     jagged = (dense, counts.reshape(-1, 1), values)
@@ -53,12 +53,7 @@ def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> D
         lambda: reader.encoder.mistakes_jagged(*jagged),
         path_of,
     )
-    return DecodedRequest(batch=batch, output=output, content=score, path_of=path_of)
-
-
-def score(scores: Sequence[float]) -> dict[str, Any]:
-    """The one sample's."""
-    return {"score": scores[0]}
+    return DecodedRequest(batch=batch, output=output, form=PlainForm.SCORE, path_of=path_of)
 
 
 def _list_of(body: Mapping[str, Any], key: str) -> list[Any]:
@@ -89,7 +84,7 @@ def _counts(lengths: list[Any], values: list[Any]) -> npt.NDArray[np.int32]:
             element(path, i),
         )
         for i, length in enumerate(lengths)
-        if type(length) is not int or not 0 <= length <= _MOST_IDS
+        if type(length) is not int or not 0 <= length <= _MAX_IDS
     )
     mistakes.check()
     if sum(lengths) != len(values):
@@ -100,9 +95,10 @@ def _counts(lengths: list[Any], values: list[Any]) -> npt.NDArray[np.int32]:
     return np.array(lengths, dtype=np.int32)
 
 
-def _path_of(
+def upstream_path(
     error: FeatureError, dense: Sequence[str], sparse: Sequence[str], counts: npt.NDArray[np.int32]
 ) -> str:
+    """Path of the wrong value. ``counts``: int32 [F], ids in each bag."""
     if error.feature in dense:
         return element(member("$", FLOATS), dense.index(error.feature))
     feature = sparse.index(error.feature)
