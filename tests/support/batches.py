@@ -39,7 +39,7 @@ def random_batch(declaration: DLRMDeclaration, size: int, *, seed: int = 0, long
 def _random_weights(
     declaration: DLRMDeclaration, lengths: np.ndarray, random: np.random.Generator
 ) -> np.ndarray:
-    """Of the weighted features' ids; 1 for all others."""
+    """Weights of the weighted features' ids; 1 for all others."""
     parts = [
         random.uniform(-1, 2, size=int(row.sum())) if feature.weighted else np.ones(int(row.sum()))
         for feature, row in zip(declaration.sparse_features, lengths, strict=True)

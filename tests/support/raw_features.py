@@ -49,5 +49,5 @@ def raw_declaration(*, fitted: bool = True) -> DLRMDeclaration:
 
 
 def raw_vocabularies() -> Vocabularies:
-    """Of `raw_declaration`: USERS and ITEMS."""
+    """Vocabularies of `raw_declaration`: USERS and ITEMS."""
     return build_vocabularies({"t_user": USERS, "t_item": ITEMS})

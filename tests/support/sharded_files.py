@@ -38,7 +38,7 @@ MODELS: dict[str, tuple[DLRMDeclaration, bool]] = {
 
 
 def save_all(folder: Path) -> None:
-    """For each model FOLDER/NAME.rank<R>.pt and a FOLDER/NAME.dcp; one as a folder of safetensors, too."""
+    """Write for each model FOLDER/NAME.rank<R>.pt and a FOLDER/NAME.dcp; one as a folder of safetensors, too."""
     group = process_group("cpu")
     for name, (declaration, as_dtensor) in MODELS.items():
         state = _state(declaration, group, as_dtensor=as_dtensor)
