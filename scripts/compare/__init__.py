@@ -1,1 +1,1 @@
-"""The server against others, in one go: ``python -m compare``."""
+"""Comparison of the server with others, in one go: ``.venv/bin/python scripts/compare``."""

@@ -1,6 +1,7 @@
 """``json.loads`` and the eager int8 model in one process, without HTTP: what a server is held against.
 
-``python -m compare.in_process SEALED BODIES SECONDS`` prints samples/s. One torch thread.
+The module starts itself as ``python -m compare.in_process SEALED BODIES SECONDS``, which prints samples/s. One torch
+thread.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from compare.processes import child_environment
 from dlrm_factory.batch import FeatureBatch
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.errors import WeightsError
@@ -34,7 +36,7 @@ def in_process_sample_rate(sealed: Path, bodies: Sequence[Body], seconds: float,
         [sys.executable, "-W", "ignore", "-m", __name__, str(sealed), str(file), str(seconds)],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).resolve().parents[2],
+        env=child_environment(),
     )
     if done.returncode:
         raise WeightsError(f"the model does not run in one process: {done.stderr.strip()[-500:]}")
