@@ -22,7 +22,7 @@ from compare.runs import Comparison
 from compare.servers import running_targets
 from dlrm_factory.config import criteo
 from dlrm_factory.errors import DLRMError
-from dlrm_factory.tools.bench.wide_console import wide_console
+from dlrm_factory.tools.cli.tables import wide_console
 
 
 def compare(
