@@ -62,6 +62,11 @@ def is_permission(data: bytes, at: int) -> bool:
     return entry >= 0 and 40 <= at - entry < 42
 
 
+def contents_of(archive: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(archive) as opened:
+        return {name: opened.read(name) for name in opened.namelist()}
+
+
 @pytest.mark.parametrize("weights", [False, True], ids=["code", "weights"])
 def test_a_flipped_byte_of_a_mar_is_found(packed: Path, tmp_path: Path, weights: bool) -> None:
     data = packed.read_bytes()
@@ -75,7 +80,9 @@ def test_a_flipped_byte_of_a_mar_is_found(packed: Path, tmp_path: Path, weights:
         flipped = bytearray(data)
         flipped[at] ^= rng.randrange(1, 256)
         (tmp_path / "dlrm.mar").write_bytes(flipped)
-        assert not proves(tmp_path / "dlrm.mar"), f"byte {at}"
+        # The last bits of a deflated file may mean nothing: then all that is read is the same.
+        found = not proves(tmp_path / "dlrm.mar")
+        assert found or contents_of(tmp_path / "dlrm.mar") == contents_of(packed), f"byte {at}"
 
 
 def test_a_flipped_byte_of_a_folder_is_found(folder: Path, tmp_path: Path) -> None:
