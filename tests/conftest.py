@@ -1,4 +1,4 @@
-"""For all tests."""
+"""Host cache, depth, order and marks of all tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ FIRST = (
     "compiled",
 )
 # What only a test with the mark may start, known by a word of its command.
-NEEDS_MARK = {"dlrm_factory.compiled.build": "compiler", "org.pytorch.serve": "integration"}
+NEEDS_MARK = {
+    "dlrm_factory.compiled.build": "compiler",
+    "org.pytorch.serve": "integration",
+    "torch.distributed.run": "multiprocess",
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -74,5 +78,9 @@ def marked(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that starts TorchServe or the compiler without the mark by which `scripts/test --quick` leaves it."""
     yield
     missing = {mark for mark in _started if request.node.get_closest_marker(mark) is None}
-    _started.clear()
     assert not missing, f"the test needs the marks {sorted(missing)}"
+
+
+def pytest_runtest_logfinish() -> None:
+    """Forget what the test's fixtures started, whether they came up or not."""
+    _started.clear()

@@ -57,6 +57,7 @@ FEW_SAMPLES: dict[Precision, int] = {"bf16": 16, "fp32": 8}
 # Without torch's public wrapper, which reads how to flatten the arguments from JSON at every call: 0.1 ms. It is
 # private, so another release of torch may have none.
 _RUNNER: Any = getattr(getattr(torch._C, "_aoti", None), "AOTIModelContainerRunnerCpu", None)
+
 # What a worker does after it has compiled, or given up, before TorchServe ends it for being late.
 _REST_OF_START_S = 60
 

@@ -26,6 +26,7 @@ __all__ = [
     "plain_column",
     "plain_type",
     "pyarrow",
+    "shared_bytes",
 ]
 
 Lengths = npt.NDArray[np.integer[Any]]
@@ -74,6 +75,8 @@ def plain_type(kind: Any) -> Any:
     if is_list(kind) or _is_list_view(kind):
         values = plain_type(kind.value_type)
         return kind if values == kind.value_type and is_list(kind) else arrow.large_list(values)
+    if types.is_struct(kind):
+        return arrow.struct([field.with_type(plain_type(field.type)) for field in kind])
     return kind
 
 
@@ -85,22 +88,43 @@ def plain_column(column: Any) -> Any:
     arrow = pyarrow()
     if kind == arrow.null():
         return arrow.nulls(len(column))
+    if arrow.types.is_struct(kind):
+        parts = [plain_column(column.field(i)) for i in range(kind.num_fields)]
+        return arrow.StructArray.from_arrays(parts, fields=list(kind), mask=column.is_null())
     if not is_list(kind):
         return column.cast(kind)
     # Put together here: the offsets that Arrow 26 casts those of a list view to end in memory that is not theirs.
+    values = plain_column(_flattened(column))
     lengths = arrow.compute.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
-    if _is_list_view(column.type) and lengths.sum(dtype=np.int64) > len(column.values):
-        # Few bytes would become many.
-        raise arrow.ArrowInvalid("its list views overlap; write it as a list")
     offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
-    values = plain_column(column.flatten())
     return arrow.LargeListArray.from_arrays(arrow.array(offsets), values, mask=column.is_null())
+
+
+def shared_bytes(column: Any) -> int:
+    """Bytes that decoding a column may take beyond a small multiple of its own size.
+
+    Texts count that values may share, in views and in dictionaries; and 8 bytes each the values in lists of what may
+    take no memory at all, such as nulls and empty lists. ArrowException if list views overlap.
+    """
+    types, kind = pyarrow().types, column.type
+    if types.is_primitive(kind):
+        return 0
+    if types.is_dictionary(kind) and is_text(kind):
+        places = column.indices.drop_null().to_numpy(zero_copy_only=False)
+        return int(_text_lengths(column.dictionary)[places].sum(dtype=np.int64))
+    if types.is_string_view(kind):
+        return int(_text_lengths(column).sum(dtype=np.int64))
+    if types.is_struct(kind):
+        return sum(shared_bytes(column.field(i)) for i in range(kind.num_fields))
+    if is_list(kind) or _is_list_view(kind):
+        values = _flattened(column)
+        return 0 if types.is_primitive(values.type) else 8 * len(values) + shared_bytes(values)
+    return 0
 
 
 def decoded(column: Any) -> Any:
     """Decode a dictionary of anything but text, whose distinct values are worth keeping."""
-    types = pyarrow().types
-    if types.is_dictionary(column.type) and not is_text(column.type):
+    if pyarrow().types.is_dictionary(column.type) and not is_text(column.type):
         return column.dictionary_decode()
     return column
 
@@ -122,12 +146,12 @@ def integers(column: Any) -> Int64:
     return values.astype(np.int64, copy=False)
 
 
-def above_int64(column: Any) -> npt.NDArray[np.bool_]:
-    """Mask, bool [n], of the integers over 2**63 - 1 in a column without nulls; bool [0] if its type has none."""
+def above_int64(column: Any) -> npt.NDArray[np.bool_] | None:
+    """Mask, bool [n], of the integers over 2**63 - 1 in a column without nulls; None if there are none."""
     if not pyarrow().types.is_uint64(column.type):
-        return np.empty(0, dtype=np.bool_)
+        return None
     over: npt.NDArray[np.bool_] = column.to_numpy(zero_copy_only=True) > np.uint64(INT64_MAX)
-    return over
+    return over if over.any() else None
 
 
 def flatten_column(column: Any) -> tuple[Any, Lengths]:
@@ -136,14 +160,40 @@ def flatten_column(column: Any) -> tuple[Any, Lengths]:
     A list is a bag, whose nulls stay among the values; any other value is a bag of one; a null is an empty bag. A
     dictionary of values or of a list's values is decoded unless it is of text.
     """
-    column = decoded(column)
-    if is_list(column.type):
-        lengths = pyarrow().compute.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=True)
-        # Not `values`: flatten leaves out what a sliced array or a null list hides.
-        return decoded(column.flatten()), lengths
+    # Integers are the most frequent: one question is enough for them.
+    if not pyarrow().types.is_integer(column.type):
+        column = decoded(column)
+        if is_list(column.type):
+            lengths = pyarrow().compute.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=True)
+            # Not `values`: flatten leaves out what a sliced array or a null list hides.
+            return decoded(column.flatten()), lengths
     if not column.null_count:
         return column, np.ones(len(column), dtype=np.int32)
     return column.drop_null(), column.is_valid().to_numpy(zero_copy_only=False).astype(np.int32)
+
+
+def _flattened(column: Any) -> Any:
+    """Values of lists or list views. ArrowException if views overlap: few bytes would become many."""
+    if _is_list_view(column.type):
+        arrow = pyarrow()
+        total = arrow.compute.sum(arrow.compute.list_value_length(column).cast("int64")).as_py() or 0
+        if total > len(column.values):
+            raise arrow.ArrowInvalid("its list views overlap; write it as a list")
+    return column.flatten()
+
+
+def _text_lengths(texts: Any) -> npt.NDArray[np.integer[Any]]:
+    """Bytes of each text, 0 for a null."""
+    arrow = pyarrow()
+    if not arrow.types.is_string_view(texts.type):
+        lengths: npt.NDArray[Any] = arrow.compute.binary_length(texts).fill_null(0).to_numpy()
+        return lengths
+    if not len(texts):
+        return np.empty(0, dtype=np.int32)
+    # Arrow 26 has no length of a view; its 16 bytes begin with that.
+    stop = texts.offset + len(texts)
+    views = np.frombuffer(texts.buffers()[1], dtype=np.int32, count=4 * stop)[4 * texts.offset :: 4]
+    return np.where(texts.is_valid().to_numpy(zero_copy_only=False), views, 0)
 
 
 def _is_list_view(kind: Any) -> bool:

@@ -48,7 +48,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
 
 
 def read_bytes(request: Request, max_body_bytes: int) -> Any:
-    """Its body: bytes, or the object. RequestError if there is none, LimitError if it is too large."""
+    """Body of the request: bytes, or the object. RequestError if there is none, LimitError if it is too large."""
     if request.mistake is not None:
         raise request.mistake
     raw = request.body

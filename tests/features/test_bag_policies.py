@@ -1,4 +1,4 @@
-"""What becomes of unknown ids, weights and long bags."""
+"""Policies for unknown ids, weights and long bags."""
 
 from __future__ import annotations
 

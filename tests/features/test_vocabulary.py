@@ -10,20 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.depth import examples
+from support.raw_features import canonical
 
 from dlrm_factory.config import DLRMDeclaration, SparseFeature, Table
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.features import Vocabularies, build_vocabularies, hash_keys, vocabulary, vocabulary_building
-from dlrm_factory.features.ids import canonical_int
 
 ANY_INT = st.integers(-(2**63), 2**63 - 1)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 ID = st.one_of(ANY_INT, st.integers(-3, 30), TEXT, st.integers(-3, 30).map(str))
-
-
-def canonical(raw: int | str) -> int | str:
-    number = canonical_int(raw) if isinstance(raw, str) else raw
-    return raw if number is None else number
 
 
 def rows_in(vocabularies: Vocabularies, table: int, ids: Any) -> list[int]:

@@ -72,7 +72,7 @@ def test_goldens_are_the_same_each_time(tmp_path: Path) -> None:
 
 
 def encoded(declaration: DLRMDeclaration, vocabularies: Vocabularies | None) -> list[dict[str, set[int]]]:
-    """By generated row, the table rows that each feature names."""
+    """Table rows that each feature names, by generated row."""
     encoder = FeatureEncoder(declaration, vocabularies)
     found = []
     for row in generated_rows(declaration, vocabularies):

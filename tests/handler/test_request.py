@@ -45,7 +45,7 @@ TEXT = json.dumps(OBJECT, ensure_ascii=False)
 
 
 def form(text: str) -> dict[str, bytearray]:
-    """What TorchServe makes of a form that it keeps whole (without its percent-decoding)."""
+    """Parts that TorchServe makes of a form that it keeps whole (without its percent-decoding)."""
     parts = (part.partition("=") for part in text.split("&"))
     return {key: bytearray(value.encode()) for key, _, value in parts}
 

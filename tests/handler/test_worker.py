@@ -1,4 +1,4 @@
-"""What a worker sets for itself: lines, memory, threads, the garbage collector."""
+"""Settings of a worker's process: lines, memory, threads, the garbage collector."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory a process may use, as control groups of both versions tell it."""
+"""Memory that a process may use, as control groups of both versions tell it."""
 
 from __future__ import annotations
 

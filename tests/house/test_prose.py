@@ -11,6 +11,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROOMS = [
+    "handler",
+    "dlrm_factory/features",
+    "dlrm_factory/requests",
+    "dlrm_factory/tools/data",
+    "dlrm_factory/tools/metrics",
+    "dlrm_factory/tools/training",
+    "scripts",
+    "tests",
     "dlrm_factory/*.py",
     "dlrm_factory/batch",
     "dlrm_factory/compiled",

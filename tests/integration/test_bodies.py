@@ -1,4 +1,4 @@
-"""What TorchServe hands over of each Content-Type, and what becomes of it: an answer, or a 4xx that helps."""
+"""Bodies of each Content-Type, as TorchServe hands them over: an answer, or a 4xx that helps."""
 
 from __future__ import annotations
 

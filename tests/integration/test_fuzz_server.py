@@ -53,7 +53,7 @@ class Fuzzed:
         return probabilities(self.scorer.logits(encoder.encode(columns, len(rows)))).tolist()
 
     def service_answer(self, body: bytes) -> tuple[int, Any]:
-        """What the handler's core makes of ``body`` alone."""
+        """Answer of the handler's core to ``body`` alone."""
         (answer,) = DLRMService(self.scorer).handle([Request(bytearray(body))])
         return answer.status, json.loads(answer.body)
 
@@ -76,7 +76,7 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzed]:
 
 @dataclass
 class Tally:
-    """What came back."""
+    """Statuses and complaints that came back."""
 
     statuses: collections.Counter[tuple[str, int]] = field(default_factory=collections.Counter)
     wrong: list[str] = field(default_factory=list)
@@ -211,12 +211,12 @@ class Storm:
 
 
 def is_of_the_frontend(response: httpx.Response) -> bool:
-    """Whether TorchServe answered without asking the worker: it gives 500 for a form that it cannot read."""
+    """Test whether TorchServe answered without asking the worker: it gives 500 for a form that it cannot read."""
     return response.status_code == 500 and response.json()["type"] == "ErrorDataDecoderException"
 
 
 def alike(found: Any, right: Any) -> bool:
-    """Whether two JSON values are the same, numbers within 1e-5."""
+    """Test whether two JSON values are the same, numbers within 1e-5."""
     if isinstance(right, dict) and isinstance(found, dict):
         return right.keys() == found.keys() and all(alike(found[key], right[key]) for key in right)
     if isinstance(right, list) and isinstance(found, list):

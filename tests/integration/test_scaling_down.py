@@ -128,7 +128,7 @@ class Load:
 
 @pytest.fixture(scope="module")
 def signal(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """While this file exists a worker of "echo" is about to be ended."""
+    """File that exists while a worker of "echo" is about to be ended."""
     return tmp_path_factory.mktemp("signal") / "flag"
 
 

@@ -74,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def flag(folder: Path) -> Path:
-    """While this file exists, new workers of "fragile" fail with its text."""
+    """File with whose text new workers of "fragile" fail while it exists."""
     return folder / "flag"
 
 

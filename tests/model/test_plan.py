@@ -15,7 +15,7 @@ from dlrm_factory.tools.cli.main import app
 
 
 def covered(table):
-    """How often each cell of the table is placed, as {(row, column): copies} corner sums."""
+    """Copies of each cell of the table, as {(row, column): copies} corner sums."""
     return sum(shard.rows * shard.columns for shard in table.shards)
 
 

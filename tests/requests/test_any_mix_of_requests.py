@@ -86,7 +86,7 @@ def ask(service: DLRMService, bodies: list[dict[str, Any]]) -> list[Any]:
 
 
 def scores_of(answer: dict[str, Any]) -> list[float]:
-    """In the order of the samples."""
+    """Scores in the order of the samples."""
     if "ranking" in answer:
         return [each["score"] for each in sorted(answer["ranking"], key=lambda each: each["index"])]
     return answer.get("predictions", [answer.get("score")])
@@ -122,7 +122,7 @@ def scorer() -> Scorer:
 
 
 def rows_are_even() -> bool:
-    """Whether this machine's matrix products give a row the same bits in any batch of a multiple of 4 rows."""
+    """Test whether this machine's matrix products give a row the same bits in any batch of a multiple of 4 rows."""
     generator = torch.Generator().manual_seed(0)
     for width, out in [(2, 16), (16, 8), (14, 16), (16, 1)]:
         rows, weight = (

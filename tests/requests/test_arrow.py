@@ -13,7 +13,7 @@ from support.depth import examples
 from support.handed import handle
 
 from dlrm_factory.config import tiny
-from dlrm_factory.errors import RequestError
+from dlrm_factory.errors import LimitError, RequestError
 from dlrm_factory.features import FeatureEncoder
 from dlrm_factory.features.arrow import pyarrow
 from dlrm_factory.requests.formats import DecodedRequest, RequestReader, decode_body
@@ -273,6 +273,59 @@ def test_list_views_that_overlap_are_refused() -> None:
     column = pa.ListViewArray.from_arrays(pa.array([0, 0, 0]), pa.array([4, 4, 4]), ones)
     with pytest.raises(RequestError, match=r"item_tags.*overlap"):
         decoded(pa.table({"item_tags": column}))
+
+
+def test_list_views_of_a_struct_may_not_overlap_either() -> None:
+    ids = pa.ListViewArray.from_arrays(pa.array([0, 0, 0]), pa.array([4, 4, 4]), pa.array([1] * 4))
+    column = pa.StructArray.from_arrays([ids, ids], ["ids", "weights"])
+    with pytest.raises(RequestError, match=r"item_tags.*overlap"):
+        decoded(pa.table({"item_tags": column}))
+
+
+SHARED = [
+    pa.DictionaryArray.from_arrays(pa.array([0] * 9, pa.int8()), pa.array(["x" * (8 << 20)])),
+    pa.DictionaryArray.from_arrays(
+        pa.array([0] * 9, pa.int8()), pa.array(["x" * (8 << 20)], pa.string_view())
+    ),
+]
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("column", SHARED, ids=["text", "view"])
+def test_a_text_that_all_samples_share_is_not_copied_without_bounds(column: Any, listed: bool) -> None:
+    if listed:
+        column = pa.ListArray.from_arrays(pa.array([0, *range(1, 10)], pa.int32()), column)
+    with pytest.raises(LimitError, match=r"user_id.*64\.0 MB"):
+        decoded(pa.table({"user_id": column}))
+    assert decoded(pa.table({"user_id": column.slice(0, 1)})) is not None
+
+
+HUGE = 2**30
+EMPTY = [
+    pa.ListArray.from_arrays(pa.array([0, HUGE], pa.int32()), pa.nulls(HUGE)),
+    pa.FixedSizeListArray.from_arrays(pa.nulls(HUGE), HUGE),
+    pa.LargeListArray.from_arrays(
+        pa.array([0, HUGE]), pa.StructArray.from_buffers(pa.struct([]), HUGE, [None], children=[])
+    ),
+    pa.LargeListArray.from_arrays(
+        pa.array([0, HUGE]),
+        pa.FixedSizeListArray.from_buffers(
+            pa.list_(pa.int8(), 0), HUGE, [None], children=[pa.array([], pa.int8())]
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("column", EMPTY, ids=lambda column: str(column.type))
+def test_lists_of_values_without_a_byte_are_bounded(column: Any) -> None:
+    with pytest.raises(LimitError, match=r"item_tags.*64\.0 MB"):
+        decoded(pa.table({"item_tags": column}))
+
+
+def test_the_texts_of_all_columns_share_one_bound() -> None:
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 5, pa.int8()), pa.array(["x" * (8 << 20)]))
+    with pytest.raises(LimitError, match=r"64\.0 MB"):
+        decoded(pa.table({"user_id": column, "item_id": column}))
 
 
 @pytest.mark.parametrize("size", [0, 2])

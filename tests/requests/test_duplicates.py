@@ -1,4 +1,4 @@
-"""Of a key written twice the last counts, whoever reads the body."""
+"""Keys written twice: the last counts, whoever reads the body."""
 
 from __future__ import annotations
 

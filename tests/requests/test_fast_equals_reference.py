@@ -12,15 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.depth import examples
 from support.json_bodies import bodies, damaged
+from support.references import reference
 
 from dlrm_factory.config import DLRMDeclaration, tiny
-from dlrm_factory.errors import RequestError
 from dlrm_factory.features import FeatureEncoder, FeatureError
-from dlrm_factory.requests.formats import DecodedRequest, RequestReader, decode_body
+from dlrm_factory.requests.formats import DecodedRequest, RequestReader
 from dlrm_factory.requests.formats.columns.fast import ColumnsReader
 from dlrm_factory.requests.formats.fast import FastReaders
 from dlrm_factory.requests.formats.rows.fast import RowsReader
-from dlrm_factory.requests.request import read_object
 
 DECLARATION = tiny()
 
@@ -56,13 +55,6 @@ def fast(raw: bytes, reader: RequestReader) -> DecodedRequest | None:
     for answer in found[1:]:
         assert_same(answer, found[0])
     return found[0] if found else None
-
-
-def reference(raw: bytes, reader: RequestReader) -> DecodedRequest | None:
-    try:
-        return decode_body(read_object(raw), reader)
-    except RequestError:
-        return None
 
 
 def check(raw: bytes) -> None:

@@ -15,16 +15,15 @@ from hypothesis import strategies as st
 from support.depth import examples
 from support.handed import handle
 from support.json_bodies import bodies, damaged, upstream_bodies
+from support.references import reference
 
 from dlrm_factory.batch import FeatureBatch
 from dlrm_factory.config import DLRMDeclaration, tiny
-from dlrm_factory.errors import RequestError
 from dlrm_factory.features import FeatureEncoder
 from dlrm_factory.requests import service as service_module
 from dlrm_factory.requests.answers import Answer
-from dlrm_factory.requests.formats import DecodedRequest, RequestReader, decode_body
+from dlrm_factory.requests.formats import RequestReader
 from dlrm_factory.requests.formats.fast import Gathered, GatheringReader
-from dlrm_factory.requests.request import read_object
 from dlrm_factory.requests.service import DLRMService
 
 DECLARATION = tiny()
@@ -44,13 +43,6 @@ ONE_SAMPLE = bodies(st.sampled_from([1, 1, 1, 1, 1, 1, 0, 2])) | upstream_bodies
 
 def gather(raws: Sequence[bytes], reader: RequestReader) -> list[Gathered]:
     return GatheringReader(reader).read(list(enumerate(raws)))
-
-
-def reference(raw: bytes, reader: RequestReader) -> DecodedRequest | None:
-    try:
-        return decode_body(read_object(raw), reader)
-    except RequestError:
-        return None
 
 
 def sample_of(batch: FeatureBatch, i: int) -> FeatureBatch:

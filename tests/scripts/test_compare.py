@@ -1,4 +1,4 @@
-"""What the server is compared with is right, and the comparison's arithmetic too."""
+"""References of the comparison, and its arithmetic."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ class load:
 
 
 def find_gpu(path: Path, load: str) -> str:
-    """What find_gpu.py prints with PATH=path and ``load`` in place of the loader of libraries."""
+    """Output of find_gpu.py with PATH=path and ``load`` in place of the loader of libraries."""
     run = f"runpy.run_path({str(LOCK / 'find_gpu.py')!r}, run_name='__main__')"
     program = f"{load}\nimport ctypes, runpy; ctypes.CDLL = load; {run}"
     done = subprocess.run(

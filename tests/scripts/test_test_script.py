@@ -42,7 +42,7 @@ def test_all_tests_run_by_default(checkout: Path) -> None:
 
 
 def test_quick_leaves_out_what_is_slow(checkout: Path) -> None:
-    words = run(checkout, "--quick", "-x")
+    words = run(checkout, "-x", "--quick")
     assert words[0] == "depth=dev"
     line = " ".join(words)
     assert "-m not integration and not compiler and not multiprocess" in line

@@ -34,7 +34,7 @@ class Ran:
 
 
 def make_checkout(folder: Path) -> Path:
-    """Copy what scripts and commands touch into ``folder``; the packages are this environment's."""
+    """Files that scripts and commands touch, copied into ``folder``; the packages are this environment's."""
     for name in COPIED:
         source, target = ROOT / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

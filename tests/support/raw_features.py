@@ -6,6 +6,7 @@ import msgspec
 
 from dlrm_factory.config import DenseFeature, DLRMDeclaration, SparseFeature, Table, tiny
 from dlrm_factory.features import Vocabularies, build_vocabularies
+from dlrm_factory.features.ids import canonical_int
 
 USERS = [*(f"user_{i}" for i in range(20)), *range(10)]
 ITEMS = [f"item_{i}" for i in range(25)]
@@ -51,3 +52,9 @@ def raw_declaration(*, fitted: bool = True) -> DLRMDeclaration:
 def raw_vocabularies() -> Vocabularies:
     """Vocabularies of `raw_declaration`: USERS and ITEMS."""
     return build_vocabularies({"t_user": USERS, "t_item": ITEMS})
+
+
+def canonical(raw: int | str) -> int | str:
+    """The id that ``raw`` stands for: an int64 where its text is one."""
+    number = canonical_int(raw) if isinstance(raw, str) else raw
+    return raw if number is None else number

@@ -132,7 +132,7 @@ def test_state_dict_rows_names_what_is_wrong():
 
 
 def kernel_flags(path: Path) -> set[str]:
-    """What the kernel notes of this process's mapping of ``path``."""
+    """Kernel's notes on this process's mapping of ``path``."""
     lines = Path("/proc/self/smaps").read_text().splitlines()
     start = next(i for i, line in enumerate(lines) if line.endswith(str(path)))
     return set(next(line for line in lines[start:] if line.startswith("VmFlags:")).split()[1:])

@@ -274,7 +274,7 @@ def _integers_of(ids: pa.Array, place: Place, locate: Locate) -> Int64:
     kind = ids.type
     if pa.types.is_integer(kind):
         above = above_int64(ids)
-        if above.any():
+        if above is not None:
             ids = _refuse(pa.array(above), ids, place, locate, "is above 2**63 - 1")
         return integers(ids)
     if pa.types.is_floating(kind):

@@ -18,7 +18,7 @@ __all__ = ["BestWeights", "EarlyStopping", "check_labels_differ"]
 
 
 class BestWeights:
-    """This rank's weights, in main memory: as much again as its share of the tables."""
+    """Copy of this rank's weights in main memory: as much again as its share of the tables."""
 
     def __init__(self, objective: Objective) -> None:
         """Allocates the copy; it holds nothing before `keep`."""

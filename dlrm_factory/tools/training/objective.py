@@ -84,7 +84,7 @@ def logits_of(
 
 
 def _share(rows: Int64, share: int) -> Int64:
-    """This rank's rows. TorchRec's float tables need as many on every rank, so the last row may come again."""
+    """Rows of this rank. TorchRec's float tables need as many on every rank, so the last row may come again."""
     places = np.arange(share) + dist.get_rank() * share
     return rows[np.minimum(places, len(rows) - 1)]
 

@@ -90,7 +90,7 @@ class Shards(torch.Tensor):
 
 
 def snapshot_tensors(run: TrainingRun) -> dict[str, torch.Tensor]:
-    """This rank's tensors, live, by name; those of tables as `Shards`."""
+    """Live tensors of this rank by name; those of tables as `Shards`."""
     optimizers = run.objective.optimizers
     tensors = {f"dense/{name}": parameter.detach() for name, parameter in optimizers.dense.items()}
     for name, parameter in optimizers.dense.items():

@@ -1,4 +1,4 @@
-"""What is read of an archive before a server is given it, and what is refused."""
+"""Checks of an archive before a server is given it."""
 
 from __future__ import annotations
 

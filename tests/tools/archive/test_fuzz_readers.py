@@ -1,4 +1,4 @@
-"""What a stranger's file may hold: each reader gives one of our errors, soon, and never runs what is in it.
+"""Files of a stranger: each reader gives one of our errors, soon, and never runs what is in it.
 
 Every damage comes from one seed. A reader that takes a damaged file must read it just as it is; what must never happen
 is another exception, a crash, or memory for sizes that the file only claims.
@@ -46,7 +46,7 @@ Reader = Callable[[Path], object]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With every kind of feature, and held-out samples."""
+    """Checkpoint with every kind of feature, and held-out samples."""
     path = tmp_path_factory.mktemp("fuzz") / "c.safetensors"
     batch = random_batch(DECLARATION, 30)
     logits = batch.dense[:, 0]
@@ -109,7 +109,7 @@ def damages(data: bytes, seed: str) -> Iterator[bytes]:
 
 
 def attempt(read: Callable[[], object]) -> bool:
-    """Whether ``read`` took it; else it gave an error of ours."""
+    """Test whether ``read`` took it; else it gave an error of ours."""
     try:
         read()
     except OUR_ERRORS:
@@ -168,7 +168,7 @@ def test_a_damaged_file_among_sealed_weights_is_always_refused(weights: Path, tm
 
 @pytest.mark.parametrize("name", ["tables.bin", "vocabularies.bin"])
 def test_heads_with_right_checksums_and_wrong_contents(weights: Path, tmp_path: Path, name: str) -> None:
-    """Who writes a file on purpose gets its checksums right."""
+    """Write a file whose checksums are right, as one who means harm does."""
     data = (weights / name).read_bytes()
     length = struct.unpack_from("<Q", data, 8)[0]
     header = json.loads(data[24 : 24 + length])

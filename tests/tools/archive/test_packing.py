@@ -1,4 +1,4 @@
-"""What code an archive carries, and that it runs with nothing but a server's packages."""
+"""Code that an archive carries: it runs with nothing but a server's packages."""
 
 from __future__ import annotations
 

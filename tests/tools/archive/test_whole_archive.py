@@ -42,7 +42,7 @@ def packed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def proves(path: Path) -> bool:
-    """As `dlrm verify` does, but for the scores."""
+    """Verify as `dlrm verify` does, but for the scores."""
     try:
         with unpacked_weights(path) as unpacked:
             check_archive(path, unpacked)

@@ -32,7 +32,7 @@ class StubServer:
         return f"http://127.0.0.1:{self.port}"
 
     async def serve(self, ready: threading.Event) -> None:
-        """Until `stop`."""
+        """Serve until `stop`."""
         self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
         server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]

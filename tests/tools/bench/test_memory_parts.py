@@ -1,4 +1,4 @@
-"""What the memory benchmark is made of, without a server."""
+"""Parts of the memory benchmark, without a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is sent, and what comes of the answers."""
+"""Requests that are sent, and results of their answers."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def test_anything_with_tolist():
 
 
 class NAType:
-    """As pandas has it."""
+    """Missing value as pandas has it."""
 
 
 class Frame:

@@ -24,7 +24,7 @@ class Trained:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Trained:
-    """On generated clicks."""
+    """Model trained on generated clicks."""
     folder = tmp_path_factory.mktemp("trained")
     declaration = tiny()
     options = msgspec.structs.replace(declaration.training, epochs=2)
@@ -36,7 +36,7 @@ def trained(tmp_path_factory) -> Trained:
 
 @pytest.fixture(scope="session")
 def on_files(trained, tmp_path_factory) -> Trained:
-    """On the same clicks, from their file: nothing says any more that they were generated."""
+    """Model trained on the same clicks, from their file: nothing says any more that they were generated."""
     path = tmp_path_factory.mktemp("on_files") / "model.safetensors"
     report = train(trained.declaration, output=path, data=[trained.data])
     return Trained(trained.declaration, path, trained.data, report)

@@ -31,7 +31,7 @@ def good(tmp_path_factory, request):
 
 
 def attempt(paths, tmp_path):
-    """Whether it was imported."""
+    """Test whether it was imported."""
     try:
         import_weights(paths, tiny(), tmp_path / "c.safetensors")
     except WeightsError:

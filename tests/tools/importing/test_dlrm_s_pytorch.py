@@ -65,7 +65,7 @@ def declared(**changes):
 
 
 def saved(path, state, *, zipped=True):
-    """As --save-model saves: NumPy's numbers beside the weights."""
+    """File as --save-model saves it: NumPy's numbers beside the weights."""
     loss = np.float32(0.45)
     whole = {
         "nepochs": 1, "nbatches": 1024, "test_acc": 0.78, "state_dict": state, "epoch": 0, "iter": 1024,

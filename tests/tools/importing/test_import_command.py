@@ -98,7 +98,7 @@ def test_the_declaration_of_every_architecture(options, tmp_path, monkeypatch):
 
 
 def test_tables_of_a_sorted_state_dict_are_in_the_order_of_their_numbers(tmp_path, monkeypatch):
-    """As a sharded model gives them: t_cat_10 before t_cat_2."""
+    """Keys as a sharded model gives them: t_cat_10 before t_cat_2."""
     monkeypatch.chdir(tmp_path)
     names = sorted(f"t_cat_{i}" for i in range(12))
     tables = [msgspec.structs.replace(tiny().tables[0], name=name) for name in names]

@@ -1,4 +1,4 @@
-"""What cannot be loaded safely, or is not the model, is refused with the reason; nothing of it runs."""
+"""Refusals of files that cannot be loaded safely, or are not the model: each with its reason, and nothing runs."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from dlrm_factory.tools.importing.weights import Piece, SourceWeight
 
 
 def problems(shape, *pieces):
-    """Of pieces given as (first row, first column, rows, columns)."""
+    """Tiling of pieces given as (first row, first column, rows, columns)."""
     made = [
         Piece(offsets=p[:2], shape=p[2:], origin=f"file{i}", load=lambda: torch.zeros(1))
         for i, p in enumerate(pieces)

@@ -22,7 +22,7 @@ ROWS = 300
 
 @pytest.fixture
 def ratings(tmp_path) -> Path:
-    """As MovieLens writes them, and some columns that are of no use."""
+    """Rows as MovieLens writes them, with some columns that are of no use."""
     rng = np.random.default_rng(0)
     path = tmp_path / "ratings.parquet"
     table = pa.table(

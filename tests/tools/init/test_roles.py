@@ -1,4 +1,4 @@
-"""What a column becomes, by what it holds and what it is called."""
+"""Roles of columns, by their values and names."""
 
 from __future__ import annotations
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dlrm_factory.tools.server.rundir import RunDir
+
 MANIFEST = {"model": {"modelName": "dlrm", "modelVersion": "1.0", "handler": "dlrm_handler.py"}}
 
 
@@ -33,3 +35,10 @@ def add_archive(store: Path) -> Callable[..., Path]:
         return path
 
     return add
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> RunDir:
+    made = RunDir.at(tmp_path / "run")
+    made.prepare()
+    return made

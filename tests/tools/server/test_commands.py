@@ -1,4 +1,4 @@
-"""What the commands do without a server."""
+"""Commands of the server, without one."""
 
 from __future__ import annotations
 

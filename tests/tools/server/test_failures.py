@@ -15,12 +15,12 @@ DIED = (
     "2026-01-01T00:00:00,000 [WARN ] W-9000-dlrm_1.0 org.pytorch.serve.wlm.BatchAggregator - "
     "Load model failed: dlrm, error: Worker died.\n"
 )
-UNBORN = (
+NEVER_STARTED = (
     "2026-01-01T00:00:00,000 [ERROR] W-9000-dlrm_1.0 org.pytorch.serve.wlm.WorkerThread - "
     "Backend worker error\n"
     "org.pytorch.serve.wlm.WorkerInitializationException: Backend stream closed.\n"
 )
-SLOW = UNBORN.replace("Backend stream closed.", "Backend worker did not respond in given time")
+SLOW = NEVER_STARTED.replace("Backend stream closed.", "Backend worker did not respond in given time")
 
 
 def worker(*lines: str, model: str = "dlrm") -> str:
@@ -95,7 +95,7 @@ def test_of_a_chain_the_last_is_told():
     assert load_failure(worker(*lines), DIED, "dlrm").endswith("WeightsError: table t_user is missing")
 
 
-@pytest.mark.parametrize("ts_log", [DIED, UNBORN])
+@pytest.mark.parametrize("ts_log", [DIED, NEVER_STARTED])
 def test_a_killed_worker_shows_what_it_printed_last(ts_log):
     message = load_failure(worker("loading table t_user"), ts_log, "dlrm")
     assert "killed for memory" in message

@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import psutil
-import pytest
 
 from dlrm_factory.tools.server.processes import MARK, server_processes, stop_processes
 from dlrm_factory.tools.server.rundir import RunDir
@@ -18,13 +17,6 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("up", flush=True)
 time.sleep(60)
 """
-
-
-@pytest.fixture
-def run_dir(tmp_path):
-    made = RunDir.at(tmp_path / "run")
-    made.prepare()
-    return made
 
 
 def start(code: str, run_dir: RunDir) -> subprocess.Popen[str]:

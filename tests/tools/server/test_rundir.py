@@ -29,13 +29,6 @@ def state(**changes) -> ServerState:
     return ServerState(**{**values, **changes})
 
 
-@pytest.fixture
-def run_dir(tmp_path):
-    made = RunDir.at(tmp_path / "run")
-    made.prepare()
-    return made
-
-
 def test_others_cannot_read_it_and_git_ignores_it(run_dir):
     assert stat.S_IMODE(run_dir.root.stat().st_mode) == 0o700
     assert (run_dir.root / ".gitignore").read_text() == "*\n"

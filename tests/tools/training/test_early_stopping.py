@@ -121,7 +121,7 @@ def written(path: Path, rows: int, seed: int, *, flip: bool = False) -> Path:
 
 
 def test_held_out_rows_decide_nothing(tmp_path):
-    """With their labels turned round the same weights are kept."""
+    """Keep the same weights whose labels are turned round."""
     declaration = declared(epochs=6, early_stopping=1, batch_size=64)
     data = written(tmp_path / "data.csv", 800, 0)
     reports = []

@@ -14,8 +14,8 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.commands import run_train
 from support.ranks import fail_on_rank_1, train_all
-from typer.testing import CliRunner
 
 from dlrm_factory.config import DLRMDeclaration, TrainingOptions, tiny
 from dlrm_factory.errors import DLRMError
@@ -133,15 +133,9 @@ def test_a_failing_rank_stops_the_others_and_is_told_once(capfd):
     assert time.monotonic() - started < 120  # not the process group's five minutes
 
 
-def run(*arguments: str):
-    from dlrm_factory.tools.cli.main import app
-
-    return CliRunner().invoke(app, ["train", *arguments])
-
-
 def test_the_command_starts_ranks_and_prints_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = run("tiny", "--rows", "1001", "--nproc", "2", "--json")
+    result = run_train("tiny", "--rows", "1001", "--nproc", "2", "--json")
     assert result.exit_code == 0, result.output
     printed = msgspec.json.decode(result.stdout)
     assert (printed["rows"], printed["checkpoint"]) == (1001, "checkpoint.safetensors")

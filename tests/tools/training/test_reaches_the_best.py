@@ -1,4 +1,4 @@
-"""On generated clicks it is known how good a model can be. A DLRM should come near."""
+"""AUC on generated clicks, of which the best possible is known. A DLRM should come near."""
 
 from __future__ import annotations
 

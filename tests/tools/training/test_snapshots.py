@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from support.ranks import Interrupted, interrupted_at
 
 from dlrm_factory.config import DLRMDeclaration, TrainingOptions, tiny
 from dlrm_factory.errors import DataError, WeightsError
-from dlrm_factory.tools.training import Progress, TrainingReport, train
+from dlrm_factory.tools.training import TrainingReport, train
 
 OPTIONS = TrainingOptions(label="click")  # not the preset's, which are tuned
 
@@ -27,20 +28,6 @@ def declared(*shardings: str, **training) -> DLRMDeclaration:
     ]
     options = msgspec.structs.replace(OPTIONS, **({"batch_size": 64, "epochs": 2} | training))
     return msgspec.structs.replace(base, tables=tables, training=options)
-
-
-class Interrupted(Exception):
-    pass
-
-
-def interrupted_at(step: int):
-    """An observer that breaks the run off when ``step`` steps are reported."""
-
-    def observe(progress: Progress) -> None:
-        if progress.stage == "training" and (progress.step or 0) >= step:
-            raise Interrupted
-
-    return observe
 
 
 def break_off(declaration: DLRMDeclaration, folder: Path, *, at: int, every: int | None) -> None:

@@ -4,7 +4,7 @@ import builtins
 
 import msgspec
 import pytest
-from typer.testing import CliRunner
+from support.commands import run_train
 
 from dlrm_factory.errors import DLRMError, StackError
 from dlrm_factory.tools.training.tensorboard import tensorboard
@@ -12,17 +12,11 @@ from dlrm_factory.tools.training.tensorboard import tensorboard
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of protobuf and tensorboard
 
 
-def run(*arguments: str):
-    from dlrm_factory.tools.cli.main import app
-
-    return CliRunner().invoke(app, ["train", *arguments])
-
-
 def test_the_command_writes_scalars(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.chdir(tmp_path)
-    result = run("tiny", "--rows", "20000", "--epochs", "2", "--tensorboard", "logs", "--json")
+    result = run_train("tiny", "--rows", "20000", "--epochs", "2", "--tensorboard", "logs", "--json")
     assert result.exit_code == 0, result.output
     events = EventAccumulator("logs")
     events.Reload()
@@ -65,9 +59,9 @@ def test_without_the_package_one_sentence_says_what_to_install(tmp_path, monkeyp
 def test_options_that_need_each_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for options in (["--resume"], ["--checkpoint-every", "5"]):
-        result = run("tiny", *options)
+        result = run_train("tiny", *options)
         assert isinstance(result.exception, DLRMError)
         assert str(result.exception) == f"{options[0]} needs --checkpoint-dir, the folder of the snapshots"
     monkeypatch.setenv("WORLD_SIZE", "2")
-    result = run("tiny", "--nproc", "2")
+    result = run_train("tiny", "--nproc", "2")
     assert "torchrun has done so" in str(result.exception)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from typer.testing import CliRunner
+from support.commands import run_train
 
 from dlrm_factory.batch import to_dense, to_keyed_jagged_tensor
 from dlrm_factory.config import DLRMDeclaration, criteo, dump_declaration, parse_declaration, tiny
@@ -168,16 +168,10 @@ def test_real_multi_valued_rows(tmp_path):
     assert report.held_out_log_loss < 1.5
 
 
-def run(*arguments: str):
-    from dlrm_factory.tools.cli.main import app
-
-    return CliRunner().invoke(app, ["train", *arguments])
-
-
 def test_the_command_writes_a_checkpoint_and_prints_json(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     same = ("--epochs", "2", "--seed", "5")
-    result = run("tiny", "--rows", "3000", *same, "--json", "--write-data", "clicks.csv")
+    result = run_train("tiny", "--rows", "3000", *same, "--json", "--write-data", "clicks.csv")
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout)
     assert printed["checkpoint"] == "checkpoint.safetensors"
@@ -186,7 +180,7 @@ def test_the_command_writes_a_checkpoint_and_prints_json(tmp_path, monkeypatch):
     kept = open_checkpoint(tmp_path / "checkpoint.safetensors").declaration.training
     assert (kept.seed, kept.epochs) == (5, 2)
 
-    again = run("tiny", "--data", "clicks.csv", *same, "-o", "again.safetensors")
+    again = run_train("tiny", "--data", "clicks.csv", *same, "-o", "again.safetensors")
     assert again.exit_code == 0, again.output
     assert "held-out AUC" in again.stdout
     assert "best reachable" not in again.stdout
@@ -197,7 +191,7 @@ def test_the_command_writes_a_checkpoint_and_prints_json(tmp_path, monkeypatch):
 
 def test_the_command_prints_the_best_reachable_figures(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = run("tiny", "--rows", "2000")
+    result = run_train("tiny", "--rows", "2000")
     assert result.exit_code == 0, result.output
     assert "best reachable" in result.stdout
     assert "saved checkpoint.safetensors" in result.stdout
@@ -205,7 +199,7 @@ def test_the_command_prints_the_best_reachable_figures(tmp_path, monkeypatch):
 
 def test_the_command_refuses_a_seed_that_no_declaration_may_have(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = run("tiny", "--seed", str(2**63))
+    result = run_train("tiny", "--seed", str(2**63))
     assert isinstance(result.exception, ConfigError)
     assert "$.training.seed" in str(result.exception)
 

@@ -40,7 +40,7 @@ def numbers(column: Any, default: float) -> npt.NDArray[np.floating[Any]] | None
 def bags(column: Any) -> tuple[Lengths, Int64] | None:
     """Lengths [B] and ids of bags of integers; None if the column does not hold such, all within int64."""
     values, lengths = flatten_column(column)
-    if values.null_count or not pyarrow().types.is_integer(values.type) or above_int64(values).any():
+    if values.null_count or not pyarrow().types.is_integer(values.type) or above_int64(values) is not None:
         return None
     return lengths, integers(values)
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from dlrm_factory.batch.feature_batch import FeatureBatch
-from dlrm_factory.errors import RequestError
+from dlrm_factory.config.sizes import format_bytes
+from dlrm_factory.errors import LimitError, RequestError
 from dlrm_factory.features import FeatureError, shown
-from dlrm_factory.features.arrow import plain_column, plain_type, pyarrow
+from dlrm_factory.features.arrow import plain_column, plain_type, pyarrow, shared_bytes
 from dlrm_factory.requests.formats import decode_body
 from dlrm_factory.requests.formats.arrow.columns import as_list, bags, numbers, wrong_type
 from dlrm_factory.requests.formats.arrow.stream import read_table
@@ -27,6 +28,8 @@ __all__ = ["decode_arrow"]
 
 _PATH = "$.inputs"
 _OUTPUT = b"output"
+# A few bytes of the body may be the text of every sample, and no bytes may be a list of a billion nulls.
+_MAX_SHARED_BYTES = 64_000_000
 _INDEX = re.compile(r"__index_level_\d+__")
 
 
@@ -48,7 +51,10 @@ def _decode(table: Any, reader: RequestReader) -> DecodedRequest:
     check_samples(table.num_rows, reader, _PATH)
     table = _without_index(table, reader)
     _check_columns(table)
-    columns = {name: _array(name, table.column(name)) for name in table.column_names}
+    columns, left = {}, _MAX_SHARED_BYTES
+    for name in table.column_names:
+        columns[name], taken = _array(name, table.column(name), left)
+        left -= taken
     output = (table.schema.metadata or {}).get(_OUTPUT, b"probability").decode("utf-8", "replace")
     if columns and columns.keys() <= reader.encoder.known and output in ("probability", "logit"):
         try:
@@ -72,18 +78,30 @@ def _without_index(table: Any, reader: RequestReader) -> Any:
     return table.select([i for i, name in enumerate(names) if name not in index]) if index else table
 
 
-def _array(name: str, column: Any) -> Any:
-    """The values of a table's column in one array, of a type that has no views."""
+def _array(name: str, column: Any, left: int) -> tuple[Any, int]:
+    """Values of a table's column in one array, of a type that has no views, and their `shared_bytes`.
+
+    LimitError for over ``left`` such bytes.
+    """
+    kind = plain_type(column.type)
     try:
-        if plain_type(column.type) == pyarrow().null():
+        if kind == pyarrow().null():
             # Arrow makes no array of no chunks of a dictionary without values.
-            return pyarrow().nulls(len(column))
-        return plain_column(_one_chunk(column))
+            return pyarrow().nulls(len(column)), 0
+        array = _one_chunk(column)
+        taken = shared_bytes(array)
+        if taken <= left:
+            return array if kind == column.type else plain_column(array), taken
     except pyarrow().ArrowException as error:
         raise RequestError(
             f"column {shown(name)} of type {str(column.type)[:100]} cannot be read: {str(error)[:200]}",
             member(_PATH, name),
         ) from None
+    raise LimitError(
+        f"column {shown(name)}: its values would take over {format_bytes(_MAX_SHARED_BYTES)}, each on its "
+        "own; send fewer samples, shorter texts, or shorter lists",
+        member(_PATH, name),
+    )
 
 
 def _check_columns(table: Any) -> None:

@@ -1,4 +1,4 @@
-"""Which files are Criteo's, and what is refused."""
+"""Criteo's files, and those that are refused."""
 
 from __future__ import annotations
 

@@ -11,10 +11,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.raw_features import raw_declaration
+from support.raw_features import canonical, raw_declaration
 
 from dlrm_factory.config import DLRMDeclaration
-from dlrm_factory.features import canonical_int
 from dlrm_factory.tools.data.files import Chunk
 from dlrm_factory.tools.data.fitting import FittedFeatures, IdCounts, Moments, fit_features, needs_fitting
 from dlrm_factory.tools.data.split import HashSplit, first_rows, split_chunks, split_rows
@@ -24,11 +23,6 @@ ANY_ID = st.one_of(
     st.integers(-(2**63), 2**63 - 1),
     st.sampled_from(["a", "b", "é", "", "-0", "007", str(2**63)]),
 )
-
-
-def canonical(raw: int | str) -> int | str:
-    number = canonical_int(raw) if isinstance(raw, str) else raw
-    return raw if number is None else number
 
 
 @given(

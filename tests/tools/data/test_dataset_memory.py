@@ -1,4 +1,4 @@
-"""How much memory rows may take: a share that does not change from run to run, within what is free."""
+"""Memory that rows may take: a share that does not change from run to run, within what is free."""
 
 from __future__ import annotations
 
