@@ -36,12 +36,6 @@ ROOMS = [
     "dlrm_factory/tools/importing",
     "dlrm_factory/tools/init",
     "dlrm_factory/tools/server",
-    "dlrm_factory/features",
-    "dlrm_factory/tools/data",
-    "dlrm_factory/tools/metrics",
-    "handler",
-    "scripts",
-    "tests/support",
 ]
 # A sentence that starts with one of these is a clause, a question or a leftover of another sentence.
 FIRST_WORDS = frozenset(
