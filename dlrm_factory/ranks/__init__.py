@@ -12,7 +12,7 @@ CUDA; slices and logits go over gloo, for they start and end in the leader's mem
 
 from dlrm_factory.ranks.follower import follow
 from dlrm_factory.ranks.group import RankGroup
-from dlrm_factory.ranks.leader import RankedScorer
+from dlrm_factory.ranks.leader import RankedScorer, StepTimes
 from dlrm_factory.ranks.loading import load_rank
 
-__all__ = ["RankGroup", "RankedScorer", "follow", "load_rank"]
+__all__ = ["RankGroup", "RankedScorer", "StepTimes", "follow", "load_rank"]
