@@ -163,9 +163,9 @@ class RankedScorer:
         check_batch(batch, self.declaration)
         if shared is not None:
             check_batch(shared.bags, self.declaration)
+        started = time.perf_counter()
+        slices = list(cut(batch, shared, self._group.size))
         with self._in_group():
-            started = time.perf_counter()
-            slices = list(cut(batch, shared, self._group.size))
             largest = slices[0].samples
             self._messages.send(Head(command=Command.SCORE, flags=flags, answer=largest), slices)
             sent = time.perf_counter()

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from dlrm_factory.batch import FeatureBatch, SharedContext, concatenate, join_contexts
 from dlrm_factory.config import DLRMDeclaration
-from dlrm_factory.requests.answers import Answer, answer_internal_error, shortest
+from dlrm_factory.errors import GroupError
+from dlrm_factory.requests.answers import Answer, answer_group_lost, answer_internal_error, shortest
 from dlrm_factory.scorer import probabilities
 
 __all__ = ["MOST_TOGETHER", "LogitScorer", "Part", "score_parts"]
@@ -89,6 +90,9 @@ def _answers(group: Sequence[Part], scorer: LogitScorer) -> list[Answer]:
             answers += part.answers(numbers[start:stop], None if finite is None else finite[start:stop])
             start = stop
         return answers
+    except GroupError as error:
+        logger.error("A batch of requests could not be scored: %s", error)
+        return [answer_group_lost()] * sum(len(part.places) for part in group)
     except Exception:
         requests = sum(len(part.places) for part in group)
         logger.exception("A batch of %d requests could not be scored", requests)

@@ -130,3 +130,5 @@ def test_a_lost_rank_ends_the_group(tmp_path: Path, how: str) -> None:
     )
     assert second == first
     assert found["seconds"] < ranked.TIMEOUT_S + 10
+    assert found["status"] == 503
+    assert found["answer"]["type"] == "GroupLost"

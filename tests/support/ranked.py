@@ -242,6 +242,8 @@ def lose_a_rank(out: Path, how: str) -> None:
         except GroupError as error:
             told.append(str(error))
     found = {"told": told, "seconds": time.monotonic() - started}
+    answer = DLRMService(ranked).handle([{"body": bytearray(json.dumps(BODIES[0][0]).encode())}])[0]
+    found |= {"status": answer.status, "answer": json.loads(answer.body)}
     (out / f"{how}.json").write_text(json.dumps(found))
     time.sleep(60)  # as a server would wait for its next request
 

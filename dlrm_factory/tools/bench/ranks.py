@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from dlrm_factory.batch import FeatureBatch
+from dlrm_factory.batch import FeatureBatch, to_dense
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.ranks import RankedScorer, RankGroup, StepTimes, follow, load_rank
 from dlrm_factory.scorer import Scorer
@@ -137,9 +137,9 @@ def _ping(group: RankGroup) -> float:
 def _measure(
     ranked: RankedScorer, alone: Scorer, batch: FeatureBatch, seconds: float, ranks: int, ping: float
 ) -> RankTiming:
-    for scorer in (ranked, alone):
-        for _ in range(3):
-            scorer.logits(batch)
+    for _ in range(3):
+        ranked.logits(batch)
+        _score_alone(alone, batch)
     together: list[float] = []
     single: list[float] = []
     steps: list[StepTimes] = []
@@ -151,7 +151,7 @@ def _measure(
         assert ranked.times is not None
         steps.append(ranked.times)
         start = time.perf_counter()
-        alone.logits(batch)
+        _score_alone(alone, batch)
         single.append(time.perf_counter() - start)
     return RankTiming(
         ranks=ranks,
@@ -168,6 +168,14 @@ def _measure(
         gathered=steps[0].gathered / len(batch),
         ping=ping,
     )
+
+
+def _score_alone(scorer: Scorer, batch: FeatureBatch) -> None:
+    """By this process alone. The rank's own scorer would, eagerly, go by the sharded model, and so to other ranks."""
+    if scorer.engine == "compiled":
+        scorer.logits(batch)
+    else:
+        scorer.interact(to_dense(batch), scorer.pool(batch))
 
 
 def _one_hot(declaration: DLRMDeclaration, size: int) -> FeatureBatch:
