@@ -11,6 +11,8 @@
     ├── FeatureError              a value is wrong, its place not known yet; becomes a RequestError or a DataError
     ├── ServingError              TorchServe cannot be started, reached or told what to do
     │   └── NotAnswering          a model's workers are ready, and the model does not answer
+    ├── GroupError                a rank of a group is gone or late; the group ends, and the request may be sent again
+    ├── RankError                 a rank could not score one batch; the group goes on
     ├── StackError                the installed packages do not work together
     ├── ClientError               a client's call failed; its own tree is in `dlrm_factory.client`
     └── RequestError              one request is wrong: HTTP 4xx, with the path of the mistake
@@ -28,8 +30,10 @@ __all__ = [
     "ConfigError",
     "DLRMError",
     "DataError",
+    "GroupError",
     "LimitError",
     "PlanError",
+    "RankError",
     "RequestError",
     "ServingError",
     "StackError",
@@ -79,6 +83,18 @@ class DataError(DLRMError):
 
 class ServingError(DLRMError):
     """TorchServe cannot be started, reached or told what to do."""
+
+
+class GroupError(DLRMError):
+    """A rank of the group is gone, or did not answer in time.
+
+    Nothing is known to be wrong with the request, which may be sent again, to another group or to this one once it
+    has been started again.
+    """
+
+
+class RankError(DLRMError):
+    """A rank could not score one batch. The group goes on."""
 
 
 class StackError(DLRMError):

@@ -99,6 +99,7 @@ class DLRMFactory:
         device: str | None = None,
         memory: int | None = None,
         table_optimizer: TableOptimizer | None = None,
+        group: dist.ProcessGroup | None = None,
     ) -> BuiltDLRM:
         """Build the model on this process's rank, alone or under torchrun.
 
@@ -110,13 +111,15 @@ class DLRMFactory:
             memory: bytes a rank has for tables; the declared or this machine's if None.
             table_optimizer: called with the tables' parameters before they are sharded, e.g. to fuse an
                 optimiser into their backward with `apply_optimizer_in_backward`. Float mode only.
+            group: the processes to shard over; all of the world if None. Quantized mode only.
 
         Raises:
             PlanError: the tables do not fit, or cannot be sharded as declared.
             WeightsError: the weights are not this model's.
         """
         place = _local_device(device or self.declaration.sharding.device)
-        hardware = self._hardware_here(place.type, memory)
+        ranks = group or process_group(place.type)
+        hardware = self._hardware_here(place.type, ranks.size(), memory)
         source = SealedWeights(weights) if isinstance(weights, Path) else weights
 
         model = self._make_model(source, place)
@@ -125,7 +128,7 @@ class DLRMFactory:
         if mode == "quantized":
             quantize_tables(model, self.declaration)
         plan = self._plan(model, mode, hardware)
-        sharded = shard_model(model, plan, device=place)
+        sharded = shard_model(model, plan, device=place, group=ranks)
         self._load_tables(sharded, mode, source)
         if mode == "quantized":
             sharded.eval()
@@ -166,9 +169,8 @@ class DLRMFactory:
             return StateDictRows(self.declaration, weights)
         return RandomRows(self.declaration, self.declaration.training.seed)
 
-    def _hardware_here(self, device: str, memory: int | None) -> Hardware:
+    def _hardware_here(self, device: str, world_size: int, memory: int | None) -> Hardware:
         """The declared hardware with the ranks that really run."""
-        world_size = process_group(device).size()
         local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
         declared = self.declaration.sharding
         if declared.world_size not in (1, world_size):

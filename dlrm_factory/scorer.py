@@ -173,16 +173,22 @@ class Scorer:
 
         B is at least 1.
         """
-        if self._lookup is not None:
-            return self._lookup.pool(batch)
+        return self.pool_sharded(batch) if self._lookup is None else self._lookup.pool(batch)
+
+    @torch.no_grad()
+    def pool_sharded(self, batch: FeatureBatch) -> torch.Tensor:
+        """`pool` by the sharded module. With several ranks all must call it, each with its own batch."""
         sparse = to_keyed_jagged_tensor(batch, self.declaration, device=self.built.device)
         pooled: torch.Tensor = self.built.model.module.sparse_arch(sparse)
         return pooled.index_select(1, self._to_declared.to(pooled.device))
 
     @torch.no_grad()
-    def interact(self, dense: torch.Tensor, pooled: torch.Tensor) -> Float32:
-        """Click logits, float32 [B], of dense features [B, n] and pooled vectors [B, F, D] in declared order."""
-        if self._compiled is None:
+    def interact(self, dense: torch.Tensor, pooled: torch.Tensor, *, eagerly: bool = False) -> Float32:
+        """Click logits, float32 [B], of dense features [B, n] and pooled vectors [B, F, D] in declared order.
+
+        ``eagerly``: never by compiled code.
+        """
+        if eagerly or self._compiled is None:
             return self._interact_eagerly(dense, pooled)
         return self._compiled(dense, pooled)
 

@@ -26,7 +26,7 @@ def to_keyed_jagged_tensor(
     return KeyedJaggedTensor(
         keys=declaration.sparse_names,
         values=torch.from_numpy(batch.values).to(device),
-        lengths=torch.from_numpy(batch.lengths.reshape(-1)).to(device),
+        lengths=torch.from_numpy(np.ascontiguousarray(batch.lengths.reshape(-1))).to(device),
         weights=None if weights is None else torch.from_numpy(weights).to(device),
         stride=len(batch),
     )

@@ -9,6 +9,7 @@ path then serves one process and N processes, every sharding type, every dtype, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -86,6 +87,8 @@ class QuantizedEmbeddingBag(nn.Module):
         )
         # FATAL is 0, and the constructor takes a falsy mode for its default.
         self.tbe.bounds_check_mode_int = BoundsCheckMode.FATAL.value
+        # A lookup that raised would leave the other ranks waiting for its vectors.
+        self.on_error: Callable[[Exception], None] | None = None
 
     @property
     def tables(self) -> list[ShardedEmbeddingTable]:
@@ -93,7 +96,20 @@ class QuantizedEmbeddingBag(nn.Module):
         return self.config.embedding_tables
 
     def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
-        """features: F_local keys, values int64 → pooled float32 [B, F_local * local_cols]."""
+        """features: F_local keys, values int64 → pooled float32 [B, F_local * local_cols].
+
+        With ``on_error`` an error goes there, and zeros come out.
+        """
+        if self.on_error is None:
+            return self._look_up(features)
+        try:
+            return self._look_up(features)
+        except Exception as error:
+            self.on_error(error)
+            columns = sum(table.local_cols * table.num_features() for table in self.tables)
+            return torch.zeros(features.stride(), columns, device=features.values().device)
+
+    def _look_up(self, features: KeyedJaggedTensor) -> torch.Tensor:
         values = features.values()
         # The CUDA kernel takes int32 indices; rows are below 2**31 by the declaration's rules.
         dtype = values.dtype if values.device.type == "cpu" else torch.int32

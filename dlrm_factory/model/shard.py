@@ -51,12 +51,14 @@ def process_group(device: str) -> dist.ProcessGroup:
     return group
 
 
-def shard_model(model: nn.Module, plan: TablePlan, *, device: torch.device) -> DistributedModelParallel:
-    """Shard ``model`` by ``plan`` over the process group. Tables come out uninitialised: load them afterwards.
+def shard_model(
+    model: nn.Module, plan: TablePlan, *, device: torch.device, group: dist.ProcessGroup | None = None
+) -> DistributedModelParallel:
+    """Shard ``model`` by ``plan`` over ``group``, the world's if None. Tables come out uninitialised: load them after.
 
     A float model's dense parts are wrapped in DistributedDataParallel when there are several ranks to train.
     """
-    group = process_group(device.type)
+    group = group or process_group(device.type)
     # Without it TorchRec's lookups on CPU ask for the current CUDA device.
     set_propogate_device(True)
     return DistributedModelParallel(

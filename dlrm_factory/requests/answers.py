@@ -17,6 +17,7 @@ __all__ = [
     "Answer",
     "answer_binary",
     "answer_error",
+    "answer_group_lost",
     "answer_internal_error",
     "answer_json",
     "answer_ones",
@@ -92,6 +93,12 @@ def answer_scaled_away() -> Answer:
     """
     message = "the worker that had this request was scaled away; send it again"
     return _answer_error_body(503, {"code": 503, "type": "WorkerScaledAway", "message": message, "path": "$"})
+
+
+def answer_group_lost() -> Answer:
+    """503: a rank of the model is gone, and the request may be sent again."""
+    message = "a process of the group that holds the model is gone; send it again"
+    return _answer_error_body(503, {"code": 503, "type": "GroupLost", "message": message, "path": "$"})
 
 
 def _answer_error_body(code: int, body: dict[str, Any]) -> Answer:

@@ -6,6 +6,7 @@ import msgspec
 
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.goldens import Goldens
+from dlrm_factory.ranks import RankedScorer
 from dlrm_factory.requests.answers import Answer
 from dlrm_factory.requests.request import Request
 from dlrm_factory.requests.service import DLRMService
@@ -39,7 +40,7 @@ def replay(service: DLRMService, goldens: Goldens, tolerance: float) -> float:
     return largest
 
 
-def replay_with(scorer: Scorer, goldens: Goldens, tolerance: float) -> float:
+def replay_with(scorer: Scorer | RankedScorer, goldens: Goldens, tolerance: float) -> float:
     """`replay` with a service over ``scorer``."""
     return replay(DLRMService(scorer, vocabularies=scorer.vocabularies), goldens, tolerance)
 

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from dlrm_factory.batch import FeatureBatch, SharedContext, concatenate, join_contexts
 from dlrm_factory.config import DLRMDeclaration
-from dlrm_factory.requests.answers import shortest
+from dlrm_factory.errors import GroupError
+from dlrm_factory.requests.answers import Answer, answer_group_lost, answer_internal_error, shortest
 from dlrm_factory.scorer import probabilities
 
 __all__ = ["MAX_TOGETHER", "LogitScorer", "Samples", "Scores", "score"]
@@ -64,8 +65,8 @@ class Scores(NamedTuple):
     finite: npt.NDArray[np.bool_] | None
 
 
-def score(read: Sequence[Samples], scorer: LogitScorer) -> Iterator[Scores | None]:
-    """The scores of each of ``read``, in order; None, after a log line, where the model could not score.
+def score(read: Sequence[Samples], scorer: LogitScorer) -> Iterator[Scores | Answer]:
+    """Scores of each of ``read``, in order; where the model could not score, after a log line, the answer that says so.
 
     At most `MAX_TOGETHER` samples are scored at once, but where one of ``read`` has more.
     """
@@ -86,7 +87,7 @@ def _groups(read: Sequence[Samples]) -> Iterator[list[Samples]]:
         yield group
 
 
-def _score_group(group: Sequence[Samples], scorer: LogitScorer) -> list[Scores | None]:
+def _score_group(group: Sequence[Samples], scorer: LogitScorer) -> list[Scores | Answer]:
     try:
         scores = _score(group, scorer)
         sound = np.isfinite(scores)
@@ -94,10 +95,13 @@ def _score_group(group: Sequence[Samples], scorer: LogitScorer) -> list[Scores |
         if finite is not None:
             scores = np.where(finite, scores, np.float32(0))
         numbers = shortest(scores)
+    except GroupError as error:
+        logger.error("%d samples could not be scored: %s", sum(len(each.batch) for each in group), error)
+        return [answer_group_lost()] * len(group)
     except Exception:
         logger.exception("%d samples could not be scored", sum(len(each.batch) for each in group))
-        return [None] * len(group)
-    found: list[Scores | None] = []
+        return [answer_internal_error("the model could not score; the server's log says why")] * len(group)
+    found: list[Scores | Answer] = []
     start = 0
     for each in group:
         stop = start + len(each.batch)

@@ -154,11 +154,11 @@ class DLRMService:
             )
         )
 
-    def _answer(self, samples: DecodedRequest | Gathered, scores: Scores | None) -> list[Answer]:
+    def _answer(self, samples: DecodedRequest | Gathered, scores: Scores | Answer) -> list[Answer]:
         """One answer a request of ``samples``."""
         size = len(samples.samples) if isinstance(samples, Gathered) else 1
-        if scores is None:
-            return [answer_internal_error("the model could not score; the server's log says why")] * size
+        if isinstance(scores, Answer):
+            return [scores] * size
         try:
             if isinstance(samples, Gathered):
                 return self._answer_ones(samples, scores)

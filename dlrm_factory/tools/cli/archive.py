@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,6 +17,7 @@ from dlrm_factory.tools.archive.listing import read_archive_listing
 from dlrm_factory.tools.cli.progress import byte_progress, show_compiling
 
 if TYPE_CHECKING:
+    from dlrm_factory.tools.archive.group_replay import GroupReplay
     from dlrm_factory.tools.archive.verification import Verification
 
 __all__ = [
@@ -156,6 +158,10 @@ def verify(
     max_drift: MaxDrift = 0.02,
     max_difference: MaxDifference = 0.02,
     min_overlap: MinOverlap = 0.9,
+    ranks: Annotated[
+        int | None,
+        typer.Option(min=1, help="Replay the golden requests through a group of so many processes too."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Prove an archive without a server: every file, its golden requests, served scores against trained ones."""
@@ -163,12 +169,21 @@ def verify(
     from dlrm_factory.tools.archive.verification import verify as verify_archive
 
     console = Console(stderr=True)
+    group: GroupReplay | None = None
     with console.status(f"verifying {archive}"), show_compiling(console):
         found = verify_archive(archive)
+        if ranks is not None:
+            from dlrm_factory.tools.archive.group_replay import replay_in_group
+            from dlrm_factory.tools.archive.reading import unpacked_weights
+
+            with unpacked_weights(archive) as folder:
+                group = replay_in_group(folder, ranks)
     if as_json:
-        typer.echo(json.dumps(asdict(found), indent=2))
+        typer.echo(json.dumps(asdict(found) | ({} if group is None else {"group": asdict(group)}), indent=2))
     else:
         _print_verification(archive, found)
+        if group is not None:
+            _print_group(group, found.precision)
     found.check(max_auc_loss, max_drift, max_difference=max_difference, min_overlap=min_overlap)
 
 
@@ -214,6 +229,19 @@ def _print_goldens(found: Verification) -> None:
             f"their probabilities are {goldens.mean_drift:.1e} from the trained model's on average, "
             f"{goldens.max_drift:.1e} at most"
         )
+
+
+def _print_group(group: GroupReplay, precision: str) -> None:
+    table = Table(
+        f"{group.ranks} ranks", "golden requests", "largest difference", title="one model, a group of ranks"
+    )
+    for name, largest in group.largest.items():
+        table.add_row(_engine(name, precision), str(group.requests), f"{largest:.1e}")
+    Console().print(table)
+    kinds = Counter(group.shardings.values())
+    placed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    held = ", ".join(format_bytes(size) for size in group.rank_bytes)
+    typer.echo(f"tables: {placed}; bytes by rank: {held}")
 
 
 def _print_compiled(found: Verification) -> None:

@@ -13,6 +13,7 @@ from rich.table import Column, Table
 from dlrm_factory.config import criteo
 from dlrm_factory.tools.cli.bench_http import http
 from dlrm_factory.tools.cli.bench_memory import memory
+from dlrm_factory.tools.cli.bench_ranks import ranks
 from dlrm_factory.tools.cli.declarations import declaration_of
 
 __all__ = [
@@ -177,5 +178,5 @@ def handle(
     )
 
 
-for _command in (decode, score, handle, http, memory):
+for _command in (decode, score, handle, http, memory, ranks):
     bench.command()(_command)

@@ -201,7 +201,7 @@ def _train(call: TrainingCall) -> TrainingReport:
     if call.ranks_here == 1:
         return train_rank(call)
     # Importing torch takes seconds, which `dlrm --help` should not.
-    from dlrm_factory.tools.training.launch import launch
+    from dlrm_factory.tools.launch import launch
 
     try:
         return launch(train_spawned_rank, call, processes=call.ranks_here)

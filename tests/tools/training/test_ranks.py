@@ -19,7 +19,7 @@ from support.ranks import fail_on_rank_1, train_all
 
 from dlrm_factory.config import DLRMDeclaration, TrainingOptions, tiny
 from dlrm_factory.errors import DLRMError
-from dlrm_factory.tools.training.launch import launch
+from dlrm_factory.tools.launch import launch
 from dlrm_factory.weights.checkpoint import open_checkpoint
 
 OPTIONS = TrainingOptions(label="click")  # not the preset's, which are tuned

@@ -1,4 +1,4 @@
-"""Several processes on this host that train one model: what `torchrun` does, from within Python."""
+"""Several processes on this host that work as ranks: what `torchrun` does, from within Python."""
 
 from __future__ import annotations
 

@@ -1,0 +1,96 @@
+"""The loop of the ranks that do not lead."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dlrm_factory.batch import FeatureBatch
+from dlrm_factory.errors import GroupError
+from dlrm_factory.ranks.group import RankGroup
+from dlrm_factory.ranks.messages import Command, Head, Messages
+from dlrm_factory.ranks.step import ANSWER_HEAD, FAILED, RankStep
+from dlrm_factory.scorer import Scorer
+
+__all__ = ["BACKGROUND", "BUILD", "EAGERLY", "REASON_BYTES", "follow", "write_reason"]
+
+logger = logging.getLogger(__name__)
+
+EAGERLY = 1
+BACKGROUND, BUILD = 1, 2
+REASON_BYTES = 2048
+
+
+def follow(scorer: Scorer, group: RankGroup, *, folder: Path | None = None) -> None:
+    """Do as the leader says until it says to stop.
+
+    Args:
+        scorer: of this rank's part of the model.
+        folder: sealed weights whose dense parts are compiled when the leader's are.
+
+    GroupError if the leader or another rank is gone. Then this process should end, by `os._exit`: Python's own way out
+    may wait for ranks that are gone.
+    """
+    messages = Messages(group, scorer.declaration)
+    step = RankStep(scorer)
+    probes: list[FeatureBatch] = []
+    group.begin()
+    while True:
+        try:
+            head, piece = messages.receive()
+            if head.command is Command.STOP:
+                return
+            if head.command is Command.SCORE:
+                messages.gather(step.score(piece, head.answer, eagerly=bool(head.flags & EAGERLY)))
+            elif head.command is Command.PROBE:
+                probes.append(_kept(piece.batch))
+            elif head.command is Command.COMPILE:
+                messages.gather(compile_rank(scorer, step, head, folder, probes), patiently=True)
+                probes = []
+            else:
+                messages.gather(write_reason(step))
+        except Exception as error:
+            raise GroupError(f"rank {group.rank} of {group.size} cannot follow any more: {error}") from error
+
+
+def compile_rank(
+    scorer: Scorer, step: RankStep, head: Head, folder: Path | None, probes: list[FeatureBatch]
+) -> torch.Tensor:
+    """Compile this rank's dense parts, with all other ranks. Float32 [ANSWER_HEAD], an answer."""
+    step.reason = ""
+    if folder is not None:
+        try:
+            scorer.compile(
+                folder,
+                background=bool(head.flags & BACKGROUND),
+                build=bool(head.flags & BUILD),
+                probes=probes,
+            )
+        except Exception as error:
+            step.note(error)
+    answer = torch.zeros(ANSWER_HEAD)
+    answer[FAILED] = float(bool(step.reason))
+    return answer
+
+
+def write_reason(step: RankStep) -> torch.Tensor:
+    """The error of the rank's last step: uint8 [REASON_BYTES], UTF-8, zeros behind it."""
+    text = step.reason.encode()[:REASON_BYTES]
+    answer = np.zeros(REASON_BYTES, dtype=np.uint8)
+    answer[: len(text)] = np.frombuffer(text, dtype=np.uint8)
+    return torch.from_numpy(answer)
+
+
+def _kept(batch: FeatureBatch) -> FeatureBatch:
+    """A copy outside of the message's buffers."""
+    return FeatureBatch(
+        dense=batch.dense.copy(),
+        lengths=batch.lengths.copy(),
+        values=batch.values.copy(),
+        weights=None if batch.weights is None else batch.weights.copy(),
+        one_each=batch.one_each,
+        in_range=batch.in_range,
+    )

@@ -1,0 +1,64 @@
+"""Process groups that the ranks of a model talk over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from dlrm_factory.model.shard import process_group
+
+__all__ = ["RankGroup"]
+
+# A follower waits for its leader's next batch however long it takes; a leader that ends closes the connection.
+_IDLE = timedelta(days=3650)
+_LOADING = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankGroup:
+    """The ranks of one model, rank 0 the leader.
+
+    Fields:
+        rank: of this process.
+        size: number of ranks.
+        steps: what the leader sends first, for which followers wait without a deadline. gloo.
+        data: slices and logits, with a deadline. gloo.
+        exchange: TorchRec's, with a deadline. gloo on CPU, NCCL on CUDA.
+        timeout_s: the deadline of one collective.
+    """
+
+    rank: int
+    size: int
+    steps: dist.ProcessGroup
+    data: dist.ProcessGroup
+    exchange: dist.ProcessGroup
+    timeout_s: float
+
+    @classmethod
+    def join(cls, *, device: str = "cpu", timeout_s: float = 5.0) -> RankGroup:
+        """Join the group of all of the world's ranks, which all call this.
+
+        ``device``: ``cpu`` or ``cuda``. ``timeout_s``: in seconds, when a rank that does not answer counts as gone,
+        from `begin` on.
+        """
+        world = process_group(device)
+        return cls(
+            rank=world.rank(),
+            size=world.size(),
+            steps=dist.new_group(timeout=_IDLE, backend="gloo"),
+            data=dist.new_group(timeout=_LOADING, backend="gloo"),
+            exchange=dist.new_group(timeout=_LOADING),
+            timeout_s=timeout_s,
+        )
+
+    def begin(self) -> None:
+        """Wait until every rank has loaded its part; from now on each collective has its deadline.
+
+        Some ranks load more slowly than others, and TorchRec talks while it shards.
+        """
+        dist.barrier(group=self.steps)
+        for group in (self.data, self.exchange):
+            # torch's own way to shorten a time-out, which has no public name.
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=self.timeout_s), group)

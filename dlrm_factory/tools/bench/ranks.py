@@ -1,0 +1,191 @@
+"""Batch → logits by groups of ranks on this host, against one process without a group."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from dlrm_factory.batch import FeatureBatch, to_dense
+from dlrm_factory.config import DLRMDeclaration
+from dlrm_factory.ranks import RankedScorer, RankGroup, StepTimes, follow, load_rank
+from dlrm_factory.scorer import Scorer
+from dlrm_factory.tools.bench.score import RandomWeights
+from dlrm_factory.tools.launch import launch
+from dlrm_factory.weights.sealed import seal_weights
+
+__all__ = ["RankTiming", "measure_ranks"]
+
+# A busy host is no lost rank.
+_TIMEOUT_S = 120.0
+_PINGS = 200
+_PING_BYTES = 8192
+_MIN_CALLS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankTiming:
+    """One batch size in one group. The group and one process take turns, call by call.
+
+    Fields:
+        ranks, batch: processes, and samples at once.
+        engine: of the dense parts, ``eager`` or ``compiled``.
+        alone: median milliseconds of one process without a group.
+        p50, p99: milliseconds of the group.
+        scatter, lookup, dense, gather: median milliseconds of the parts; lookup and dense of the slowest rank, lookup
+            with TorchRec's exchange.
+        scattered, gathered: bytes a sample by scatter and gather, to and from the other ranks.
+        ping: median milliseconds of a scatter of 8 KiB and a gather of 64 bytes and nothing else.
+    """
+
+    ranks: int
+    batch: int
+    engine: str
+    alone: float
+    p50: float
+    p99: float
+    scatter: float
+    lookup: float
+    dense: float
+    gather: float
+    scattered: float
+    gathered: float
+    ping: float
+
+    @property
+    def samples_per_s(self) -> float:
+        """Of one batch after the other."""
+        return 1e3 * self.batch / self.p50
+
+
+def measure_ranks(
+    declaration: DLRMDeclaration,
+    *,
+    groups: Sequence[int],
+    batches: Sequence[int],
+    seconds: float = 2.0,
+    threads: int = 1,
+    compiled: bool = True,
+    observe: Callable[[str], None] = lambda _: None,
+) -> list[RankTiming]:
+    """Time each group and batch size for about ``seconds`` with random weights and one id a bag.
+
+    ``groups``: numbers of processes; ``threads``: of torch, in each process.
+    """
+    features = [
+        msgspec.structs.replace(f, ids="index", out_of_vocabulary=None) for f in declaration.sparse_features
+    ]
+    declaration = msgspec.structs.replace(declaration, sparse_features=features)
+    timings: list[RankTiming] = []
+    with tempfile.TemporaryDirectory() as folder:
+        observe("sealing random weights")
+        seal_weights(RandomWeights(declaration), Path(folder))
+        for ranks in groups:
+            observe(f"a group of {ranks}")
+            timings += launch(
+                _measure_rank, Path(folder), list(batches), seconds, threads, compiled, processes=ranks
+            )
+    return timings
+
+
+def _measure_rank(
+    folder: Path, batches: list[int], seconds: float, threads: int, compiled: bool
+) -> list[RankTiming]:
+    torch.set_num_threads(threads)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    group = RankGroup.join(timeout_s=_TIMEOUT_S)
+    scorer = load_rank(folder, group)
+    ping = _ping(group)
+    if group.rank:
+        follow(scorer, group, folder=folder)
+        return []
+    ranked = RankedScorer(scorer, group, on_loss=lambda _: None)
+    try:
+        if compiled:
+            ranked.compile(folder)
+        return [
+            _measure(ranked, scorer, _one_hot(scorer.declaration, size), seconds, group.size, ping)
+            for size in batches
+        ]
+    finally:
+        ranked.stop()
+
+
+def _ping(group: RankGroup) -> float:
+    """Median milliseconds of a scatter and a gather; every rank calls it."""
+    leads = group.rank == 0
+    given, answer = torch.zeros(_PING_BYTES, dtype=torch.uint8), torch.zeros(16)
+    taken = []
+    for _ in range(_PINGS):
+        start = time.perf_counter()
+        dist.scatter(given, [given] * group.size if leads else None, group_src=0, group=group.data)
+        into = [torch.empty_like(answer) for _ in range(group.size)] if leads else None
+        dist.gather(answer, into, group_dst=0, group=group.data)
+        taken.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(taken)
+
+
+def _measure(
+    ranked: RankedScorer, alone: Scorer, batch: FeatureBatch, seconds: float, ranks: int, ping: float
+) -> RankTiming:
+    for _ in range(3):
+        ranked.logits(batch)
+        _score_alone(alone, batch)
+    together: list[float] = []
+    single: list[float] = []
+    steps: list[StepTimes] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(together) < _MIN_CALLS:
+        start = time.perf_counter()
+        ranked.logits(batch)
+        together.append(time.perf_counter() - start)
+        assert ranked.times is not None
+        steps.append(ranked.times)
+        start = time.perf_counter()
+        _score_alone(alone, batch)
+        single.append(time.perf_counter() - start)
+    return RankTiming(
+        ranks=ranks,
+        batch=len(batch),
+        engine=ranked.engine,
+        alone=1e3 * statistics.median(single),
+        p50=1e3 * statistics.median(together),
+        p99=1e3 * float(np.percentile(together, 99)),
+        scatter=1e3 * statistics.median(step.scatter for step in steps),
+        lookup=1e3 * statistics.median(step.lookup for step in steps),
+        dense=1e3 * statistics.median(step.dense for step in steps),
+        gather=1e3 * statistics.median(step.gather for step in steps),
+        scattered=steps[0].scattered / len(batch),
+        gathered=steps[0].gathered / len(batch),
+        ping=ping,
+    )
+
+
+def _score_alone(scorer: Scorer, batch: FeatureBatch) -> None:
+    """By this process alone. The rank's own scorer would, eagerly, go by the sharded model, and so to other ranks."""
+    if scorer.engine == "compiled":
+        scorer.logits(batch)
+    else:
+        scorer.interact(to_dense(batch), scorer.pool(batch))
+
+
+def _one_hot(declaration: DLRMDeclaration, size: int) -> FeatureBatch:
+    """As the encoder leaves it: one id a bag, all checked."""
+    random = np.random.default_rng(1)
+    rows = [declaration.table(feature.table).num_embeddings for feature in declaration.sparse_features]
+    return FeatureBatch(
+        dense=random.normal(size=(size, len(declaration.dense_features))).astype(np.float32),
+        lengths=np.ones((len(rows), size), dtype=np.int32),
+        values=np.concatenate([random.integers(0, count, size) for count in rows]),
+        one_each=True,
+        in_range=True,
+    )

@@ -1,0 +1,262 @@
+"""Models that tests score in groups of ranks, and then hold against the same in one process."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+
+import dlrm_factory.scorer
+from dlrm_factory.batch import FeatureBatch, SharedContext
+from dlrm_factory.compiled.dense_net import DenseNet
+from dlrm_factory.config import DLRMDeclaration
+from dlrm_factory.errors import DLRMError, GroupError, RankError
+from dlrm_factory.factory import DLRMFactory
+from dlrm_factory.goldens import read_goldens
+from dlrm_factory.model.model import load_dense, make_model
+from dlrm_factory.model.quantize import QuantizedEmbeddingBag
+from dlrm_factory.ranks import RankedScorer, RankGroup, follow, load_rank
+from dlrm_factory.requests.replay import replay_with
+from dlrm_factory.requests.service import DLRMService
+from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer
+from dlrm_factory.weights.sealed import read_dense
+from support.batches import random_batch, random_state
+from support.sharding import ARCHITECTURES, DTYPES, POOLINGS, SHARDINGS, declared, mixed_shardings, weighted
+
+SIZES = (2, 3, 4)
+TIMEOUT_S = 3.0
+MARKER = 1234.5  # a dense value that makes a rank misbehave
+ROWS = [{"price": 9.5, "user_id": "u17", "item_tags": [3, 9]}, {"age_days": 3, "item_id": 12}]
+BODIES = (
+    ({"instances": ROWS}, {}),
+    ({"instances": ROWS, "output": "logit"}, {"explain": "True"}),
+    ({"context": ROWS[0], "candidates": [{"id": f"sku-{i}", "item_id": i} for i in range(9)]}, {}),
+)
+
+
+def cases(size: int) -> Iterator[tuple[str, DLRMDeclaration]]:
+    """(name, declaration): every sharding and pooling; dtypes and architectures take turns, others for each size."""
+    architectures = list(ARCHITECTURES)
+    for i, (sharding, pooling) in enumerate(itertools.product(SHARDINGS, POOLINGS)):
+        dtypes, architecture = DTYPES[(i + size) % len(DTYPES)], architectures[(i + size) % 3]
+        name = f"{sharding}-{pooling}-{'+'.join(dtypes)}-{architecture}"
+        declaration = declared(sharding, pooling, dtypes, architecture)
+        yield name, declaration
+        if (i + size) % 2:
+            yield f"{name}-weighted", weighted(declaration)
+    yield "mixed", mixed_shardings()
+    yield "mixed-weighted", weighted(mixed_shardings())
+
+
+def batches(declaration: DLRMDeclaration, size: int) -> Iterator[tuple[FeatureBatch, SharedContext | None]]:
+    """One sample, fewer than ranks, some, with and without ids; contexts that cross slices."""
+    yield random_batch(declaration, 1, seed=1), None
+    yield random_batch(declaration, size - 1, seed=2), None
+    yield random_batch(declaration, 2 * size + 1, seed=3), None
+    yield random_batch(declaration, 3, longest=0), None
+    samples = without(random_batch(declaration, 9, seed=4), [0, 2])
+    contexts = without(random_batch(declaration, 3, seed=5), [1])
+    yield samples, SharedContext(bags=contexts, spans=[(0, 4), (6, 8), (8, 9)])
+    yield samples, SharedContext(bags=without(random_batch(declaration, 1, seed=6), [1]), spans=[(0, 9)])
+
+
+def without(batch: FeatureBatch, features: list[int]) -> FeatureBatch:
+    """``batch`` with empty bags for ``features``."""
+    lengths = batch.lengths.copy()
+    lengths[features] = 0
+    kept = np.repeat(np.isin(np.arange(len(lengths)), features, invert=True), batch.lengths.sum(axis=1))
+    weights = None if batch.weights is None else batch.weights[kept]
+    return FeatureBatch(dense=batch.dense, lengths=lengths, values=batch.values[kept], weights=weights)
+
+
+def score_cases(scorer: Scorer | RankedScorer, size: int) -> list[list[float]]:
+    """Logits of every batch of a case."""
+    found = [scorer.logits(batch, shared) for batch, shared in batches(scorer.declaration, size)]
+    found.append(scorer.reference_logits(random_batch(scorer.declaration, 5, seed=7)))
+    return [logits.tolist() for logits in found]
+
+
+def score_large(scorer: Scorer | RankedScorer) -> list[list[float]]:
+    """Logits of no sample, and of batches that need a second message and pieces."""
+    one_each = random_batch(scorer.declaration, 2048, seed=8)
+    ones = np.ones_like(one_each.lengths)
+    values = np.random.default_rng(9).integers(0, 1000, ones.size)
+    rows = [scorer.declaration.table(f.table).num_embeddings for f in scorer.declaration.sparse_features]
+    values %= np.repeat(rows, 2048)
+    batch = FeatureBatch(dense=one_each.dense, lengths=ones, values=values, one_each=True, in_range=True)
+    given = [random_batch(scorer.declaration, size) for size in (0, 700)]
+    return [scorer.logits(each).tolist() for each in (*given, batch)]
+
+
+def ask_service(scorer: Scorer | RankedScorer) -> list[object]:
+    """Answers of the service to some bodies."""
+    service = DLRMService(scorer)
+    requests = [{"body": bytearray(json.dumps(body).encode())} for body, _ in BODIES]
+    answers = service.handle(requests, [headers for _, headers in BODIES])
+    assert [answer.status for answer in answers] == [200] * len(BODIES), [answer.body for answer in answers]
+    return [json.loads(answer.body) for answer in answers]
+
+
+def served(declaration: DLRMDeclaration, group: RankGroup) -> Scorer:
+    return Scorer(DLRMFactory(declaration).build(weights=random_state(declaration), group=group.exchange))
+
+
+def score_all(out: Path, sealed: Path) -> None:
+    """Every case in one group; the leader writes what it finds, as JSON."""
+    group = RankGroup.join(timeout_s=60)
+    found: dict[str, object] = {}
+    for name, declaration in cases(group.size):
+        scorer = served(declaration, group)
+        if group.rank:
+            follow(scorer, group)
+            continue
+        ranked = RankedScorer(scorer, group)
+        found[name] = score_cases(ranked, group.size)
+        if name == "mixed":
+            found["large"] = score_large(ranked)
+            found["service"] = ask_service(ranked)
+        ranked.stop()
+    found.update(score_sealed(sealed, group))
+    found["errors"] = score_errors(group)
+    if group.rank == 0:
+        (out / f"{group.size}.json").write_text(json.dumps(found))
+
+
+def score_sealed(folder: Path, group: RankGroup) -> dict[str, object]:
+    """The sealed weights in ``folder``: golden requests, the table file in place, compiled dense parts."""
+    scorer = load_rank(folder, group)
+    # A compiler takes half a minute; what it would compile runs as it is.
+    model = make_model(scorer.declaration)
+    load_dense(model, read_dense(folder))
+    net = torch.no_grad()(DenseNet(model, scorer.declaration, "fp32").eval().forward)
+    dlrm_factory.scorer.compiled_dense = lambda *_, **__: net
+    if group.rank:
+        follow(scorer, group, folder=folder)
+        assert scorer.engine == "compiled"
+        return {}
+    ranked = RankedScorer(scorer, group)
+    eager = replay_with(ranked, read_goldens(folder), EAGER_TOLERANCE)
+    found = {"sealed": score_cases(ranked, group.size), "eager": eager, "in_place": in_place(scorer)}
+    ranked.compile(folder, probes=[random_batch(scorer.declaration, 40)])
+    found |= {"engine": ranked.engine, "compiled": score_cases(ranked, group.size)}
+    ranked.stop()
+    return found
+
+
+def kernels_of(scorer: Scorer) -> list[QuantizedEmbeddingBag]:
+    return [module for each in scorer.built.model.modules() for module in getattr(each, "kernels", ())]
+
+
+def in_place(scorer: Scorer) -> dict[str, bool]:
+    """Whether the lookup of each table on this rank reads the table file where it lies."""
+    mapped = scorer._lookup._file.bytes.data_ptr()
+    return {
+        table.name: kernel.tbe.weights_host.data_ptr() == mapped
+        for kernel in kernels_of(scorer)
+        for table in kernel.tables
+    }
+
+
+def score_errors(group: RankGroup) -> dict[str, object]:
+    """The last rank fails in its dense parts, then in its lookup; ids are wrong; and the group goes on."""
+    declaration = declared("row_wise", "mean", DTYPES[2])
+    scorer = served(declaration, group)
+    batch = random_batch(declaration, 3 * group.size)
+    if group.rank:
+        if group.rank == group.size - 1:
+            fail_on_marker(scorer)
+        follow(scorer, group)
+        return {}
+    ranked = RankedScorer(scorer, group)
+    before = ranked.logits(batch)
+    marked = msgspec.structs.replace(batch, dense=batch.dense.copy())
+    marked.dense[-1] = MARKER
+    told = []
+    negative = msgspec.structs.replace(
+        batch, values=np.where(batch.values == batch.values[0], -1, batch.values)
+    )
+    for each in (marked, negative, marked):
+        try:
+            ranked.logits(each)
+        except (RankError, ValueError) as error:
+            told.append(f"{type(error).__name__}: {error}")
+    after = ranked.logits(batch)
+    ranked.stop()
+    return {"before": before.tolist(), "after": after.tolist(), "told": told}
+
+
+def fail_on_marker(scorer: Scorer) -> None:
+    """Raise in the dense parts for a marked sample; once it was seen, in the next lookup but one."""
+    interact, lookups = scorer.interact, []
+
+    def marked(dense, pooled, *, eagerly=False):
+        if (dense == MARKER).any():
+            if not lookups:
+                for kernel in kernels_of(scorer):
+                    fail_next(kernel, lookups)
+            raise DLRMError("the dense parts are out of order")
+        return interact(dense, pooled, eagerly=eagerly)
+
+    scorer.interact = marked
+
+
+def fail_next(kernel: QuantizedEmbeddingBag, lookups: list[int]) -> None:
+    look_up = kernel._look_up
+
+    def failing(features):
+        lookups.append(1)
+        if len(lookups) == 1:
+            raise MemoryError("no memory for the lookup")
+        return look_up(features)
+
+    kernel._look_up = failing
+
+
+def lose_a_rank(out: Path, how: str) -> None:
+    """A rank of three ends or stops in the middle of a batch: the leader for ``leader``, else the last one."""
+    group = RankGroup.join(timeout_s=TIMEOUT_S)
+    declaration = declared("row_wise", "sum", DTYPES[2])
+    scorer = served(declaration, group)
+    victim = 0 if how == "leader" else group.size - 1
+    if group.rank == victim:
+        die_on_second_lookup(scorer, signal.SIGSTOP if how == "stopped" else signal.SIGKILL)
+    if group.rank:
+        follow(scorer, group)
+        return
+    ranked = RankedScorer(scorer, group)
+    batch = random_batch(declaration, 30)
+    assert np.isfinite(ranked.logits(batch)).all()
+    started = time.monotonic()
+    told = []
+    for _ in range(2):
+        try:
+            ranked.logits(batch)
+        except GroupError as error:
+            told.append(str(error))
+    found = {"told": told, "seconds": time.monotonic() - started}
+    answer = DLRMService(ranked).handle([{"body": bytearray(json.dumps(BODIES[0][0]).encode())}])[0]
+    found |= {"status": answer.status, "answer": json.loads(answer.body)}
+    (out / f"{how}.json").write_text(json.dumps(found))
+    time.sleep(60)  # as a server would wait for its next request
+
+
+def die_on_second_lookup(scorer: Scorer, number: signal.Signals) -> None:
+    lookups = []
+    for kernel in kernels_of(scorer):
+        look_up = kernel._look_up
+
+        def failing(features, look_up=look_up):
+            lookups.append(1)
+            if len(lookups) == 2:
+                os.kill(os.getpid(), number)
+            return look_up(features)
+
+        kernel._look_up = failing

@@ -1,0 +1,60 @@
+"""`dlrm verify --ranks`: golden requests through a group of this host's processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.batches import uncompiled
+from support.sharding import mixed_shardings
+from typer.testing import CliRunner
+
+from dlrm_factory.errors import DLRMError, WeightsError
+from dlrm_factory.goldens import Goldens, add_goldens, read_goldens
+from dlrm_factory.goldens.file import write_goldens
+from dlrm_factory.scorer import EAGER_TOLERANCE
+from dlrm_factory.tools.archive.group_replay import replay_in_group
+from dlrm_factory.tools.bench.score import RandomWeights
+from dlrm_factory.tools.cli.main import app
+from dlrm_factory.weights.seal import read_seal
+from dlrm_factory.weights.sealed import reseal, seal_weights
+
+
+@pytest.fixture
+def sealed(tmp_path: Path) -> Path:
+    folder = tmp_path / "sealed"
+    seal_weights(RandomWeights(uncompiled(mixed_shardings())), folder)
+    add_goldens(folder)
+    return folder
+
+
+@pytest.mark.multiprocess
+def test_a_group_reproduces_the_golden_requests(sealed: Path) -> None:
+    done = CliRunner().invoke(app, ["verify", str(sealed), "--ranks", "2", "--json"])
+    assert done.exit_code == 0, done.output
+    group = json.loads(done.stdout)["group"]
+    assert group["ranks"] == 2
+    assert group["requests"] == len(read_goldens(sealed))
+    assert group["largest"].keys() == {"eager"}
+    assert group["largest"]["eager"] <= 1e-5
+    assert set(group["shardings"].values()) == {"row_wise", "column_wise", "data_parallel"}
+    assert len(group["rank_bytes"]) == 2
+    assert min(group["rank_bytes"]) > 0
+
+
+@pytest.mark.multiprocess
+def test_a_wrong_expectation_is_named(sealed: Path) -> None:
+    goldens = read_goldens(sealed)
+    first, *others = goldens.requests
+    wrong = type(first)(request=first.request, expected=1 - first.expected + 2 * EAGER_TOLERANCE)
+    write_goldens(Goldens(requests=[wrong, *others]), sealed)
+    reseal(sealed, read_seal(sealed))
+    with pytest.raises(DLRMError, match=f"golden request 1 of {len(goldens)} "):
+        replay_in_group(sealed, 2)
+
+
+def test_without_golden_requests(tmp_path: Path) -> None:
+    seal_weights(RandomWeights(uncompiled(mixed_shardings())), tmp_path)
+    with pytest.raises(WeightsError, match="has no golden requests"):
+        replay_in_group(tmp_path, 2)
