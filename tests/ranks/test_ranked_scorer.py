@@ -34,7 +34,7 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(sealed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    """What the leaders of groups of 2, 3 and 4 ranks have written."""
+    """Reports of the leaders of groups of 2, 3 and 4 ranks."""
     out = tmp_path_factory.mktemp("found")
     for size in ranked.SIZES:
         with ranks(ranked.score_all, out, sealed, size=size) as processes:

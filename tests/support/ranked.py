@@ -156,7 +156,7 @@ def kernels_of(scorer: Scorer) -> list[QuantizedEmbeddingBag]:
 
 
 def in_place(scorer: Scorer) -> dict[str, bool]:
-    """Whether the lookup of each table on this rank reads the table file where it lies."""
+    """Test whether the lookup of each table on this rank reads the table file where it lies."""
     mapped = scorer._lookup._file.bytes.data_ptr()
     return {
         table.name: kernel.tbe.weights_host.data_ptr() == mapped

@@ -63,7 +63,7 @@ class RankTiming:
 
     @property
     def samples_per_s(self) -> float:
-        """Of one batch after the other."""
+        """Times of one batch after the other."""
         return 1e3 * self.batch / self.p50
 
 
@@ -171,7 +171,7 @@ def _measure(
 
 
 def _score_alone(scorer: Scorer, batch: FeatureBatch) -> None:
-    """By this process alone. The rank's own scorer would, eagerly, go by the sharded model, and so to other ranks."""
+    """Score by this process alone. The rank's own scorer would, eagerly, go by the sharded model, and so to other ranks."""
     if scorer.engine == "compiled":
         scorer.logits(batch)
     else:
@@ -179,7 +179,7 @@ def _score_alone(scorer: Scorer, batch: FeatureBatch) -> None:
 
 
 def _one_hot(declaration: DLRMDeclaration, size: int) -> FeatureBatch:
-    """As the encoder leaves it: one id a bag, all checked."""
+    """Batch as the encoder leaves it: one id a bag, all checked."""
     random = np.random.default_rng(1)
     rows = [declaration.table(feature.table).num_embeddings for feature in declaration.sparse_features]
     return FeatureBatch(
