@@ -7,9 +7,10 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,23 +18,43 @@ from rich.markup import escape
 from rich.table import Table
 
 from compare.archives import make_store
-from compare.rows import ROWS
+from compare.fastapi_server import missing_packages
+from compare.machine import describe_machine
+from compare.measurements import targets_of
+from compare.rows import ROWS, Row, choose_rows, without_fastapi
 from compare.runs import Comparison
 from compare.servers import running_targets
 from dlrm_factory.config import criteo
 from dlrm_factory.errors import DLRMError
 from dlrm_factory.tools.cli.tables import wide_console
 
+__all__ = ["available_rows", "compare", "main", "result"]
+
 
 def compare(
     rounds: Annotated[int, typer.Option(min=1, help="Of all measurements; medians are printed.")] = 3,
     seconds: Annotated[float, typer.Option(min=0.5, help="Of each measurement.")] = 5.0,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROW,…", help=f"These rows alone, * allowed: {', '.join(r.name for r in ROWS)}."
+        ),
+    ] = None,
     cap: Annotated[int, typer.Option(min=1, help="The most rows of a table of the Criteo shape.")] = 100_000,
-    output: Annotated[Path | None, typer.Option(help="Write all numbers as JSON.")] = None,
+    output: Annotated[Path | None, typer.Option("--json", help="Write all numbers to this file.")] = None,
 ) -> None:
-    """Measure this project's server against an echo, a stock-like handler and the bare model, in turn."""
+    """Measure this project's server against others and its scorer against the bare model, in turn."""
     logging.getLogger("torchrec").setLevel(logging.ERROR)
     console = Console(stderr=True)
+    rows, left_out = available_rows(
+        [each.strip() for each in only.split(",")] if only else [], missing_packages()
+    )
+    if left_out:
+        console.print(left_out, highlight=False, markup=False, soft_wrap=True)
+    if not rows:
+        raise typer.Exit(1)
+    machine = describe_machine()
+    keys = {key for row in rows for key in (row.ours, row.theirs)}
     declaration = criteo(cap=cap)
     with (
         tempfile.TemporaryDirectory(prefix="dlrm-compare-") as folder,
@@ -41,33 +62,78 @@ def compare(
     ):
         here = Path(folder)
         store = make_store(declaration, here)
-        status.update("starting three servers")
-        with running_targets(store, here) as targets:
+        status.update("starting servers")
+        with running_targets(store, here, targets_of(keys)) as targets:
             comparison = Comparison(
-                declaration=declaration, store=store, targets=targets, seconds=seconds, scratch=here
+                declaration=declaration,
+                store=store,
+                targets=targets,
+                keys=keys,
+                seconds=seconds,
+                scratch=here,
             )
             for _ in range(rounds):
                 comparison.run_round(lambda what: status.update(escape(what)))
+    machine["load_average_after"] = [round(each, 1) for each in os.getloadavg()]
     if output:
-        found = {key: [o.as_dict() for o in outcomes] for key, outcomes in comparison.outcomes.items()}
-        output.write_text(json.dumps({"numbers": comparison.numbers, "outcomes": found}, indent=2) + "\n")
-    _print(comparison, rounds, seconds)
+        found = result(rows, comparison.numbers, machine)
+        found |= {"rounds": rounds, "seconds": seconds, "cap": cap}
+        found["outcomes"] = {key: [o.as_dict() for o in all_] for key, all_ in comparison.outcomes.items()}
+        output.write_text(json.dumps(found, indent=2) + "\n")
+    _print(rows, comparison.numbers, machine)
+    print(f"medians of {rounds} rounds of {seconds:g} s")
 
 
-def _print(comparison: Comparison, rounds: int, seconds: float) -> None:
-    numbers = comparison.numbers
-    table = Table("work", "ours", "against", "theirs", "ratio", "to reach", "")
-    for row in ROWS:
+def available_rows(patterns: Sequence[str], missing: Sequence[str]) -> tuple[list[Row], str | None]:
+    """The wanted rows that can be measured, and a line about the others when packages are ``missing``."""
+    wanted = choose_rows(patterns)
+    rows = without_fastapi(wanted) if missing else wanted
+    if len(rows) == len(wanted):
+        return rows, None
+    names = ", ".join(row.name for row in wanted if row not in rows)
+    line = (
+        f"left out: {names}; not installed: {', '.join(missing)}. scripts/setup installs them, "
+        "as does: .venv/bin/pip install -e '.[compare]'"
+    )
+    return rows, line
+
+
+def result(rows: Sequence[Row], numbers: dict[str, list[float]], machine: dict[str, Any]) -> dict[str, Any]:
+    """Everything that was found, for JSON. Ratios and numbers are medians over the rounds."""
+    return {
+        "machine": machine,
+        "rows": [
+            {
+                "name": row.name,
+                "work": row.work,
+                "reference": row.reference,
+                "ours": median(numbers[row.ours]),
+                "theirs": median(numbers[row.theirs]),
+                "ratio": row.ratio(numbers),
+                "to_reach": row.bound,
+                "at_most": row.at_most,
+                "met": row.met(numbers),
+            }
+            for row in rows
+        ],
+        "numbers": numbers,
+    }
+
+
+def _print(rows: Sequence[Row], numbers: dict[str, list[float]], machine: dict[str, Any]) -> None:
+    table = Table("row", "work", "ours", "against", "theirs", "ratio", "to reach", "")
+    for row in rows:
         ours, theirs = (_shown(median(numbers[key])) for key in (row.ours, row.theirs))
         bound = "" if row.bound is None else f"{'≤' if row.at_most else '≥'} {row.bound:g}"
         met = {True: "yes", False: "no", None: ""}[row.met(numbers)]
-        table.add_row(row.work, ours, row.reference, theirs, f"{row.ratio(numbers):.2f}", bound, met)
-    console = wide_console()
-    console.print(table)
-    console.print(
-        f"medians of {rounds} rounds of {seconds:g} s; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        highlight=False,
-    )
+        table.add_row(
+            row.name, row.work, ours, row.reference, theirs, f"{row.ratio(numbers):.2f}", bound, met
+        )
+    wide_console().print(table)
+    bf16 = ", ".join(machine["bf16"]) or "none"
+    print(f"{machine['date']}; {machine['cpu']}; bf16: {bf16}; {machine['cores']} cores")
+    print(f"load average before {machine['load_average'][0]}, after {machine['load_average_after'][0]}")
+    print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
 
 
 def _shown(number: float) -> str:

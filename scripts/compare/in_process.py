@@ -13,9 +13,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from compare.eager import columns_to_batch
 from compare.processes import child_environment
 from dlrm_factory.batch import FeatureBatch
 from dlrm_factory.config import DLRMDeclaration
@@ -57,16 +57,7 @@ def _measure(sealed: Path, bodies: Sequence[bytes], seconds: float) -> float:
 
 
 def _batch(declaration: DLRMDeclaration, body: bytes) -> FeatureBatch:
-    """No checks, one id a bag (row 0 for null): the least that turns the lists into what the model takes."""
-    inputs = json.loads(body)["inputs"]
-    dense = np.array([inputs[name] for name in declaration.dense_names], dtype=np.float32).T
-    ids = [[each or 0 for each in inputs[name]] for name in declaration.sparse_names]
-    values = np.array(ids, dtype=np.int64)
-    return FeatureBatch(
-        dense=np.nan_to_num(np.ascontiguousarray(dense)),
-        lengths=np.ones(values.shape, dtype=np.int32),
-        values=values.reshape(-1),
-    )
+    return columns_to_batch(declaration, json.loads(body)["inputs"])
 
 
 if __name__ == "__main__":

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+
+import torch
 
 from compare.archives import Store
 from compare.in_process import in_process_sample_rate
+from compare.measurements import HTTP, SCORER_BATCHES, HTTPMeasurement, needed_keys
 from compare.servers import Target
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.errors import ServingError
+from dlrm_factory.factory import DLRMFactory
+from dlrm_factory.scorer import Scorer
 from dlrm_factory.tools.bench.http.bodies import Body, random_bodies
 from dlrm_factory.tools.bench.http.driving import drive
 from dlrm_factory.tools.bench.http.outcome import Outcome
+from dlrm_factory.tools.bench.score import one_hot_batch, time_batch
 
 __all__ = ["Comparison"]
 
@@ -25,9 +32,10 @@ _SHARE_OF_HIGHEST = 0.7
 
 @dataclass(kw_only=True)
 class Comparison:
-    """Numbers by key (see `rows`), one a round.
+    """Numbers by key (see `measurements`), one a round.
 
     Args:
+        keys: of the numbers that are wanted.
         seconds: of each measurement.
         scratch: a folder to write to.
     """
@@ -35,54 +43,68 @@ class Comparison:
     declaration: DLRMDeclaration
     store: Store
     targets: dict[str, Target]
+    keys: set[str]
     seconds: float
     scratch: Path
     numbers: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     outcomes: dict[str, list[Outcome]] = field(default_factory=lambda: defaultdict(list))
 
     def __post_init__(self) -> None:
-        self._ones = random_bodies(self.declaration, "1")
-        self._plain = random_bodies(self.declaration, "1", body_format="torchserve")
-        self._many = random_bodies(self.declaration, "512")
+        self.keys = needed_keys(self.keys)
+        self._bodies: dict[tuple[int, bool], list[Body]] = {}
 
     def run_round(self, tell: Callable[[str], None] = lambda _: None) -> None:
-        """Every number once, each beside what it is compared with. ``tell`` is told what is measured now."""
+        """Measure every number once, each beside what it is compared with. ``tell`` gets the name of each step."""
         self._tell = tell
-        self._one_sample()
-        self._lone()
-        self._many_samples()
-        self._at_share_of_highest("1", self._ones, "")
-        self._at_share_of_highest("512", self._many, "512 ", per_request=512)
+        self._scorer()
+        if "in process" in self.keys:
+            tell("512 samples in one process")
+            rate = in_process_sample_rate(self.store.sealed, self._requests(512), self.seconds, self.scratch)
+            self.numbers["in process"].append(rate)
+        for measurement in HTTP:
+            if measurement.key in self.keys:
+                self._http(measurement)
+        if "512 on 2" in self.keys:
+            with self._two_workers():
+                outcome = self._drive("512 on 2", "dlrm", self._requests(512), connections=8)
+            self.numbers["512 on 2"].append(outcome.sample_rate)
+        self._at_share_of_highest("70 %", "1", samples=1)
+        self._at_share_of_highest("512 70 %", "512", samples=512)
 
-    def _one_sample(self) -> None:
-        for key, target, bodies in (
-            ("stock 1", "stock", self._plain),
-            ("1", "dlrm", self._ones),
-            ("echo 1", "echo", self._ones),
-            ("plain echo 1", "plain_echo", self._ones),
-            ("default 1", "stock_default", self._plain),
-        ):
-            self.numbers[key].append(self._drive(key, target, bodies, connections=64).rate)
+    def _scorer(self) -> None:
+        for batch in SCORER_BATCHES:
+            key = f"scorer {batch}"
+            if key in self.keys:
+                self._tell(key)
+                ours, eager = self._scorers
+                timing = time_batch(ours, eager, one_hot_batch(self.declaration, batch), self.seconds)
+                taken = timing.eager if timing.compiled is None else timing.compiled
+                self.numbers[key].append(1e3 * batch / taken)
+                self.numbers[f"eager {key}"].append(1e3 * batch / timing.eager)
 
-    def _lone(self) -> None:
-        for key, target in (
-            ("lone", "dlrm"),
-            ("echo lone", "echo"),
-            ("plain echo lone", "plain_echo"),
-            ("latency lone", "dlrm_latency"),
-            ("echo latency lone", "echo_latency"),
-            ("plain echo latency lone", "plain_echo_latency"),
-        ):
-            self.numbers[key].append(self._drive(key, target, self._ones, connections=1).latency_ms(50))
+    @cached_property
+    def _scorers(self) -> tuple[Scorer, Scorer]:
+        """The compiled scorer, and the eager model in one that has no other path."""
+        torch.set_num_threads(1)
+        ours = Scorer.load(self.store.sealed)
+        ours.compile(self.store.sealed)
+        return ours, Scorer(DLRMFactory(self.declaration).build(weights=self.store.sealed))
 
-    def _many_samples(self) -> None:
-        self._tell("512 samples in one process")
-        rate = in_process_sample_rate(self.store.sealed, self._many, self.seconds, self.scratch)
-        self.numbers["in process"].append(rate)
-        self.numbers["512"].append(self._drive("512", "dlrm", self._many, connections=8).sample_rate)
-        with self._two_workers():
-            outcome = self._drive("512 on 2", "dlrm", self._many, connections=8)
-        self.numbers["512 on 2"].append(outcome.sample_rate)
+    def _http(self, measurement: HTTPMeasurement) -> None:
+        bodies = self._requests(measurement.samples, plain=measurement.plain)
+        outcome = self._drive(
+            measurement.key, measurement.target, bodies, connections=measurement.connections
+        )
+        number = {"rate": outcome.rate, "sample_rate": outcome.sample_rate, "p50": outcome.latency_ms(50)}
+        self.numbers[measurement.key].append(number[measurement.number])
+
+    def _requests(self, samples: int, *, plain: bool = False) -> list[Body]:
+        """Made once: every target gets the same."""
+        if (samples, plain) not in self._bodies:
+            self._bodies[samples, plain] = random_bodies(
+                self.declaration, str(samples), body_format="torchserve" if plain else "columns"
+            )
+        return self._bodies[samples, plain]
 
     @contextmanager
     def _two_workers(self) -> Iterator[None]:
@@ -93,17 +115,18 @@ class Comparison:
         finally:
             self.targets["dlrm"].scale(1)
 
-    def _at_share_of_highest(
-        self, highest: str, bodies: Sequence[Body], prefix: str, per_request: int = 1
-    ) -> None:
-        rate = _SHARE_OF_HIGHEST * self.numbers[highest][-1] / per_request
-        key = f"{prefix}70 %"
+    def _at_share_of_highest(self, key: str, highest: str, *, samples: int) -> None:
+        percentiles = {f"{key} p{p}": p for p in (50, 99)}
+        if not self.keys & set(percentiles):
+            return
+        rate = _SHARE_OF_HIGHEST * self.numbers[highest][-1] / samples
+        bodies = self._requests(samples)
         outcome = self._drive(key, "dlrm", bodies, connections=_OPEN_CONNECTIONS, rate=rate)
-        self.numbers[f"{key} p50"].append(outcome.latency_ms(50))
-        self.numbers[f"{key} p99"].append(outcome.latency_ms(99))
+        for name, percentile in percentiles.items():
+            self.numbers[name].append(outcome.latency_ms(percentile))
 
     def _drive(
-        self, key: str, target: str, bodies: Sequence[Body], *, connections: int, rate: float | None = None
+        self, key: str, target: str, bodies: list[Body], *, connections: int, rate: float | None = None
     ) -> Outcome:
         self._tell(f"{key}: {target}, {connections} connections")
         load = self.targets[target].load(bodies, connections=connections, rate=rate, seconds=self.seconds)

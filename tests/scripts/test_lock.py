@@ -174,7 +174,10 @@ def asked_for(stack: str) -> list[str]:
         r
         for r in lines
         if r.marker is None
-        or any(r.marker.evaluate({"extra": e}) for e in (stack, "dev", "java", "baseline", "tensorboard"))
+        or any(
+            r.marker.evaluate({"extra": e})
+            for e in (stack, "dev", "java", "baseline", "tensorboard", "compare")
+        )
     ]
     assert len(wanted) > 15
     return [f"{r.name}{r.specifier}" for r in wanted]

@@ -25,7 +25,7 @@ from dlrm_factory.weights.held_out import HeldOut
 from dlrm_factory.weights.rows import RandomRows
 from dlrm_factory.weights.sealed import seal_weights
 
-__all__ = ["RandomWeights", "ScoreTiming", "measure_scores"]
+__all__ = ["RandomWeights", "ScoreTiming", "measure_scores", "one_hot_batch", "time_batch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +96,12 @@ def measure_scores(
         timings = []
         for batch in batches:
             observe(f"batch {batch}")
-            timings.append(_measure(scorer, Scorer(reference), _one_hot(declaration, batch), seconds))
+            timings.append(time_batch(scorer, Scorer(reference), one_hot_batch(declaration, batch), seconds))
         return timings
 
 
-def _measure(scorer: Scorer, eager: Scorer, batch: FeatureBatch, seconds: float) -> ScoreTiming:
+def time_batch(scorer: Scorer, eager: Scorer, batch: FeatureBatch, seconds: float) -> ScoreTiming:
+    """Time one batch for about ``seconds``, with ``scorer`` and ``eager``, a scorer of the same weights."""
     compiled = scorer.engine == "compiled"
     paths: dict[str, Callable[[], object]] = {
         # Not by way of a scorer, which pads eager batches.
@@ -174,7 +175,8 @@ def _interleaved_medians(paths: dict[str, Callable[[], object]], seconds: float)
     return {name: 1e3 * statistics.median(times) for name, times in taken.items()}
 
 
-def _one_hot(declaration: DLRMDeclaration, size: int) -> FeatureBatch:
+def one_hot_batch(declaration: DLRMDeclaration, size: int) -> FeatureBatch:
+    """Random batch of ``size`` samples, one id a bag."""
     random = np.random.default_rng(1)
     rows = [declaration.table(feature.table).num_embeddings for feature in declaration.sparse_features]
     return FeatureBatch(
