@@ -13,7 +13,7 @@ import torch
 from dlrm_factory.batch import FeatureBatch, to_dense, to_keyed_jagged_tensor
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.factory import DLRMFactory
-from dlrm_factory.weights import SealedWeights
+from dlrm_factory.weights.sealed import SealedWeights
 
 __all__ = ["EagerModel", "columns_to_batch"]
 

@@ -69,7 +69,7 @@ def test_the_stock_handler_gives_the_models_scores(store):
     bodies = random_bodies(criteo(cap=200), "1", body_format="torchserve")[:9]
     answers = handler.handle([{"body": json.loads(body.content)} for body in bodies], None)
     service = DLRMService(Scorer.load(store.sealed))
-    expected = service.handle([Request(body.content) for body in bodies])
+    expected = service.handle([Request(body=body.content) for body in bodies])
     scores = [json.loads(answer.body)["score"] for answer in expected]
     np.testing.assert_allclose([answer["score"] for answer in answers], scores, atol=1e-6)
     assert 0 < min(scores) < max(scores) < 1
@@ -87,7 +87,7 @@ def test_fastapi_gives_the_models_scores(store, app):
     application = getattr(fastapi_app, app)(EagerModel(store.sealed))
     answers = asyncio.run(post_all(application, [body.content for body in bodies]))
     service = DLRMService(Scorer.load(store.sealed))
-    expected = service.handle([{"body": body.content} for body in bodies], [{} for _ in bodies])
+    expected = service.handle([Request(body=body.content) for body in bodies])
     assert [answer.status_code for answer in answers] == [200] * 8
     for answer, wanted in zip(answers, expected, strict=True):
         np.testing.assert_allclose(

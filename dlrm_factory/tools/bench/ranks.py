@@ -171,7 +171,7 @@ def _measure(
 
 
 def _score_alone(scorer: Scorer, batch: FeatureBatch) -> None:
-    """Score by this process alone. The rank's own scorer would, eagerly, go by the sharded model, and so to other ranks."""
+    """Score by this process alone: eagerly, the rank's own scorer would go by the sharded model, to other ranks."""
     if scorer.engine == "compiled":
         scorer.logits(batch)
     else:
