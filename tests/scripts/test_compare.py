@@ -153,6 +153,7 @@ def test_a_fastapi_server_answers_over_http(store, tmp_path: Path):
 
 
 def test_a_fastapi_server_that_does_not_start_says_why(tmp_path: Path):
+    pytest.importorskip("compare.fastapi_app")
     with (
         pytest.raises(ServingError, match=r"did not start: .*no-weights"),
         running_fastapi("fastapi_threads", tmp_path / "no-weights", tmp_path / "log"),
