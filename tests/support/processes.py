@@ -13,7 +13,7 @@ from multiprocessing.context import ForkServerProcess
 
 import pytest
 
-from dlrm_factory.tools.server.ports import free_ports
+from dlrm_factory.tools.server.settings import free_ports
 
 # Imported once, and each process forked from there: importing torch takes longer than these tests.
 _PRELOADED = ["support.ranked"]

@@ -19,6 +19,7 @@ from dlrm_factory.tools.bench.memory.smaps import mapped_file, memory_of
 from dlrm_factory.tools.bench.random_archive import archive_random_model, criteo_of_size, table_bytes
 
 PAGE = 4096
+NAME = "memory-parts.bin"  # no other file that this process maps has it
 MB = 1 << 20
 
 
@@ -34,28 +35,28 @@ def test_memory_counts_what_is_taken():
 
 
 def test_pages_of_the_table_file_are_not_a_workers_own(tmp_path):
-    path = tmp_path / "tables.bin"
+    path = tmp_path / NAME
     path.write_bytes(os.urandom(MB) * 16)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
-        memory_of(os.getpid(), "tables.bin")  # takes memory itself the first time
-        before = memory_of(os.getpid(), "tables.bin")
+        memory_of(os.getpid(), NAME)  # takes memory itself the first time
+        before = memory_of(os.getpid(), NAME)
         assert sum(mapping[::PAGE]) > 0
-        after = memory_of(os.getpid(), "tables.bin")
+        after = memory_of(os.getpid(), NAME)
         assert after.table_pages - before.table_pages > 15 * MB
         assert abs(after.own - before.own) < MB
         assert after.private_table_copies == 0
-        assert mapped_file(os.getpid(), "tables.bin") == path
-    assert mapped_file(os.getpid(), "tables.bin") is None
+        assert mapped_file(os.getpid(), NAME) == path
+    assert mapped_file(os.getpid(), NAME) is None
 
 
 def test_a_private_copy_of_the_tables_is_a_workers_own(tmp_path):
-    path = tmp_path / "tables.bin"
+    path = tmp_path / NAME
     path.write_bytes(os.urandom(MB) * 16)
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapping:
-        before = memory_of(os.getpid(), "tables.bin")
+        before = memory_of(os.getpid(), NAME)
         for offset in range(0, 16 * MB, PAGE):
             mapping[offset] = 1
-        after = memory_of(os.getpid(), "tables.bin")
+        after = memory_of(os.getpid(), NAME)
         assert after.private_table_copies == 16 * MB
         # A little less where the process has freed pages of its own meanwhile.
         assert after.own - before.own > 12 * MB

@@ -11,7 +11,10 @@ from support.sharded_files import save_all
 TESTS = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="session", params=[1, 2], ids=["1-rank", "2-ranks"])
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(1, id="1-rank"), pytest.param(2, id="2-ranks", marks=pytest.mark.multiprocess)],
+)
 def sharded(request, tmp_path_factory) -> tuple[Path, int]:
     """A folder with what `support.sharded_files` saves, and the number of ranks that saved it."""
     folder = tmp_path_factory.mktemp(f"ranks-{request.param}")
