@@ -29,6 +29,7 @@ from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer
 from dlrm_factory.weights.sealed import read_dense
 from support.batches import random_batch, random_state
+from support.handed import handle
 from support.sharding import ARCHITECTURES, DTYPES, POOLINGS, SHARDINGS, declared, mixed_shardings, weighted
 
 SIZES = (2, 3, 4)
@@ -100,7 +101,7 @@ def ask_service(scorer: Scorer | RankedScorer) -> list[object]:
     """Answers of the service to some bodies."""
     service = DLRMService(scorer)
     requests = [{"body": bytearray(json.dumps(body).encode())} for body, _ in BODIES]
-    answers = service.handle(requests, [headers for _, headers in BODIES])
+    answers = handle(service, requests, [headers for _, headers in BODIES])
     assert [answer.status for answer in answers] == [200] * len(BODIES), [answer.body for answer in answers]
     return [json.loads(answer.body) for answer in answers]
 
@@ -242,7 +243,7 @@ def lose_a_rank(out: Path, how: str) -> None:
         except GroupError as error:
             told.append(str(error))
     found = {"told": told, "seconds": time.monotonic() - started}
-    answer = DLRMService(ranked).handle([{"body": bytearray(json.dumps(BODIES[0][0]).encode())}])[0]
+    answer = handle(DLRMService(ranked), [{"body": bytearray(json.dumps(BODIES[0][0]).encode())}])[0]
     found |= {"status": answer.status, "answer": json.loads(answer.body)}
     (out / f"{how}.json").write_text(json.dumps(found))
     time.sleep(60)  # as a server would wait for its next request
