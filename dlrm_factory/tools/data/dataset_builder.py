@@ -17,6 +17,7 @@ import psutil
 
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.config.sizes import format_bytes
+from dlrm_factory.host.memory_limit import memory_limit
 from dlrm_factory.tools.data.dataset import (
     BlockPages,
     ClickDataset,
@@ -32,7 +33,6 @@ __all__ = ["BuiltDataset", "DatasetBuilder", "dataset_of", "memory_for_rows"]
 
 _SHARE = 0.3  # of all there is: the model, its optimiser and the reading of files need the rest
 _AVAILABLE_SHARE = 0.8
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 logger = logging.getLogger(__name__)
 
@@ -46,22 +46,10 @@ def memory_for_rows() -> int:
     """
     memory = psutil.virtual_memory()
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    most = int(_SHARE * min(memory.total, *_container_limits(memory.total)) / ranks)
+    most = int(_SHARE * min(memory.total, memory_limit()) / ranks)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return most
     return min(most, int(_AVAILABLE_SHARE * memory.available))
-
-
-def _container_limits(otherwise: int) -> list[int]:
-    limits = [otherwise]
-    for path in _CGROUP_LIMITS:
-        try:
-            text = Path(path).read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        if text.isdecimal():  # "max" is none
-            limits.append(int(text))
-    return limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
