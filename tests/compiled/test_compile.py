@@ -135,6 +135,7 @@ print(scorer.engine)
 """
 
 
+@pytest.mark.slow
 def test_a_torch_without_the_private_runner_scores_eagerly_and_says_so(tmp_path):
     folder = seal(mixed_shardings(), tmp_path)
     command = [sys.executable, "-c", WITHOUT_RUNNER, str(folder)]
@@ -437,6 +438,7 @@ def _try_out(dense):
         tried.write(f"{os.getpid()}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_one_process_builds_and_the_others_wait(tmp_path):
     from dlrm_factory.config import dump_declaration

@@ -209,6 +209,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_torchserve_loads_the_archives_own_code(sealed: Path, tmp_path: Path) -> None:
     root = tmp_path / "archive"
     shutil.copytree(sealed, root)

@@ -75,6 +75,7 @@ def test_the_stock_handler_gives_the_models_scores(store):
     assert 0 < min(scores) < max(scores) < 1
 
 
+@pytest.mark.slow
 def test_one_process_is_timed(store, tmp_path: Path):
     bodies = random_bodies(criteo(cap=200), "8")[:3]
     assert in_process_sample_rate(store.sealed, bodies, 0.2, tmp_path) > 8
@@ -152,6 +153,7 @@ def test_a_fastapi_server_answers_over_http(store, tmp_path: Path):
     assert (answer.status_code, len(answer.json()["predictions"])) == (200, 3)
 
 
+@pytest.mark.slow
 def test_a_fastapi_server_that_does_not_start_says_why(tmp_path: Path):
     pytest.importorskip("compare.fastapi_app")
     with (

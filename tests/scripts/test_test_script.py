@@ -45,7 +45,7 @@ def test_quick_leaves_out_what_is_slow(checkout: Path) -> None:
     words = run(checkout, "-x", "--quick")
     assert words[0] == "depth=dev"
     line = " ".join(words)
-    assert "-m not integration and not compiler and not multiprocess" in line
+    assert "-m not integration and not compiler and not multiprocess and not slow" in line
     assert words[-1] == "-x"
 
 

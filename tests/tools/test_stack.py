@@ -141,6 +141,7 @@ def test_fbgemm_of_another_series_is_refused(tmp_path: Path) -> None:
     assert run_stack(tmp_path).stderr.startswith("fbgemm 1.9.0 is installed and fbgemm 1.8 is needed")
 
 
+@pytest.mark.slow
 def test_the_real_stack_works() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "dlrm_factory.tools.stack"],

@@ -101,6 +101,7 @@ print(len(names))
 """
 
 
+@pytest.mark.slow
 def test_every_packed_module_imports_from_the_archive_alone(packed: Path) -> None:
     # -S: no .pth file runs, so an editable installation of this project cannot help out.
     site = [path for path in sys.path if path.endswith("-packages")]

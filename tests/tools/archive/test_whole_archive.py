@@ -67,6 +67,7 @@ def contents_of(archive: Path) -> dict[str, bytes]:
         return {name: opened.read(name) for name in opened.namelist()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [False, True], ids=["code", "weights"])
 def test_a_flipped_byte_of_a_mar_is_found(packed: Path, tmp_path: Path, weights: bool) -> None:
     data = packed.read_bytes()
@@ -239,6 +240,7 @@ print(dlrm_factory.requests.service.__file__)
 """
 
 
+@pytest.mark.slow
 def test_a_worker_runs_the_archives_code_or_none(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "dlrm"))
 

@@ -101,6 +101,7 @@ def test_a_model_larger_than_the_shape():
         criteo_of_size(10**12)
 
 
+@pytest.mark.slow
 def test_loading_is_timed_in_a_process_of_its_own(tmp_path):
     archive = archive_random_model(criteo_of_size(2_000_000), tmp_path)
     loading = measure_loading(archive)

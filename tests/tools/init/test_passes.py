@@ -36,6 +36,7 @@ def test_passes_go_by_the_number_of_rows(rows, batch_size, epochs, early_stoppin
     assert (found.get("early_stopping"), found.get("refit", False)) == (early_stopping, refit)
 
 
+@pytest.mark.slow
 def test_the_draft_is_not_beaten_by_a_simpler_model_as_one_epoch_is(tmp_path: Path):
     pytest.importorskip("lightgbm")
     torch.set_num_threads(1)

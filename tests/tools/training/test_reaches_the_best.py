@@ -6,6 +6,7 @@ from dlrm_factory.config import tiny
 from dlrm_factory.tools.training import train
 
 
+@pytest.mark.slow
 def test_98_percent_of_the_way_to_the_best_auc(tmp_path):
     report = train(tiny(), output=tmp_path / "tiny.safetensors")
     assert report.held_out_auc is not None

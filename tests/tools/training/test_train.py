@@ -31,6 +31,7 @@ def with_training(declaration: DLRMDeclaration, **options) -> DLRMDeclaration:
     return msgspec.structs.replace(declaration, training=training)
 
 
+@pytest.mark.slow
 def test_training_learns_and_the_checkpoint_holds_what_was_measured(tmp_path):
     declaration = with_training(tiny(), epochs=3)
     stages = []
