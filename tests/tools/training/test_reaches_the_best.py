@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from dlrm_factory.config import tiny
 from dlrm_factory.tools.training import train
 
