@@ -15,6 +15,7 @@ from dlrm_factory.tools.cli.bench_http import http
 from dlrm_factory.tools.cli.bench_memory import memory
 from dlrm_factory.tools.cli.bench_ranks import ranks
 from dlrm_factory.tools.cli.declarations import declaration_of
+from dlrm_factory.tools.cli.tables import wide_console
 
 __all__ = [
     "bench",
@@ -171,7 +172,7 @@ def handle(
             *(f"{part:,.1f}" for part in parts),
             f"{timing.fast:.0%}",
         )
-    Console().print(table)
+    wide_console().print(table)
     typer.echo(
         "microseconds of CPU time a request, medians; json alone: json.loads and json.dumps of the same; "
         "fast: requests that the fast readers read"
