@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -65,14 +66,22 @@ def run_bash(script: str, folder: Path, *, timeout: float = 240) -> Ran:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
     environment |= {"TMPDIR": str(temporary), "TEMP": str(temporary), "JAVA_HOME": str(_java_home())}
     # Into a file: a server left behind would hold a pipe open, and the test would wait for it.
-    with (folder / "output.txt").open("w+") as output:
-        command = ["bash", "-euo", "pipefail", "-c", script]
-        done = subprocess.run(
-            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output,
-            stderr=subprocess.STDOUT, timeout=timeout,
-        )  # fmt: skip
+    with (
+        (folder / "output.txt").open("w+") as output,
+        subprocess.Popen(
+            ["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=environment,
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        ) as bash,
+    ):  # fmt: skip
+        try:
+            bash.wait(timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(bash.pid, signal.SIGTERM)  # scripts stop what they have started
+            bash.wait(60)
+            output.seek(0)
+            raise AssertionError(f"not done in {timeout:g} s: {output.read()[-3000:]}") from None
         output.seek(0)
-        return Ran(returncode=done.returncode, output=output.read())
+        return Ran(returncode=bash.returncode, output=output.read())
 
 
 def processes_of(folder: Path) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -15,6 +15,7 @@ from dlrm_factory.errors import WeightsError
 from dlrm_factory.goldens import Goldens, golden_batch, read_goldens
 from dlrm_factory.requests.replay import replay_with
 from dlrm_factory.scorer import EAGER_TOLERANCE, TOLERANCE, Scorer, probabilities
+from dlrm_factory.tools.archive.group_replay import GroupReplay, replay_in_group
 from dlrm_factory.tools.archive.reading import check_archive, unpacked_weights
 from dlrm_factory.tools.metrics.metrics import auc, compare_aucs, log_loss
 from dlrm_factory.weights.held_out import HELD_OUT_FILE, HeldOut, read_held_out
@@ -115,6 +116,7 @@ class Verification:
         goldens: None if none travel with the weights.
         training: what training reported.
         sealed_versions, versions: of the packages that made the archive, and of those installed here.
+        group: golden requests through a group of ranks; None unless it was asked for.
     """
 
     files: int
@@ -129,6 +131,7 @@ class Verification:
     training: Mapping[str, str]
     sealed_versions: Mapping[str, str]
     versions: Mapping[str, str]
+    group: GroupReplay | None = None
 
     @property
     def other_versions(self) -> dict[str, tuple[str | None, str | None]]:
@@ -208,13 +211,14 @@ class Verification:
         )
 
 
-def verify(path: Path) -> Verification:
+def verify(path: Path, *, ranks: int | None = None) -> Verification:
     """Prove the archive at ``path`` without a server, as ``dlrm verify`` does; `Verification.check` holds bounds.
 
     Sets torch's threads to the declared number, and compiles the dense parts if this host has not yet done so.
 
     Args:
         path: a ``.mar``, a ``.tar.gz``, or the folder of an archive or of sealed weights.
+        ranks: replay the golden requests through a group of so many new processes too.
 
     Raises:
         ArchiveError: the archive is damaged, was not made by dlrm, or this disk has no room to unpack it.
@@ -222,7 +226,8 @@ def verify(path: Path) -> Verification:
     """
     with unpacked_weights(path) as folder:
         check_archive(path, folder)
-        return verify_weights(folder)
+        found = verify_weights(folder)
+        return found if ranks is None else replace(found, group=replay_in_group(folder, ranks))
 
 
 def verify_weights(folder: Path, *, build: bool = True) -> Verification:

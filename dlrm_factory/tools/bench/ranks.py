@@ -19,7 +19,7 @@ from dlrm_factory.batch import FeatureBatch, to_dense
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.ranks import RankedScorer, RankGroup, StepTimes, follow, load_rank
 from dlrm_factory.scorer import Scorer
-from dlrm_factory.tools.bench.score import RandomWeights
+from dlrm_factory.tools.bench.score import RandomWeights, one_hot_batch
 from dlrm_factory.tools.launch import launch
 from dlrm_factory.weights.sealed import seal_weights
 
@@ -113,7 +113,16 @@ def _measure_rank(
         if compiled:
             ranked.compile(folder)
         return [
-            _measure(ranked, scorer, _one_hot(scorer.declaration, size), seconds, group.size, ping)
+            _measure(
+                ranked,
+                scorer,
+                msgspec.structs.replace(
+                    one_hot_batch(scorer.declaration, size), one_each=True, in_range=True
+                ),
+                seconds,
+                group.size,
+                ping,
+            )
             for size in batches
         ]
     finally:
@@ -176,16 +185,3 @@ def _score_alone(scorer: Scorer, batch: FeatureBatch) -> None:
         scorer.logits(batch)
     else:
         scorer.interact(to_dense(batch), scorer.pool(batch))
-
-
-def _one_hot(declaration: DLRMDeclaration, size: int) -> FeatureBatch:
-    """Batch as the encoder leaves it: one id a bag, all checked."""
-    random = np.random.default_rng(1)
-    rows = [declaration.table(feature.table).num_embeddings for feature in declaration.sparse_features]
-    return FeatureBatch(
-        dense=random.normal(size=(size, len(declaration.dense_features))).astype(np.float32),
-        lengths=np.ones((len(rows), size), dtype=np.int32),
-        values=np.concatenate([random.integers(0, count, size) for count in rows]),
-        one_each=True,
-        in_range=True,
-    )

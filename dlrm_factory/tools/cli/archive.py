@@ -169,21 +169,14 @@ def verify(
     from dlrm_factory.tools.archive.verification import verify as verify_archive
 
     console = Console(stderr=True)
-    group: GroupReplay | None = None
     with console.status(f"verifying {archive}"), show_compiling(console):
-        found = verify_archive(archive)
-        if ranks is not None:
-            from dlrm_factory.tools.archive.group_replay import replay_in_group
-            from dlrm_factory.tools.archive.reading import unpacked_weights
-
-            with unpacked_weights(archive) as folder:
-                group = replay_in_group(folder, ranks)
+        found = verify_archive(archive, ranks=ranks)
     if as_json:
-        typer.echo(json.dumps(asdict(found) | ({} if group is None else {"group": asdict(group)}), indent=2))
+        typer.echo(json.dumps(asdict(found), indent=2))
     else:
         _print_verification(archive, found)
-        if group is not None:
-            _print_group(group, found.precision)
+        if found.group is not None:
+            _print_group(found.group, found.precision)
     found.check(max_auc_loss, max_drift, max_difference=max_difference, min_overlap=min_overlap)
 
 

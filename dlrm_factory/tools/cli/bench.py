@@ -1,4 +1,4 @@
-"""``dlrm bench``: the benchmarks; here those of parts in one process, ``decode``, ``score`` and ``handle``."""
+"""``dlrm bench``: the benchmarks; here those of parts, ``decode``, ``score`` and ``handle``, and of groups, ``ranks``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from rich.table import Column, Table
 from dlrm_factory.config import criteo
 from dlrm_factory.tools.cli.bench_http import http
 from dlrm_factory.tools.cli.bench_memory import memory
-from dlrm_factory.tools.cli.bench_ranks import ranks
 from dlrm_factory.tools.cli.declarations import declaration_of
 from dlrm_factory.tools.cli.tables import wide_console
 
@@ -23,6 +22,15 @@ __all__ = [
 
 bench = typer.Typer(help="Measure the server, the workers' memory and the parts.", no_args_is_help=True)
 
+CappedConfig = Annotated[
+    str | None,
+    typer.Argument(help="A declaration or preset. [default: criteo, 100,000 rows a table at most]"),
+]
+Compiled = Annotated[
+    bool, typer.Option("--compile/--eager", help="Compile the dense parts, or score them eagerly.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
 
 def decode(
     config: Annotated[
@@ -30,7 +38,7 @@ def decode(
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="In one request.")] = 512,
     seconds: Annotated[float, typer.Option(min=0.01, help="For each kind of body.")] = 2.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Time request bytes → KeyedJaggedTensor, checks included, against json.loads of the same bytes alone."""
     from dlrm_factory.tools.bench.decode import measure_decoding
@@ -60,17 +68,14 @@ def decode(
 
 
 def score(
-    config: Annotated[
-        str | None,
-        typer.Argument(help="A declaration or preset. [default: criteo, 100,000 rows a table at most]"),
-    ] = None,
+    config: CappedConfig = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch sizes; repeat it.")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="For each batch size.")] = 2.0,
     threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
     precision: Annotated[
         Literal["fp32", "bf16"] | None, typer.Option(help="Of the compiled parts. [default: the CPU's best]")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Time the scorer: compiled against the eager sharded model, and the raw operations beside them."""
     from dlrm_factory.compiled import best_precision
@@ -118,16 +123,11 @@ def _ms(value: float | None) -> str:
 
 
 def handle(
-    config: Annotated[
-        str | None,
-        typer.Argument(help="A declaration or preset. [default: criteo, 100,000 rows a table at most]"),
-    ] = None,
+    config: CappedConfig = None,
     seconds: Annotated[float, typer.Option(min=0.01, help="For each kind of work.")] = 2.0,
     threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
-    compiled: Annotated[
-        bool, typer.Option("--compile/--eager", help="Whether the dense parts are compiled.")
-    ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    compiled: Compiled = True,
+    as_json: AsJson = False,
 ) -> None:
     """Time what the handler does with TorchServe's batches, bytes in and bytes out, without a server."""
     from dlrm_factory.tools.bench.handle import WORK, measure_handling
@@ -176,6 +176,60 @@ def handle(
     typer.echo(
         "microseconds of CPU time a request, medians; json alone: json.loads and json.dumps of the same; "
         "fast: requests that the fast readers read"
+    )
+
+
+def ranks(
+    config: CappedConfig = None,
+    group: Annotated[
+        list[int] | None, typer.Option(min=1, help="Processes of a group; repeat it. [default: 1, 2]")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Batch sizes; repeat it. [default: 1, 64, 512, 2048]")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="For each batch size of each group.")] = 2.0,
+    threads: Annotated[int, typer.Option(min=1, help="Of torch, in each process.")] = 1,
+    compiled: Compiled = True,
+    as_json: AsJson = False,
+) -> None:
+    """Time groups of ranks on this host against one process without a group, in turn, and the parts of a batch."""
+    from dlrm_factory.tools.bench.ranks import measure_ranks
+
+    declaration = declaration_of(config) if config else criteo(cap=100_000)
+    with Console(stderr=True).status("preparing") as status:
+        timings = measure_ranks(
+            declaration,
+            groups=group or [1, 2],
+            batches=batch or [1, 64, 512, 2048],
+            seconds=seconds,
+            threads=threads,
+            compiled=compiled,
+            observe=status.update,
+        )
+    if as_json:
+        rows = [{**asdict(timing), "samples_per_s": timing.samples_per_s} for timing in timings]
+        typer.echo(jsonlib.dumps(rows, indent=2))
+        return
+    headers = (
+        "ranks", "batch", "alone", "p50", "p99", "samples/s", "scatter", "lookup", "dense", "gather", "ping",
+        "bytes out", "bytes in",
+    )  # fmt: skip
+    table = Table(*(Column(header, no_wrap=True, justify="right") for header in headers))
+    for timing in timings:
+        parts = (timing.scatter, timing.lookup, timing.dense, timing.gather, timing.ping)
+        table.add_row(
+            str(timing.ranks),
+            str(timing.batch),
+            *(f"{value:.2f}" for value in (timing.alone, timing.p50, timing.p99)),
+            f"{timing.samples_per_s:,.0f}",
+            *(f"{value:.2f}" for value in parts),
+            *(f"{value:,.0f}" for value in (timing.scattered, timing.gathered)),
+        )
+    wide_console().print(table)
+    engines = " and ".join(sorted({timing.engine for timing in timings}))
+    typer.echo(
+        f"medians in milliseconds, {threads} thread{'s' if threads > 1 else ''} a process, {engines}; alone: one "
+        "process without a group; lookup: with TorchRec's exchange; bytes: a sample, by scatter and gather"
     )
 
 
