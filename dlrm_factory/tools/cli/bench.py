@@ -1,4 +1,4 @@
-"""``dlrm bench``: the benchmarks; here those of parts, ``decode``, ``score`` and ``handle``, and of groups, ``ranks``."""
+"""``dlrm bench``: the benchmarks; here those of parts, ``decode``, ``score``, ``handle``, and of groups, ``ranks``."""
 
 from __future__ import annotations
 
