@@ -19,6 +19,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dlrm_factory import errors
 from dlrm_factory.errors import DLRMError
+from dlrm_factory.tools.quiet import quiet_libraries
 
 __all__ = ["launch"]
 
@@ -77,6 +78,7 @@ def _rank(function: Callable[..., _Result], *arguments: Any) -> _Result | None:
     """Run ``function`` as one rank; rank 0 returns its result."""
     # An interrupt reaches the ranks too; they need not say so.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    quiet_libraries()
     result = function(*arguments)
     leads = not dist.is_initialized() or dist.get_rank() == 0
     if dist.is_initialized():

@@ -27,6 +27,7 @@ from compare.servers import running_targets
 from dlrm_factory.config import criteo
 from dlrm_factory.errors import DLRMError
 from dlrm_factory.tools.cli.tables import wide_console
+from dlrm_factory.tools.quiet import quiet_libraries
 
 __all__ = ["available_rows", "compare", "main", "result"]
 
@@ -142,6 +143,7 @@ def _shown(number: float) -> str:
 
 def main() -> None:
     """Run the command line; an error of this project is one line and exit status 1."""
+    quiet_libraries()
     try:
         typer.run(compare)
     except DLRMError as error:

@@ -15,9 +15,9 @@ from dlrm_factory.tools.cli.importing import import_model
 from dlrm_factory.tools.cli.init import init
 from dlrm_factory.tools.cli.plan import plan
 from dlrm_factory.tools.cli.predict import predict
-from dlrm_factory.tools.cli.quiet import quiet_libraries
 from dlrm_factory.tools.cli.serve import scale, serve, stop
 from dlrm_factory.tools.cli.train import train
+from dlrm_factory.tools.quiet import quiet_libraries
 
 __all__ = ["app", "main"]
 

@@ -19,7 +19,6 @@ from dlrm_factory.config.checks import problems_of
 from dlrm_factory.errors import ConfigError, DLRMError
 from dlrm_factory.tools.cli.declarations import declaration_of
 from dlrm_factory.tools.cli.progress import training_progress
-from dlrm_factory.tools.cli.quiet import quiet_libraries
 from dlrm_factory.tools.cli.tables import (
     bad_rows_lines,
     training_table,
@@ -74,7 +73,6 @@ def train_rank(call: TrainingCall) -> TrainingReport:
 
 def train_spawned_rank(call: TrainingCall) -> TrainingReport:
     """`train_rank` in a process that has just begun."""
-    quiet_libraries()
     if not leads():
         logging.getLogger("dlrm_factory").setLevel(logging.ERROR)  # rank 0 has said it
     return train_rank(call)

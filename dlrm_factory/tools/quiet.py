@@ -1,4 +1,4 @@
-"""Let our own messages be read."""
+"""Silence of libraries in processes of the command line, so that its own messages are read."""
 
 from __future__ import annotations
 
