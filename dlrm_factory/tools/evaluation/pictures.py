@@ -88,7 +88,7 @@ def _svg(name: str, height: float, draw: Callable[[Any], None]) -> str:
 
 def _legend(figure: Any) -> None:
     """Every label of the figure's axes once, below them: within the axes it would cover what is drawn."""
-    handles = {}
+    handles: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
