@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.config.reading import dump_declaration, parse_declaration
@@ -21,6 +20,7 @@ from dlrm_factory.features import Vocabularies
 from dlrm_factory.model.model import make_model, table_weight_key
 from dlrm_factory.weights.held_out import HeldOut, is_held_out
 from dlrm_factory.weights.tensor_rows import TensorRows
+from dlrm_factory.weights.tensor_writing import write_tensors
 
 __all__ = ["GOLDEN_ROWS", "Checkpoint", "open_checkpoint", "save_checkpoint"]
 
@@ -103,10 +103,12 @@ def save_checkpoint(
     *,
     vocabularies: Vocabularies | None = None,
     held_out: HeldOut | None = None,
+    release: bool = False,
 ) -> None:
     """Write ``state`` (keys of the unsharded model, float32) and ``declaration`` to ``path``, all or nothing.
 
     ``vocabularies``: of the tables with ``ids: vocabulary``. ``held_out``: samples to verify archives with.
+    ``release``: give back pages of ``state`` that are mapped from files nobody wrote to, so that few are in memory.
     """
     path = Path(path)
     _check_vocabularies(vocabularies, declaration, path)
@@ -119,13 +121,8 @@ def save_checkpoint(
             tensors[_VOCABULARIES] = torch.from_numpy(np.frombuffer(vocabularies.data, dtype=np.uint8).copy())
         if held_out is not None:
             tensors |= held_out.tensors()
-        save_file(
-            tensors,
-            partial,
-            metadata={
-                _METADATA: _encode_metadata({**(metadata or {}), _DECLARATION: dump_declaration(declaration)})
-            },
-        )
+        own = _encode_metadata({**(metadata or {}), _DECLARATION: dump_declaration(declaration)})
+        write_tensors(partial, tensors, {_METADATA: own}, release=release)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

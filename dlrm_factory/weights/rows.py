@@ -50,17 +50,25 @@ class RandomRows:
     def __init__(self, declaration: DLRMDeclaration, seed: int) -> None:
         self._declaration = declaration
         self._seed = seed
+        self._latest: tuple[tuple[str, int], torch.Tensor] | None = None  # asked for in smaller parts
 
     def table_rows(self, table: str, start: int, stop: int) -> torch.Tensor:
         first = start // BLOCK_ROWS
         blocks = [self._block(table, block) for block in range(first, -(-stop // BLOCK_ROWS))]
         offset = first * BLOCK_ROWS
-        return torch.cat(blocks)[start - offset : stop - offset] if blocks else torch.empty(0)
+        if not blocks:
+            return torch.empty(0)
+        found = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+        return found[start - offset : stop - offset]
 
     def _block(self, name: str, block: int) -> torch.Tensor:
+        if self._latest is not None and self._latest[0] == (name, block):
+            return self._latest[1]
         table = self._declaration.table(name)
         rows = min(BLOCK_ROWS, table.num_embeddings - block * BLOCK_ROWS)
         seed = xxhash.xxh64_intdigest(f"{self._seed}/{name}/{block}".encode())
         generator = torch.Generator().manual_seed(seed % 2**63)
         bound = 1 / math.sqrt(table.num_embeddings)
-        return torch.empty(rows, table.embedding_dim).uniform_(-bound, bound, generator=generator)
+        made = torch.empty(rows, table.embedding_dim).uniform_(-bound, bound, generator=generator)
+        self._latest = (name, block), made
+        return made

@@ -37,9 +37,12 @@ Progress = Callable[[int, int], None]
 
 logger = logging.getLogger(__name__)
 
+_FLOAT = 4  # bytes
 _NO_DIGEST = "0" * 16
 _FITS = 0.75  # of the memory; the rest is for workers, the frontend and others
-_BLOCK = 32 << 20  # of the mapping, in memory at once while it is checked; a multiple of any page size
+_BLOCK = (
+    4 << 20
+)  # bytes in memory at once, of floats to encode and of the mapping to check; a multiple of any page size
 
 
 class StoredTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -182,8 +185,9 @@ def write_table_file(
         for table in header.tables:
             file.seek(table.offset)
             digest = xxhash.xxh3_64()
-            for start in range(0, table.num_embeddings, BLOCK_ROWS):
-                stop = min(start + BLOCK_ROWS, table.num_embeddings)
+            rows = min(BLOCK_ROWS, max(1, _BLOCK // (_FLOAT * table.embedding_dim)))
+            for start in range(0, table.num_embeddings, rows):
+                stop = min(start + rows, table.num_embeddings)
                 block = encode_rows(source.table_rows(table.name, start, stop), table.dtype).numpy()
                 digest.update(block.data)
                 file.write(block.data)

@@ -223,7 +223,9 @@ def _slices(column: str | None, scored: Scored, logits: Sequence[Float32]) -> Sl
         overlap=sum(len(each.rows) for each in found) > len(labels),
         slices=tuple(
             SliceResult(
-                name=each.name, figures=tuple(measure(labels[each.rows], own[each.rows]) for own in logits)
+                name=each.name,
+                figures=tuple(measure(labels[each.rows], own[each.rows]) for own in logits),
+                kind=each.kind,
             )
             for each in found
         ),

@@ -14,49 +14,71 @@ from dlrm_factory.tools.evaluation.results import Evaluation, ModelResult
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["PICTURES", "draw_pictures"]
+__all__ = ["COLOURS", "PICTURES", "draw_pictures"]
 
 PICTURES = ("roc", "calibration", "scores", "learning")
 
-_COLOURS = ("#4c78a8", "#f58518")  # the model, the baseline; held out, validation
-_GREY, _CLICKS, _OTHERS = "#767676", "#e45756", "#9d9d9d"
+# Each is one colour alone, so that a page may replace it by its own.
+COLOURS = {
+    "paper": "#ffffff",
+    "ink": "#20262d",
+    "muted": "#5f6b78",
+    "line": "#dde2e8",
+    "model": "#3a6ea8",  # and held out
+    "baseline": "#dd7a0a",  # and validation
+    "clicks": "#d9485a",
+    "others": "#929ca8",  # and training
+}
+_MODELS = (COLOURS["model"], COLOURS["baseline"])
+_WIDTH = 4.8  # inches, of every picture: two stand side by side on a screen, and one fills a phone's
+_LOW, _HIGH = 3.9, 5.2
 _STYLE = {
     "font.size": 9.0,
+    "text.color": COLOURS["ink"],
+    "axes.labelcolor": COLOURS["ink"],
+    "axes.edgecolor": COLOURS["muted"],
+    "axes.facecolor": COLOURS["paper"],
+    "figure.facecolor": COLOURS["paper"],
+    "xtick.color": COLOURS["muted"],
+    "ytick.color": COLOURS["muted"],
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.alpha": 0.25,
+    "axes.axisbelow": True,
+    "grid.color": COLOURS["line"],
     "legend.frameon": False,
     "axes.titlesize": 10.0,
     "axes.titleweight": "bold",
 }
+_DOT = {"marker": "o", "markersize": 3.5}
 
 
 def draw_pictures(evaluation: Evaluation) -> dict[str, str]:
     """SVG text by name: ``roc``, ``calibration``, ``scores``, and ``learning`` if the model has a history.
 
-    Without ``roc`` if the labels are all alike.
+    Without ``roc`` if the labels are all alike, and without ``learning`` if the training was evaluated only once: one
+    point is no curve.
     """
     drawn: dict[str, str] = {}
     models = evaluation.models
     if all(model.curves.roc is not None for model in models):
-        drawn["roc"] = _svg("roc", (4.8, 4.4), lambda figure: _roc(figure, models))
-    drawn["calibration"] = _svg("calibration", (4.8, 5.2), lambda figure: _calibration(figure, models))
-    width = 4.8 * len(models)
-    drawn["scores"] = _svg("scores", (width, 3.6), lambda figure: _scores(figure, models))
-    if evaluation.history:
-        drawn["learning"] = _svg("learning", (9.6, 3.6), lambda figure: _learning(figure, evaluation))
+        drawn["roc"] = _svg("roc", _HIGH, lambda figure: _roc(figure, models))
+    drawn["calibration"] = _svg("calibration", _HIGH, lambda figure: _calibration(figure, models))
+    height = _LOW if len(models) == 1 else _HIGH
+    drawn["scores"] = _svg("scores", height, lambda figure: _scores(figure, models))
+    if len(evaluation.history) > 1:
+        drawn["learning"] = _svg("learning", _HIGH, lambda figure: _learning(figure, evaluation))
     return drawn
 
 
-def _svg(name: str, size: tuple[float, float], draw: Callable[[Any], None]) -> str:
+def _svg(name: str, height: float, draw: Callable[[Any], None]) -> str:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     # The salt makes ids that are the same in every run, and others in every picture of a page.
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name, "svg.fonttype": "path"}):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure)
         buffer = io.StringIO()
@@ -64,10 +86,19 @@ def _svg(name: str, size: tuple[float, float], draw: Callable[[Any], None]) -> s
     return buffer.getvalue()
 
 
+def _legend(figure: Any) -> None:
+    """Every label of the figure's axes once, below them: within the axes it would cover what is drawn."""
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
+
+
 def _roc(figure: Any, models: Sequence[ModelResult]) -> None:
     axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1, label="chance, AUC 0.5")
-    for model, colour in zip(models, _COLOURS, strict=False):
+    axes.plot([0, 1], [0, 1], color=COLOURS["muted"], linestyle="--", linewidth=1, label="chance, AUC 0.5")
+    for model, colour in zip(models, _MODELS, strict=False):
         roc = model.curves.roc
         assert roc is not None
         label = f"{model.name}, AUC {model.figures.auc:.4f}"
@@ -78,9 +109,8 @@ def _roc(figure: Any, models: Sequence[ModelResult]) -> None:
         ylabel="share of clicks above the threshold",
         xlim=(0, 1),
         ylim=(0, 1),
-        aspect="equal",
     )
-    axes.legend(loc="lower right")
+    _legend(figure)
 
 
 def _calibration(figure: Any, models: Sequence[ModelResult]) -> None:
@@ -90,22 +120,23 @@ def _calibration(figure: Any, models: Sequence[ModelResult]) -> None:
         for model in models
     )
     top = min(1.0, float(top) * 1.08) or 1.0
-    axes.plot([0, top], [0, top], color=_GREY, linestyle="--", linewidth=1, label="perfectly calibrated")
+    muted = COLOURS["muted"]
+    axes.plot([0, top], [0, top], color=muted, linestyle="--", linewidth=1, label="perfectly calibrated")
     rate = models[0].figures.base_rate or 0.0
-    axes.axhline(rate, color=_GREY, linestyle=":", linewidth=1, label=f"base rate {rate:.4f}")
-    for model, colour in zip(models, _COLOURS, strict=False):
+    axes.axhline(rate, color=muted, linestyle=":", linewidth=1, label=f"base rate {rate:.4f}")
+    for model, colour in zip(models, _MODELS, strict=False):
         found = model.curves.reliability
         error = 1.96 * np.sqrt(found.click_rate * (1 - found.click_rate) / found.samples)
         axes.errorbar(
-            found.score, found.click_rate, yerr=error, color=colour, marker="o", markersize=3.5, linewidth=1,
-            elinewidth=1, label=_calibration_label(model),
+            found.score, found.click_rate, yerr=error, color=colour, linewidth=1, elinewidth=1,
+            label=_calibration_label(model), **_DOT,
         )  # fmt: skip
         histogram = model.curves.histogram
         below.stairs(histogram.clicks + histogram.others, histogram.edges, color=colour, linewidth=1)
     axes.set(title="Calibration", ylabel="clicks / samples in the bin, ± 95%", xlim=(0, top), ylim=(0, None))
-    axes.legend(loc="upper left")
     below.set(xlabel="predicted click probability (points: mean of a bin)", ylabel="samples", ylim=(0, None))
     _thousands(below.yaxis)
+    _legend(figure)
 
 
 def _calibration_label(model: ModelResult) -> str:
@@ -114,76 +145,53 @@ def _calibration_label(model: ModelResult) -> str:
 
 
 def _scores(figure: Any, models: Sequence[ModelResult]) -> None:
-    for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
+    """One histogram a model, over each other on one scale; the samples are the same, and so is the legend."""
+    column = figure.subplots(len(models), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, model in zip(column, models, strict=True):
         found = model.curves.histogram
         for counts, colour, name in (
-            (found.others, _OTHERS, "non-clicks"),
-            (found.clicks, _CLICKS, "clicks"),
+            (found.others, COLOURS["others"], "non-clicks"),
+            (found.clicks, COLOURS["clicks"], "clicks"),
         ):
             total = int(counts.sum())
             shares = counts / total if total else counts
             axes.stairs(shares, found.edges, fill=True, color=colour, alpha=0.5, label=f"{total:,} {name}")
         rate = model.figures.base_rate or 0.0
-        axes.axvline(rate, color=_GREY, linestyle=":", linewidth=1, label=f"base rate {rate:.4f}")
-        axes.set(
-            title=f"Scores by label, {model.name}",
-            xlabel="predicted click probability",
-            ylabel="share of the samples of that label",
-            xlim=(0, found.edges[-1]),
-        )
-        axes.legend(loc="upper right")
+        axes.axvline(rate, color=COLOURS["muted"], linestyle=":", linewidth=1, label=f"base rate {rate:.4f}")
+        axes.set(title=f"Scores by label, {model.name}", ylabel="share of that label")
+    column[-1].set(
+        xlabel="predicted click probability",
+        xlim=(0, max(model.curves.histogram.edges[-1] for model in models)),
+    )
+    _legend(figure)
 
 
 def _learning(figure: Any, evaluation: Evaluation) -> None:
-    left, right = figure.subplots(1, 2)
-    history = evaluation.history
+    losses, areas = figure.subplots(2, 1, sharex=True)
+    history, best = evaluation.history, evaluation.best
     samples = [point.samples for point in history]
-    left.plot(
-        samples,
-        [p.training_loss for p in history],
-        color=_OTHERS,
-        marker="o",
-        markersize=3.5,
-        label="training",
-    )
-    left.plot(
-        samples,
-        [p.held_out_log_loss for p in history],
-        color=_COLOURS[0],
-        marker="o",
-        markersize=3.5,
-        label="held out",
-    )
-    right.plot(
-        samples,
-        [math.nan if p.held_out_auc is None else p.held_out_auc for p in history],
-        color=_COLOURS[0], marker="o", markersize=3.5, label="held out",
-    )  # fmt: skip
+
+    def draw(axes: Axes, values: Sequence[float | None], colour: str, label: str) -> None:
+        known = [math.nan if value is None else value for value in values]
+        axes.plot(samples, known, color=COLOURS[colour], label=label, **_DOT)
+
+    draw(losses, [p.training_loss for p in history], "others", "training")
+    draw(losses, [p.held_out_log_loss for p in history], "model", "held out")
+    draw(areas, [p.held_out_auc for p in history], "model", "held out")
     if history[-1].validation_log_loss is not None:
-        for axes, values in (
-            (left, [p.validation_log_loss for p in history]),
-            (right, [p.validation_auc for p in history]),
-        ):
-            axes.plot(
-                samples,
-                [math.nan if value is None else value for value in values],
-                color=_COLOURS[1], marker="o", markersize=3.5, label="validation",
-            )  # fmt: skip
-    best = evaluation.best
+        draw(losses, [p.validation_log_loss for p in history], "baseline", "validation")
+        draw(areas, [p.validation_auc for p in history], "baseline", "validation")
     if best is not None:
-        _best_line(left, best.log_loss)
-        _best_line(right, best.auc)
-    left.set(title="Learning curve: log-loss", ylabel="log-loss, nats")
-    right.set(title="Learning curve: AUC", ylabel="area under the ROC curve")
-    for axes in (left, right):
-        axes.set(xlabel="training samples seen", xlim=(0, samples[-1] * 1.03))
-        axes.legend()
-        _thousands(axes.xaxis)
-
-
-def _best_line(axes: Axes, value: float | None) -> None:
-    if value is not None:
-        axes.axhline(value, color=_GREY, linestyle="--", linewidth=1, label=f"best reachable {value:.4f}")
+        for axes, value in ((losses, best.log_loss), (areas, best.auc)):
+            if value is not None:
+                axes.axhline(
+                    value, color=COLOURS["muted"], linestyle="--", linewidth=1, label="best reachable"
+                )
+    losses.set(title="Learning curve: log-loss", ylabel="log-loss, nats")
+    areas.set(title="Learning curve: AUC", ylabel="area under the ROC curve")
+    areas.set(xlabel="training samples seen", xlim=(0, samples[-1] * 1.03))
+    _thousands(areas.xaxis)
+    _legend(figure)
 
 
 def _thousands(axis: Any) -> None:

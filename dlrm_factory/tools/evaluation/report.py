@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from dlrm_factory.errors import DataError
+from dlrm_factory.tools.evaluation import markup
 from dlrm_factory.tools.evaluation.figures import CALIBRATION_BINS, Curves, Figures
 from dlrm_factory.tools.evaluation.pictures import PICTURES, draw_pictures
 from dlrm_factory.tools.evaluation.results import Evaluation, SliceTable
-from dlrm_factory.tools.evaluation.slice_values import MAX_SLICES, NUMBER_BINS
+from dlrm_factory.tools.evaluation.slice_values import MAX_SLICES, MISSING, NUMBER_BINS, OTHER
 from dlrm_factory.tools.metrics.history import rising_sentence, still_rising
 from dlrm_factory.tools.metrics.metrics import AucDifference
 
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 _UNDEFINED = "not defined"
+_ALIKE = "AUC is not defined where all labels are alike"
 
 _SLICE_COLUMNS = (
     "samples",
@@ -36,19 +38,6 @@ _SLICE_COLUMNS = (
     "normalised entropy",
     "calibration",
 )
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 62rem; margin: 2rem auto;
-  padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }
-th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; overflow-wrap: anywhere; }
-thead th { border-bottom: 2px solid #888; }
-figure { display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top; max-width: 100%; }
-figure svg { max-width: 100%; height: auto; }
-.judgement { border-left: 4px solid #4c78a8; padding: .4rem 1rem; background: #f3f6fa; }
-.note { color: #555; font-size: .9rem; }
-"""
 _CAPTIONS = {
     "roc": "ROC curve: share of clicks found against share of non-clicks taken along, over all thresholds",
     "calibration": "Calibration: clicks against predicted clicks, in bins of about equally many samples",
@@ -152,77 +141,118 @@ _FIGURES: tuple[tuple[str, Callable[[Figures], str]], ...] = (
 
 def page(evaluation: Evaluation, pictures: Mapping[str, str]) -> str:
     """The whole page. ``pictures``: SVG by name, set in as it is; every text of the model or the data is escaped."""
-    parts = [f"<h1>Evaluation of {escape(evaluation.model)}</h1>", *_heading(evaluation)]
-    parts += ["<h2>Figures</h2>", _table(*figure_rows(evaluation)), _figure_notes()]
-    for sentence in sentences(evaluation):
-        parts.append(f'<p class="judgement">{escape(sentence)}</p>')
-    parts += ["<h2>Pictures</h2>", *_figures(pictures, ("roc", "calibration", "scores"))]
-    parts += ["<h2>Learning curve</h2>", *_learning(evaluation, pictures)]
+    title = f"Evaluation of {evaluation.model}"
+    parts = [*_heading(title, evaluation), markup.tiles(_tiles(evaluation))]
+    parts += [markup.judgement(sentence) for sentence in sentences(evaluation)]
+    parts += [
+        "<h2>Figures</h2>",
+        markup.table(*figure_rows(evaluation)),
+        *markup.note(_figure_notes(evaluation)),
+    ]
+    parts += ["<h2>Pictures</h2>", '<div class="pictures">']
+    parts += [markup.picture(pictures[name], _CAPTIONS[name]) for name in PICTURES if name in pictures]
+    parts += ["</div>", *markup.note(_picture_notes(evaluation))]
     if evaluation.slices is not None:
-        parts += [f"<h2>By {escape(evaluation.slices.column)}</h2>", _table(*slice_rows(evaluation))]
-        parts.append(_slice_notes(evaluation.slices.overlap))
-    body = "\n".join(parts)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Evaluation of {escape(evaluation.model)}</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body>\n{body}\n</body>\n</html>\n"
-    )
+        parts += [f"<h2>By {escape(evaluation.slices.column)}</h2>", markup.table(*slice_rows(evaluation))]
+        parts += markup.note(_slice_notes(evaluation.slices))
+    return markup.document(title, parts)
 
 
-def _heading(evaluation: Evaluation) -> list[str]:
+def _heading(title: str, evaluation: Evaluation) -> list[str]:
     details = "; ".join(f"{model.name}: {model.detail}" for model in evaluation.models)
-    return [f"<p>{escape(_sentence(evaluation.samples_from))}.<br>{escape(details)}.</p>"]
+    return [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="lead">{escape(_sentence(evaluation.samples_from))}.<br>{escape(details)}.</p>',
+    ]
 
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
-    lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
-    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
-    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
-
-
-def _figures(pictures: Mapping[str, str], names: Sequence[str]) -> list[str]:
-    return [
-        f'<figure role="img" aria-label="{escape(_CAPTIONS[name])}">{_inline(pictures[name])}</figure>'
-        for name in names
-        if name in pictures
+def _tiles(evaluation: Evaluation) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """The model's figures that are looked at first, each beside the baseline's."""
+    model, *others = evaluation.models
+    shown: tuple[tuple[str, Callable[[Figures], str]], ...] = (
+        ("AUC ± 95%", _auc),
+        ("log-loss, nats", lambda f: _number(f.log_loss)),
+        ("normalised entropy", lambda f: _number(f.normalised_entropy)),
+        ("calibration", lambda f: _number(f.calibration)),
+    )
+    found = [
+        (name, show(model.figures), [(other.name, show(other.figures)) for other in others])
+        for name, show in shown
     ]
+    figures = model.figures
+    return [*found, ("samples", f"{figures.samples:,}", [("clicks", f"{figures.clicks:,}")])]
 
 
-def _inline(svg: str) -> str:
-    """Picture without the XML declaration and document type, which HTML does not take within a page."""
-    return svg[svg.index("<svg") :]
+def _figure_notes(evaluation: Evaluation) -> list[str]:
+    """Say what the figures are: only those that are there."""
+    found = [model.figures for model in evaluation.models]
+    notes = []
+    if any(f.auc is not None for f in found):
+        notes.append("AUC: the chance that a click scores above a non-click.")
+    if any(f.auc_low is not None for f in found):
+        notes.append("Its interval, which ± halves, is DeLong's.")
+    if any(f.normalised_entropy is not None for f in found):
+        notes.append(
+            "Normalised entropy: log-loss over that of always predicting the base rate; below 1 is better than that."
+        )
+    if any(f.calibration is not None for f in found):
+        notes.append("Calibration: predicted clicks over clicks; 1 is best.")
+    notes.append(
+        "Expected calibration error: the mean distance of predicted from true click rates over "
+        f"{CALIBRATION_BINS} bins of about equally many samples."
+    )
+    if any(f.auc is None for f in found):
+        notes.append(f"{_ALIKE}.")
+    if evaluation.best is not None:
+        notes.append("Best reachable: by the ground truth that drew the generated clicks.")
+    return notes
 
 
-def _learning(evaluation: Evaluation, pictures: Mapping[str, str]) -> list[str]:
+def _picture_notes(evaluation: Evaluation) -> list[str]:
+    """Say which pictures are not there, and why."""
+    notes = []
+    if any(model.curves.roc is None for model in evaluation.models):
+        notes.append("No ROC curve: all labels are alike.")
     if not evaluation.history:
-        return ["<p>The model carries no history of its training, so there is no learning curve.</p>"]
-    return _figures(pictures, ("learning",))
+        notes.append("The model carries no history of its training, so there is no learning curve.")
+    elif len(evaluation.history) == 1:
+        (only,) = evaluation.history
+        area = "" if only.held_out_auc is None else f" and a held-out AUC of {only.held_out_auc:.4f}"
+        notes.append(
+            f"The training was evaluated once, after {only.samples:,} samples, so there is no learning curve: "
+            f"a held-out log-loss of {only.held_out_log_loss:.4f}{area}."
+        )
+    return notes
 
 
-def _figure_notes() -> str:
-    return (
-        '<p class="note">AUC: the chance that a click scores above a non-click; its interval is DeLong\'s. '
-        "Normalised entropy: log-loss over that of always predicting the base rate; below 1 is better than that. "
-        "Calibration: predicted clicks over clicks; 1 is best. Expected calibration error: the mean distance of "
-        f"predicted from true click rates over {CALIBRATION_BINS} bins of about equally many samples.</p>"
-    )
-
-
-def _slice_notes(overlap: bool) -> str:
-    text = (
-        f"More than {MAX_SLICES} different values: numbers are cut into {NUMBER_BINS} bins of about equally many "
-        f"samples; of other values the {MAX_SLICES} most frequent are shown, and the rest together. "
-        "AUC is not defined where all labels are alike."
-    )
-    if overlap:
-        text += " A sample with several values is in the slice of each."
-    return f'<p class="note">{text}</p>'
+def _slice_notes(table: SliceTable) -> list[str]:
+    """Say how the column was cut and what is not defined, where that is so."""
+    kinds = {each.kind for each in table.slices}
+    figures = [each.figures[0] for each in table.slices]
+    notes = []
+    if "bin" in kinds:
+        notes.append(
+            f"There are more than {MAX_SLICES} different numbers, so they are cut into {NUMBER_BINS} bins of about "
+            "equally many samples."
+        )
+    if "other" in kinds:
+        notes.append(
+            f"There are more than {MAX_SLICES} different values: the {MAX_SLICES} most frequent are shown, and the "
+            f"rest together as {OTHER}."
+        )
+    if "missing" in kinds:
+        notes.append(f"{MISSING}: samples without a value.")
+    if table.overlap:
+        notes.append("A sample with several values is in the slice of each.")
+    if any(f.auc_low is not None for f in figures):
+        notes.append("± is half of DeLong's 95% interval.")
+    if any(f.auc is None for f in figures):
+        notes.append(f"{_ALIKE} in a slice.")
+    return notes
 
 
 def as_json(evaluation: Evaluation, *, curves: bool = False) -> dict[str, Any]:
@@ -303,7 +333,9 @@ def _slices(table: SliceTable, evaluation: Evaluation) -> dict[str, Any]:
     return {
         "column": table.column,
         "overlap": table.overlap,
-        "slices": [{"name": each.name, "models": models(each.figures)} for each in table.slices],
+        "slices": [
+            {"name": each.name, "kind": each.kind, "models": models(each.figures)} for each in table.slices
+        ],
     }
 
 

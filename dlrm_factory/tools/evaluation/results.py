@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dlrm_factory.tools.data.bad_rows import UnreadableCells
 from dlrm_factory.tools.evaluation.figures import Curves, Figures
+from dlrm_factory.tools.evaluation.slice_values import SliceKind
 from dlrm_factory.tools.metrics.history import Evaluation as HistoryPoint
 from dlrm_factory.tools.metrics.metrics import AucDifference
 
@@ -45,10 +46,11 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SliceResult:
-    """One slice: ``figures`` of each model, in the order of `Evaluation.models`."""
+    """One slice: ``figures`` of each model, in the order of `Evaluation.models`; ``kind``: of `Slice`."""
 
     name: str
     figures: tuple[Figures, ...]
+    kind: SliceKind = "value"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

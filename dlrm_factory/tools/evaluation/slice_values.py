@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,13 @@ from dlrm_factory.features.arrow import is_number
 from dlrm_factory.tools.data.bags import flatten_values
 from dlrm_factory.tools.metrics.metrics import quantile_bins
 
-__all__ = ["MAX_SLICES", "MISSING", "NUMBER_BINS", "OTHER", "Slice", "SliceValues"]
+__all__ = ["MAX_SLICES", "MISSING", "NUMBER_BINS", "OTHER", "Slice", "SliceKind", "SliceValues"]
 
 MAX_SLICES = 20
 NUMBER_BINS = 10
 MISSING, OTHER = "(missing)", "(other)"
+
+SliceKind = Literal["value", "bin", "other", "missing"]
 
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
@@ -26,10 +28,14 @@ Float64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
-    """Samples that are alike in the column: ``rows``, int64, are their places in the order of adding."""
+    """Samples that are alike in the column: ``rows``, int64, are their places in the order of adding.
+
+    ``kind``: one value, a bin of numbers, all values that are not among the most frequent, or no value.
+    """
 
     name: str
     rows: Int64
+    kind: SliceKind = "value"
 
 
 class SliceValues:
@@ -70,7 +76,7 @@ class SliceValues:
         numbers = None if self._is_id else self._all_numbers()
         found = self._by_frequency() if numbers is None else _by_number(*numbers)
         missing = np.concatenate([np.empty(0, dtype=np.int64), *self._missing])
-        return [*found, Slice(name=MISSING, rows=missing)] if len(missing) else found
+        return [*found, Slice(name=MISSING, rows=missing, kind="missing")] if len(missing) else found
 
     def _code(self, values: pa.Array) -> npt.NDArray[np.int32]:
         if pa.types.is_timestamp(values.type):
@@ -109,12 +115,13 @@ class SliceValues:
         found = [Slice(name=names[code], rows=groups[code]) for code in frequent]
         # A sample may hold several rare ids, and is in the rest once.
         rest = np.unique(rows[~np.isin(codes, frequent)])
-        return [*found, Slice(name=OTHER, rows=rest)] if len(rest) else found
+        return [*found, Slice(name=OTHER, rows=rest, kind="other")] if len(rest) else found
 
 
 def _by_number(rows: Int64, values: Float64) -> list[Slice]:
     distinct = np.unique(values)
-    if len(distinct) <= MAX_SLICES:
+    kind: SliceKind = "value" if len(distinct) <= MAX_SLICES else "bin"
+    if kind == "value":
         bins, names = np.searchsorted(distinct, values), [_shown(float(value)) for value in distinct]
     else:
         bins = quantile_bins(values, NUMBER_BINS)
@@ -123,7 +130,7 @@ def _by_number(rows: Int64, values: Float64) -> list[Slice]:
             f"{_shown(values[bins == k].min())} to {_shown(values[bins == k].max())}" for k in range(count)
         ]
     groups = _grouped(rows, bins, len(names))
-    return [Slice(name=name, rows=group) for name, group in zip(names, groups, strict=True)]
+    return [Slice(name=name, rows=group, kind=kind) for name, group in zip(names, groups, strict=True)]
 
 
 def _grouped(rows: Int64, codes: npt.NDArray[np.integer], count: int) -> list[Int64]:

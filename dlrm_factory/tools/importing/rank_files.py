@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dlrm_factory.errors import WeightsError
+from dlrm_factory.host.mapped_pages import MappedPages
 from dlrm_factory.tools.importing.torch_file import (
     REMEDY,
     Record,
@@ -26,7 +27,7 @@ __all__ = ["read_rank_files"]
 
 _DEEPEST = 6
 _MAX_LEAVES = 1_000_000
-_COMPARED = 64 << 20  # elements at a time
+_COMPARED = 1 << 20  # elements at a time
 
 
 def read_rank_files(paths: Sequence[Path]) -> Source:
@@ -140,8 +141,13 @@ def _joined(known: SourceWeight, weight: SourceWeight) -> SourceWeight:
 
 def _are_equal(first: Piece, other: Piece) -> bool:
     one, two = first.load().reshape(-1), other.load().reshape(-1)
-    blocks = zip(one.split(_COMPARED), two.split(_COMPARED), strict=True)
-    return all(torch.equal(a, b) for a, b in blocks)
+    pages = MappedPages(one), MappedPages(two)
+    for blocks in zip(one.split(_COMPARED), two.split(_COMPARED), strict=True):
+        if not torch.equal(*blocks):
+            return False
+        for mapped, block in zip(pages, blocks, strict=True):
+            mapped.release(block)
+    return True
 
 
 def _given(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 import torch
-from safetensors import SafetensorError
 
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.config.reading import dump_declaration
@@ -18,7 +17,7 @@ from dlrm_factory.tools.importing.deriving import derive_declaration
 from dlrm_factory.tools.importing.dlrm_s_pytorch import FIRST_TOP_LAYER, interaction_columns
 from dlrm_factory.tools.importing.matching import Matched, match, name_weights
 from dlrm_factory.tools.importing.opening import SourceFormat, open_source
-from dlrm_factory.tools.importing.weights import Scratch, SourceWeight, float_tensor
+from dlrm_factory.tools.importing.weights import Scratch, SourceWeight, float_tensor, own_copy
 from dlrm_factory.weights.checkpoint import save_checkpoint
 
 __all__ = [
@@ -141,8 +140,8 @@ def import_weights(
         state = _state(matched, declaration, scratch, progress, 4 * sum(sizes))
         try:
             metadata = {"imported": f"{matched.naming}, {source.kind}"}
-            save_checkpoint(output, declaration, state, metadata, vocabularies=read)
-        except (OSError, SafetensorError) as error:
+            save_checkpoint(output, declaration, state, metadata, vocabularies=read, release=True)
+        except OSError as error:
             raise WeightsError(f"{output}: cannot be written: {error}") from None
     return ImportReport(
         source=source.kind,
@@ -199,7 +198,7 @@ def _state(
         tensor = float_tensor(weight, scratch, columns=columns, progress=advance)
         # Two weights may be one in the source; safetensors keeps each apart.
         if any(_overlap(tensor, other) for other in state.values()):
-            tensor = scratch.empty(weight.shape).copy_(tensor)
+            tensor = own_copy(tensor, scratch)
         state[name] = tensor
     return state
 

@@ -14,6 +14,7 @@ from types import TracebackType
 import torch
 
 from dlrm_factory.errors import WeightsError
+from dlrm_factory.host.mapped_pages import MappedPages
 
 __all__ = [
     "Piece",
@@ -21,6 +22,7 @@ __all__ = [
     "Source",
     "SourceWeight",
     "float_tensor",
+    "own_copy",
     "whole_piece",
 ]
 
@@ -28,7 +30,7 @@ Shape = tuple[int, ...]
 
 _SMALL = 1 << 20  # elements; below it a tensor is made in memory
 _COPY = 16 << 20
-_BLOCK = 4 << 20  # elements
+_BLOCK = 1 << 20  # elements in memory at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ def whole_piece(shape: Iterable[int], origin: str, load: Callable[[], torch.Tens
 
 
 class Scratch:
-    """A hidden folder beside the output, gone when the context ends. Tensors in it take page cache, not memory."""
+    """A hidden folder beside the output, gone when the context ends. Pages of tensors in it can be given back."""
 
     def __init__(self, beside: Path) -> None:
         try:
@@ -167,6 +169,7 @@ def float_tensor(
                 pass
             return tensor
     whole = scratch.empty(weight.shape)
+    pages = MappedPages(whole)
     for piece in weight.pieces:
         target = whole[
             tuple(slice(at, at + size) for at, size in zip(piece.offsets, piece.shape, strict=True))
@@ -174,15 +177,28 @@ def float_tensor(
         for first, block in _blocks(weight, piece.load(), progress):
             if block.dim():
                 target[first : first + len(block)] = block
+                pages.release(target[first : first + len(block)])
             else:
                 target.copy_(block)
     return whole if columns is None else whole[:, list(columns)].contiguous()
 
 
+def own_copy(tensor: torch.Tensor, scratch: Scratch) -> torch.Tensor:
+    """Copy a float32 tensor, which may be mapped, into memory or a scratch file of its own."""
+    copy = scratch.empty(tensor.shape)
+    read, written = MappedPages(tensor), MappedPages(copy)
+    for source, target in zip(tensor.reshape(-1).split(_BLOCK), copy.reshape(-1).split(_BLOCK), strict=True):
+        target.copy_(source)
+        read.release(source)
+        written.release(target)
+    return copy
+
+
 def _blocks(
     weight: SourceWeight, tensor: torch.Tensor, progress: Callable[[int], None]
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """(first row, rows as float32) of ``tensor``, each block checked."""
+    """(first row, rows as float32) of ``tensor``, each block checked; mapped pages of those before are given back."""
+    pages = MappedPages(tensor)
     rows = max(1, _BLOCK // max(1, tensor[:1].numel())) if tensor.dim() else 1
     for first in range(0, len(tensor) if tensor.dim() else 1, rows):
         block = tensor[first : first + rows] if tensor.dim() else tensor
@@ -191,4 +207,5 @@ def _blocks(
             where = f" in rows {first} to {first + len(block) - 1}" if tensor.dim() else ""
             raise WeightsError(f"{weight.name}: holds NaN or infinity{where}; a model with it scores NaN")
         yield first, values
+        pages.release(block)
         progress(values.numel() * 4)

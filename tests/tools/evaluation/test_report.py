@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from dlrm_factory.errors import DataError
 from dlrm_factory.tools.evaluation import as_json, check_report_folder, write_report
 from dlrm_factory.tools.evaluation.evaluate import compare
 from dlrm_factory.tools.evaluation.figures import curves_of, measure, sigmoid
-from dlrm_factory.tools.evaluation.pictures import draw_pictures
+from dlrm_factory.tools.evaluation.pictures import COLOURS, draw_pictures
 from dlrm_factory.tools.evaluation.report import page
 from dlrm_factory.tools.evaluation.results import Best, Evaluation, ModelResult, SliceResult, SliceTable
 from dlrm_factory.tools.training import Evaluation as HistoryPoint
@@ -49,7 +50,7 @@ def evaluation() -> Evaluation:
             overlap=True,
             slices=(
                 SliceResult(name=NASTY, figures=tuple(model.figures for model in models)),
-                SliceResult(name="(other)", figures=(alike, alike)),
+                SliceResult(name="(other)", figures=(alike, alike), kind="other"),
             ),
         ),
         history=tuple(
@@ -91,6 +92,116 @@ def test_a_picture_that_cannot_be_drawn_is_left_out(evaluation):
         evaluation, models=(result("DLRM", alike, logits(1)),), history=(), comparison=None, slices=None
     )
     assert list(draw_pictures(bare)) == ["calibration", "scores"]
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def groups(root: ElementTree.Element, name: str) -> list[ElementTree.Element]:
+    return [each for each in root.iter(f"{SVG}g") if each.get("id", "").startswith(name)]
+
+
+def test_legends_stand_below_the_axes_and_cover_nothing(pictures):
+    for svg in pictures.values():
+        root = ElementTree.fromstring(svg)
+        (legend,) = groups(root, "legend_")
+        lowest = 0.0
+        for axes in groups(root, "axes_"):
+            assert not groups(axes, "legend_")
+            # The patch behind the axes is the first path: M x y L x y …; y grows downwards.
+            outline = next(axes.iter(f"{SVG}path")).get("d")
+            lowest = max(lowest, *(float(y) for y in re.findall(r"[ML] [-\d.]+ ([-\d.]+)", outline)))
+        words = [each.get("transform") for each in legend.iter(f"{SVG}g") if each.get("transform")]
+        assert len(words) >= 2
+        assert all(float(re.match(r"translate\([-\d.]+ ([-\d.]+)\)", at)[1]) > lowest for at in words)
+
+
+def test_one_evaluation_is_no_curve(evaluation):
+    once = replace(evaluation, history=evaluation.history[1:])
+    drawn = draw_pictures(once)
+    assert list(drawn) == ["roc", "calibration", "scores"]
+    text = page(once, drawn)
+    assert (
+        "The training was evaluated once, after 200 samples, so there is no learning curve: a held-out log-loss of "
+        "0.6000 and a held-out AUC of 0.7000."
+    ) in text
+    assert "Learning curve" not in text
+
+
+def test_lines_break_between_words_alone_and_never_at_plus_or_minus(evaluation, pictures):
+    text = page(evaluation, pictures)
+    assert '<span class="word">log-loss</span>' in text
+    assert '<span class="word">normalised</span> <span class="word">entropy</span>' in text
+    assert '<span class="word">AUC</span> <span class="word">±\N{NO-BREAK SPACE}95%</span>' in text
+    for rule in (r"\.word { white-space: nowrap; }", r"td { white-space: nowrap; }", "tabular-nums"):
+        assert re.search(rule, text)
+    assert "overflow-wrap: anywhere" not in " ".join(re.findall(r"\bt[hd]\b[^{}]*{[^}]*}", text))
+    # A figure with its ± is one cell, or one word of a tile.
+    own = evaluation.models[0].figures
+    half = f"± {(own.auc_high - own.auc_low) / 2:.4f}"
+    assert f"<td>{own.auc:.4f} {half}</td>" in text
+    assert f'<div class="value word">{own.auc:.4f} <span class="spread">{half}</span></div>' in text
+    # Wide tables scroll by themselves, so that the page does not.
+    assert text.count("<table>") == text.count('<div class="scroll" tabindex="0"><table>') == 2
+
+
+def test_long_names_break_at_their_parts(evaluation, pictures):
+    alone = SliceResult(name="shop/long_name-2.x", figures=evaluation.slices.slices[0].figures)
+    text = page(replace(evaluation, slices=replace(evaluation.slices, slices=(alone,))), pictures)
+    assert "shop/<wbr>long_<wbr>name-<wbr>2.<wbr>x" in text
+
+
+def test_pictures_are_in_the_colours_of_a_light_and_of_a_dark_page(evaluation, pictures):
+    text = page(evaluation, pictures)
+    assert "@media (prefers-color-scheme: dark)" in text
+    for name, colour in COLOURS.items():
+        assert any(colour in svg for svg in pictures.values())
+        assert text.count(colour) == 1  # where the variable is set
+        assert len(re.findall(rf"--{name}: #", text)) == 2
+        assert f"var(--{name})" in text
+    # Without a colour of its own, what is drawn is black, which a dark page hides.
+    assert not re.search(r"(?:fill|stroke): #", text)
+
+
+NOTES = {
+    "bins": "cut into 10 bins",
+    "other": "the rest together as (other)",
+    "missing": "(missing): samples without a value",
+    "overlap": "A sample with several values is in the slice of each",
+    "half": "± is half of DeLong&#x27;s 95% interval",
+    "alike": "AUC is not defined where all labels are alike in a slice",
+    "best": "Best reachable: by the ground truth",
+    "roc": "No ROC curve: all labels are alike",
+    "history": "no history of its training",
+    "once": "The training was evaluated once",
+}
+
+
+def notes_of(evaluation: Evaluation) -> set[str]:
+    text = page(evaluation, {})
+    return {name for name, note in NOTES.items() if note in text}
+
+
+def test_notes_stand_only_where_they_apply(evaluation):
+    own = evaluation.slices.slices[0].figures
+    alike = (evaluation.slices.slices[1].figures[0],) * 2
+    table = SliceTable(column="c", overlap=False, slices=(SliceResult(name="a", figures=own),))
+    bare = replace(evaluation, best=None, slices=None)
+    assert notes_of(bare) == set()
+    assert notes_of(evaluation) == {"other", "overlap", "half", "alike", "best"}
+    assert notes_of(replace(bare, slices=table)) == {"half"}
+    for kind, note in (("bin", "bins"), ("other", "other"), ("missing", "missing")):
+        cut = replace(table, slices=(SliceResult(name="a", figures=own, kind=kind),))
+        assert notes_of(replace(bare, slices=cut)) == {"half", note}
+    undefined = replace(table, slices=(SliceResult(name="a", figures=alike),))
+    assert notes_of(replace(bare, slices=undefined)) == {"alike"}
+    assert notes_of(replace(bare, history=())) == {"history"}
+    assert notes_of(replace(bare, history=evaluation.history[:1])) == {"once"}
+    flat = replace(bare, models=(result("DLRM", np.zeros(300, dtype=np.uint8), logits(1)),), comparison=None)
+    assert notes_of(flat) == {"roc"}
+    text = page(flat, {})
+    assert "AUC is not defined where all labels are alike" in text
+    assert "scores above a non-click" not in text
 
 
 def test_the_page_holds_everything_and_runs_nothing(evaluation, pictures):

@@ -96,3 +96,18 @@ def test_nothing_but_missing_values():
 def test_every_sample_is_in_one_slice(values):
     rows = [row for rows in cut(values).values() for row in rows]
     assert sorted(rows) == list(range(1000))
+
+
+@pytest.mark.parametrize(
+    ("column", "kinds"),
+    [
+        (pa.array([1, 2, None]), {"value", "missing"}),
+        (pa.array(range(100)), {"bin"}),
+        (pa.array([f"w{n}" for n in range(21)]), {"value", "other"}),
+        (pa.array(["(other)"]), {"value"}),
+    ],
+)
+def test_a_slice_says_of_which_kind_it_is(column, kinds):
+    values = SliceValues(is_id=False)
+    values.add(column)
+    assert {each.kind for each in values.slices()} == kinds
