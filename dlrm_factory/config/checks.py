@@ -172,6 +172,15 @@ def _features(d: DLRMDeclaration) -> Iterator[str]:
         if dense.clip is not None and not -math.inf < dense.clip[0] < dense.clip[1] < math.inf:
             least, most = dense.clip
             yield f"$.dense_features[{i}].clip: [{least}, {most}] is not a least and a greater, finite number"
+        for k, word in enumerate(dense.missing_values or ()):
+            path = f"$.dense_features[{i}].missing_values[{k}]"
+            if not word.strip():
+                yield f"{path}: is empty; an empty cell is missing in any case, remove it"
+            elif _is_finite_number(word):
+                yield (
+                    f'{path}: "{word}" is a number, and a request that sends it means that number; '
+                    "write such cells as empty ones in the data"
+                )
     for i, sparse in enumerate(d.sparse_features):
         if sparse.max_length < 1:
             yield f"$.sparse_features[{i}].max_length: {sparse.max_length} is not positive"
@@ -180,6 +189,13 @@ def _features(d: DLRMDeclaration) -> Iterator[str]:
                 f'$.sparse_features[{i}].weighted: table "{sparse.table}" has pooling mean, and a mean may be '
                 "over the ids or over the weights; use pooling: sum (weights that add up to 1 make it a mean)"
             )
+
+
+def _is_finite_number(word: str) -> bool:
+    try:
+        return math.isfinite(float(word))
+    except ValueError:
+        return False
 
 
 def _statistics(d: DLRMDeclaration) -> Iterator[str]:

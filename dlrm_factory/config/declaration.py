@@ -14,6 +14,7 @@ __all__ = [
     "Architecture",
     "DLRMDeclaration",
     "DenseFeature",
+    "IdKind",
     "Pooling",
     "ServingOptions",
     "ServingProfile",
@@ -49,6 +50,8 @@ class DenseFeature(_Strict, kw_only=True, frozen=True):
         transform: ``log1p`` for counts: ln(1 + max(x, 0)); ``standardize``: (x - mean) / std;
             ``log1p_standardize``: one after the other; ``none``.
         mean, std: of the training part, for ``standardize``; `dlrm train` finds them if they are not given.
+        missing_values: words that mean missing in a text cell of the training data, beside those that always do
+            (nan, na, n/a, null, none); upper and lower case are alike. Requests say null, or leave the feature out.
         unreadable: what becomes of a cell of the training data that is no number: ``error`` (the row is bad), or
             ``missing`` (it takes the default). Requests are not concerned: such a value there is an error.
     """
@@ -59,6 +62,7 @@ class DenseFeature(_Strict, kw_only=True, frozen=True):
     transform: DenseTransform = "none"
     mean: float | None = None
     std: float | None = None
+    missing_values: tuple[str, ...] | None = None
     unreadable: Unreadable = "error"
 
     @property

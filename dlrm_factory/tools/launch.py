@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, get_error_handler
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dlrm_factory import errors
@@ -79,7 +79,12 @@ def _rank(function: Callable[..., _Result], *arguments: Any) -> _Result | None:
     # An interrupt reaches the ranks too; they need not say so.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     quiet_libraries()
-    result = function(*arguments)
+    try:
+        result = function(*arguments)
+    except Exception as error:
+        # What is raised from here torch also pickles into the temporary folder, where nothing removes it.
+        get_error_handler().record_exception(error)
+        raise SystemExit(1) from None
     leads = not dist.is_initialized() or dist.get_rank() == 0
     if dist.is_initialized():
         dist.destroy_process_group()

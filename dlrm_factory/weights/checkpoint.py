@@ -19,6 +19,7 @@ from dlrm_factory.errors import ConfigError, WeightsError
 from dlrm_factory.features import Vocabularies
 from dlrm_factory.model.model import make_model, table_weight_key
 from dlrm_factory.weights.held_out import HeldOut, is_held_out
+from dlrm_factory.weights.seen_ids import SeenIds, is_seen_ids
 from dlrm_factory.weights.tensor_rows import TensorRows
 from dlrm_factory.weights.tensor_writing import write_tensors
 
@@ -57,14 +58,16 @@ class Checkpoint:
         self.metadata = metadata
         shapes = self._shapes()
         stored = shapes.pop(_VOCABULARIES, None) is not None
-        samples = [key for key in shapes if is_held_out(key)]
-        for key in samples:
+        beside = [key for key in shapes if _is_beside(key)]
+        for key in beside:
             del shapes[key]
         _check_shapes(shapes, self.declaration, path)
         self.vocabularies = self._read_vocabularies() if stored else None
         _check_vocabularies(self.vocabularies, self.declaration, path)
-        tensors = {key: self._file.get_tensor(key) for key in samples}
-        self.held_out = HeldOut.of_tensors(tensors, str(path)) if tensors else None
+        tensors = {key: self._file.get_tensor(key) for key in beside}
+        has_samples = any(map(is_held_out, tensors))
+        self.held_out = HeldOut.of_tensors(tensors, str(path)) if has_samples else None
+        self.seen_ids = SeenIds.of_tensors(tensors, self.declaration, str(path))
 
     def dense_state(self) -> dict[str, torch.Tensor]:
         """Every weight but the tables': float32, by state dict key."""
@@ -72,7 +75,7 @@ class Checkpoint:
         return {
             key: self._file.get_tensor(key)
             for key in self._file.keys()  # noqa: SIM118
-            if key not in tables and not is_held_out(key)
+            if key not in tables and not _is_beside(key)
         }
 
     def table_rows(self, table: str, start: int, stop: int) -> torch.Tensor:
@@ -103,11 +106,13 @@ def save_checkpoint(
     *,
     vocabularies: Vocabularies | None = None,
     held_out: HeldOut | None = None,
+    seen_ids: SeenIds | None = None,
     release: bool = False,
 ) -> None:
     """Write ``state`` (keys of the unsharded model, float32) and ``declaration`` to ``path``, all or nothing.
 
     ``vocabularies``: of the tables with ``ids: vocabulary``. ``held_out``: samples to verify archives with.
+    ``seen_ids``: of training.
     ``release``: give back pages of ``state`` that are mapped from files nobody wrote to, so that few are in memory.
     """
     path = Path(path)
@@ -121,11 +126,18 @@ def save_checkpoint(
             tensors[_VOCABULARIES] = torch.from_numpy(np.frombuffer(vocabularies.data, dtype=np.uint8).copy())
         if held_out is not None:
             tensors |= held_out.tensors()
+        if seen_ids is not None:
+            tensors |= seen_ids.tensors()
         own = _encode_metadata({**(metadata or {}), _DECLARATION: dump_declaration(declaration)})
         write_tensors(partial, tensors, {_METADATA: own}, release=release)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _is_beside(key: str) -> bool:
+    """True if the tensor called ``key`` is no weight."""
+    return is_held_out(key) or is_seen_ids(key)
 
 
 def _encode_metadata(metadata: Mapping[str, str]) -> str:

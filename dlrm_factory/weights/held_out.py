@@ -22,6 +22,7 @@ __all__ = ["HELD_OUT_FILE", "MAX_SAMPLES", "HeldOut", "is_held_out", "read_held_
 HELD_OUT_FILE = "held_out.safetensors"
 MAX_SAMPLES = 20_000
 _PREFIX = "held_out."
+_MAX_GROUP = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +33,14 @@ class HeldOut:
         batch: B encoded samples.
         labels: uint8 [B], 0 or 1.
         logits: float32 [B], by the float model as it was trained.
+        seen: uint8 [B, F], of each feature's ids training saw: 1 none, 2 some, 3 all; 0 where there is none. None if
+            that is not known.
     """
 
     batch: FeatureBatch
     labels: npt.NDArray[np.uint8]
     logits: npt.NDArray[np.float32]
+    seen: npt.NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         assert len(self.batch) == len(self.labels) == len(self.logits)
@@ -50,6 +54,7 @@ class HeldOut:
             "weights": self.batch.weights,
             "labels": self.labels,
             "logits": self.logits,
+            "seen": self.seen,
         }
         found = {name: array for name, array in arrays.items() if array is not None}
         return {
@@ -62,8 +67,9 @@ class HeldOut:
         arrays = {key.removeprefix(_PREFIX): t.numpy() for key, t in tensors.items() if is_held_out(key)}
         try:
             weights = arrays.pop("weights", None)
-            labels, logits = arrays.pop("labels"), arrays.pop("logits")
-            held_out = HeldOut(batch=FeatureBatch(**arrays, weights=weights), labels=labels, logits=logits)
+            labels, logits, seen = arrays.pop("labels"), arrays.pop("logits"), arrays.pop("seen", None)
+            batch = FeatureBatch(**arrays, weights=weights)
+            held_out = HeldOut(batch=batch, labels=labels, logits=logits, seen=seen)
         except (KeyError, TypeError, AssertionError):
             raise WeightsError(f"{source}: its held-out samples are not whole") from None
         if not _is_whole(held_out):
@@ -99,11 +105,16 @@ def _is_whole(held_out: HeldOut) -> bool:
     expected += [(held_out.labels, np.uint8, 1), (held_out.logits, np.float32, 1)]
     if batch.weights is not None:
         expected.append((batch.weights, np.float32, 1))
+    if held_out.seen is not None:
+        expected.append((held_out.seen, np.uint8, 2))
     if any(array.dtype != dtype or array.ndim != dimensions for array, dtype, dimensions in expected):
         return False
     samples = {len(batch.dense), batch.lengths.shape[1], len(held_out.labels), len(held_out.logits)}
     values = {int(batch.lengths.sum(dtype=np.int64)), len(batch.values)}
     values |= set() if batch.weights is None else {len(batch.weights)}
+    seen = held_out.seen
+    if seen is not None and (seen.shape != batch.lengths.shape[::-1] or (seen > _MAX_GROUP).any()):
+        return False
     negative = batch.lengths.size > 0 and batch.lengths.min() < 0
     return len(samples) == len(values) == 1 and not negative and bool((held_out.labels <= 1).all())
 

@@ -52,7 +52,7 @@ TABLE_FILE = "tables.bin"
 VOCABULARY_FILE = "vocabularies.bin"
 GOLDENS_FILE = "goldens.json"
 HANDLER_FILE = "dlrm_handler.py"  # at the root of an archive, whose code is sealed too
-OPTIONAL_FILES = (VOCABULARY_FILE, "held_out.safetensors", GOLDENS_FILE)
+OPTIONAL_FILES = (VOCABULARY_FILE, "held_out.safetensors", "seen_ids.safetensors", GOLDENS_FILE)
 
 _FORMAT: Final = 2  # since it lists code
 _MAX_BYTES = 4 << 20

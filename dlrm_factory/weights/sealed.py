@@ -21,12 +21,11 @@ from dlrm_factory.config.reading import dump_declaration, read_declaration
 from dlrm_factory.config.sizes import format_bytes
 from dlrm_factory.errors import ConfigError, WeightsError
 from dlrm_factory.features import FeatureEncoder, Vocabularies
-from dlrm_factory.weights.held_out import HELD_OUT_FILE, HeldOut, write_held_out
+from dlrm_factory.weights.held_out import HeldOut, write_held_out
 from dlrm_factory.weights.rows import RowSource
 from dlrm_factory.weights.seal import (
     DECLARATION_FILE,
     DENSE_FILE,
-    GOLDENS_FILE,
     HANDLER_FILE,
     OPTIONAL_FILES,
     SEAL_FILE,
@@ -38,6 +37,7 @@ from dlrm_factory.weights.seal import (
     unsealed_files,
     write_seal,
 )
+from dlrm_factory.weights.seen_ids import SeenIds, write_seen_ids
 from dlrm_factory.weights.stamps import check_once
 from dlrm_factory.weights.table_file import Progress, TableFile, write_table_file
 
@@ -57,6 +57,7 @@ class _Sealable(RowSource, Protocol):
     declaration: DLRMDeclaration
     vocabularies: Vocabularies | None
     held_out: HeldOut | None
+    seen_ids: SeenIds | None
 
     def dense_state(self) -> dict[str, torch.Tensor]: ...
 
@@ -141,7 +142,7 @@ def seal_weights(
     """
     FeatureEncoder(checkpoint.declaration, checkpoint.vocabularies)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (GOLDENS_FILE, VOCABULARY_FILE, HELD_OUT_FILE):  # of weights sealed here before
+    for name in OPTIONAL_FILES:  # of weights sealed here before
         (folder / name).unlink(missing_ok=True)
     (folder / DECLARATION_FILE).write_text(dump_declaration(checkpoint.declaration), encoding="utf-8")
     save_file(checkpoint.dense_state(), folder / DENSE_FILE)
@@ -149,6 +150,8 @@ def seal_weights(
         (folder / VOCABULARY_FILE).write_bytes(checkpoint.vocabularies.data)
     if checkpoint.held_out is not None:
         write_held_out(checkpoint.held_out, folder)
+    if checkpoint.seen_ids is not None:
+        write_seen_ids(checkpoint.seen_ids, folder)
     write_table_file(folder / TABLE_FILE, checkpoint.declaration, checkpoint, progress=progress)
     seal_folder(folder, training=training)
 

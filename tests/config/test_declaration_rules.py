@@ -73,6 +73,12 @@ WRONG = [
         [3.0, 1.0],
         "$.dense_features[0].clip: [3.0, 1.0] is not a least and a greater",
     ),
+    (
+        "dense_features.0.missing_values",
+        ["?", "-999"],
+        '$.dense_features[0].missing_values[1]: "-999" is a number',
+    ),
+    ("dense_features.0.missing_values", [" "], "$.dense_features[0].missing_values[0]: is empty"),
     ("dense_features.0.clip", [0.0, float("inf")], "$.dense_features[0].clip: [0.0, inf] is not a least"),
     ("dense_features.0.mean", 1.0, "$.dense_features[0].mean: belongs to transform standardize"),
     ("dense_features.0.std", 1.0, "$.dense_features[0]: give both mean and std, or neither"),

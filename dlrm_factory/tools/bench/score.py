@@ -24,6 +24,7 @@ from dlrm_factory.scorer import Scorer, probabilities
 from dlrm_factory.weights.held_out import HeldOut
 from dlrm_factory.weights.rows import RandomRows
 from dlrm_factory.weights.sealed import seal_weights
+from dlrm_factory.weights.seen_ids import SeenIds
 
 __all__ = ["RandomWeights", "ScoreTiming", "measure_scores", "one_hot_batch", "time_batch"]
 
@@ -60,6 +61,7 @@ class RandomWeights:
         self.declaration = declaration
         self.vocabularies: Vocabularies | None = None
         self.held_out: HeldOut | None = None
+        self.seen_ids: SeenIds | None = None
         self.table_rows = RandomRows(declaration, declaration.training.seed).table_rows
 
     def dense_state(self) -> dict[str, torch.Tensor]:

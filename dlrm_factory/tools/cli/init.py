@@ -79,6 +79,7 @@ def _as_json(draft: Draft, output: Path | None) -> dict[str, Any]:
                 ).exact,
                 "missing": profile.missing,
                 "wrong": role.wrong,
+                "missing_values": [] if role.dense is None else list(role.dense.missing_values or ()),
             }
             for role, profile in zip(draft.roles, draft.profiles, strict=True)
             for parts in (profile.parts,)

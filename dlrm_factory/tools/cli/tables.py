@@ -107,8 +107,8 @@ def _figure(value: float | None) -> str:
 
 
 def evaluation_tables(evaluation: Evaluation) -> Iterator[RenderableType]:
-    """Origin of the samples, the figures, the judgement, the slices."""
-    from dlrm_factory.tools.evaluation.report import figure_rows, sentences, slice_rows
+    """Origin of the samples, the figures, the judgement, figures by ids seen in training, the slices."""
+    from dlrm_factory.tools.evaluation.report import figure_rows, seen_rows, sentences, slice_rows
 
     yield Text(f"{evaluation.model}: {evaluation.samples_from}")
     for model in evaluation.models:
@@ -117,6 +117,10 @@ def evaluation_tables(evaluation: Evaluation) -> Iterator[RenderableType]:
     yield _table(*figure_rows(evaluation))
     for sentence in sentences(evaluation):
         yield Text(sentence)
+    headings, rows = seen_rows(evaluation)
+    if rows:
+        yield Text("")
+        yield _table(headings, rows)
     if evaluation.slices is not None:
         yield Text("")
         yield _table(*slice_rows(evaluation))

@@ -21,7 +21,7 @@ from dlrm_factory.features.arrow import (
     is_text,
     plain_column,
 )
-from dlrm_factory.features.ids import INT64_MIN, canonical_int, hash_ids, hash_int64
+from dlrm_factory.features.ids import INT64_MIN, canonical_int, hash_keys, mix_int64
 from dlrm_factory.features.trimming import trim_bags
 from dlrm_factory.features.vocabulary_rows import DROPPED, UNKNOWN
 from dlrm_factory.tools.data.bad_rows import Place
@@ -31,6 +31,7 @@ __all__ = ["Bags", "encode_bag_weights", "encode_bags", "flatten_values", "raw_i
 
 logger = logging.getLogger(__name__)
 Int64 = npt.NDArray[np.int64]
+UInt64 = npt.NDArray[np.uint64]
 
 # Places among all ids of a chunk → rows of the chunk.
 Locate = Callable[[Int64], Int64]
@@ -48,23 +49,35 @@ class Bags:
         values: int64 [lengths.sum()], rows of the feature's table.
         lengths: int64 [n], ids in each bag.
         weights: float32 [lengths.sum()]; None if the feature has none.
+        hashes: uint64 [lengths.sum()], of the ids of a feature with ``ids: hash``; else None.
+        unknown: int64 [n], ids that each bag lost as they are not in the vocabulary; None if none did.
     """
 
     values: Int64
     lengths: Int64
     weights: npt.NDArray[np.float32] | None = None
+    hashes: UInt64 | None = None
+    unknown: Int64 | None = None
 
     def take(self, kept: npt.NDArray[np.bool_]) -> Bags:
         """Bags of the samples in the mask ``kept``, bool [n]."""
-        ids = np.repeat(kept, self.lengths)
-        weights = None if self.weights is None else self.weights[ids]
-        return Bags(values=self.values[ids], lengths=self.lengths[kept], weights=weights)
+        unknown = None if self.unknown is None else self.unknown[kept]
+        return self._with(np.repeat(kept, self.lengths), self.lengths[kept], unknown)
 
     def emptied(self, mask: npt.NDArray[np.bool_]) -> Bags:
         """Same bags, empty for the samples in ``mask``, bool [n]."""
-        ids = np.repeat(~mask, self.lengths)
-        weights = None if self.weights is None else self.weights[ids]
-        return Bags(values=self.values[ids], lengths=np.where(mask, 0, self.lengths), weights=weights)
+        unknown = None if self.unknown is None else np.where(mask, 0, self.unknown)
+        return self._with(np.repeat(~mask, self.lengths), np.where(mask, 0, self.lengths), unknown)
+
+    def _with(self, ids: npt.NDArray[np.bool_], lengths: Int64, unknown: Int64 | None) -> Bags:
+        """Bags of ``lengths`` with the ids of a mask, bool [lengths.sum()]."""
+        return Bags(
+            values=self.values[ids],
+            lengths=lengths,
+            weights=None if self.weights is None else self.weights[ids],
+            hashes=None if self.hashes is None else self.hashes[ids],
+            unknown=unknown,
+        )
 
 
 def encode_bags(
@@ -102,11 +115,24 @@ def encode_bags(
             ),
         )
     rows = _encode_ids(ids, feature, num_embeddings, place, _locator(lengths), look_up)
-    rows = np.where(rows == UNKNOWN, DROPPED, rows) if look_up else rows
+    unknown = None
+    if look_up:
+        rows = np.where(rows == UNKNOWN, DROPPED, rows)
+        unknown = _count_by_sample(rows == DROPPED, lengths)
     numbers = None if weights is None else encode_bag_weights(weights, lengths, separator, place)
     rows, trimmed, numbers = trim_bags([feature], rows, lengths[None, :], numbers)
-    bags = Bags(values=rows, lengths=trimmed[0], weights=numbers)
+    hashes = None
+    if feature.ids == "hash":
+        hashes = rows.view(np.uint64)
+        rows = (hashes % np.uint64(num_embeddings)).astype(np.int64)
+    bags = Bags(values=rows, lengths=trimmed[0], weights=numbers, hashes=hashes, unknown=unknown)
     return bags if place.cells is None else bags.emptied(place.cells.mask)
+
+
+def _count_by_sample(mask: npt.NDArray[np.bool_], lengths: Int64) -> Int64 | None:
+    """Number of ids in ``mask`` of each of the bags of ``lengths``, int64 [n]; None if there are none."""
+    places = np.flatnonzero(mask)
+    return np.bincount(_locator(lengths)(places), minlength=len(lengths)) if len(places) else None
 
 
 def raw_ids(
@@ -200,7 +226,7 @@ def _encode_ids(
     locate: Locate,
     look_up: LookUp | None = None,
 ) -> Int64:
-    """Table rows of ``ids`` (no nulls): int64 [len(ids)], each in [0, num_embeddings).
+    """Table rows of ``ids`` (no nulls): int64 [len(ids)], each in [0, num_embeddings); for ``ids: hash`` H's bits.
 
     ``locate`` gives the rows in the chunk that hold ids. DataError names the first. ``look_up`` is for
     ``ids: vocabulary``, and may give negative rows too, for ids to leave out.
@@ -213,7 +239,7 @@ def _encode_ids(
     if look_up is not None:
         return look_up(integers)
     if feature.ids == "hash":
-        return hash_int64(integers, num_embeddings)
+        return mix_int64(integers).view(np.int64)
     return _checked_range(integers, num_embeddings, place, locate)
 
 
@@ -234,7 +260,7 @@ def _encode_text(
         return look_up(texts)[places]
     if feature.ids == "hash":
         _warn_of_float_ids(texts, place)
-        return hash_ids(texts, num_embeddings)[places]
+        return hash_keys(texts).view(np.int64)[places]
     rows = np.array([_index(text) for text in texts], dtype=np.int64)[places]
     wrong = np.flatnonzero(rows == INT64_MIN)
     place.refuse(locate(wrong), "not an integer id", lambda k: _not_an_index(texts[places[wrong[k]]]))

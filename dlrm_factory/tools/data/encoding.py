@@ -21,15 +21,15 @@ from dlrm_factory.tools.data.bad_rows import ChunkCells, FeatureCells, Place, Wr
 from dlrm_factory.tools.data.bags import Bags, LookUp, encode_bags
 from dlrm_factory.tools.data.files import Chunk, weights_column
 
-__all__ = ["EncodedChunk", "encode_chunk", "encode_dense", "encode_label"]
+__all__ = ["MISSING_WORDS", "EncodedChunk", "encode_chunk", "encode_dense", "encode_label", "missing_words"]
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
 # How tables write "nothing here" in a column of numbers. An empty CSV cell has become null before.
-_MISSING = ("nan", "na", "n/a", "null", "none")
-_REMEDY = "; mend it, or declare the feature unreadable: missing"
+MISSING_WORDS = ("nan", "na", "n/a", "null", "none")
+_REMEDY = "; mend it, or declare the feature unreadable: missing, or the word among its missing_values"
 _BOOLEANS = {"true": "1", "false": "0"}
 
 
@@ -119,14 +119,19 @@ def _look_up(vocabulary: VocabularyRows | None, feature: int) -> LookUp:
     return lambda ids: vocabulary.rows(ids, np.full(len(ids), feature))
 
 
+def missing_words(feature: DenseFeature) -> tuple[str, ...]:
+    """Words that mean missing in a text cell of ``feature``, in lower case, without white space around."""
+    return (*MISSING_WORDS, *(word.strip().lower() for word in feature.missing_values or ()))
+
+
 def encode_dense(column: pa.Array, feature: DenseFeature, place: Place) -> npt.NDArray[np.float32]:
-    """Raw numbers: float32 [n], not yet transformed. Null and NaN take the declared default.
+    """Raw numbers: float32 [n], not yet transformed. Null, NaN and `missing_words` take the declared default.
 
     DataError for text, or for a number that float32 cannot hold; or ``place`` records the cell, which then takes
     the default, too.
     """
     remedy = _REMEDY if place.cells is None else ""
-    numbers = _numbers(column, place, remedy)
+    numbers = _numbers(column, place, missing_words(feature), remedy)
     with np.errstate(over="ignore"):
         dense = np.where(np.isnan(numbers), feature.default, numbers).astype(np.float32)
     infinite = np.flatnonzero(~np.isfinite(dense))
@@ -169,12 +174,14 @@ def encode_label(
     return labels
 
 
-def _numbers(column: pa.Array, place: Place, remedy: str = "") -> Float64:
-    """Float64 [n]; NaN where null, or recorded as wrong."""
+def _numbers(
+    column: pa.Array, place: Place, missing: tuple[str, ...] = MISSING_WORDS, remedy: str = ""
+) -> Float64:
+    """Float64 [n]; NaN where null, one of the words ``missing``, or recorded as wrong."""
     column = decoded(column)
     kind = column.type
     if is_text(kind):
-        column = _parse(_plain(column), place, remedy)
+        column = _parse(_plain(column), place, missing, remedy)
     elif pa.types.is_boolean(kind):
         column = column.cast(pa.uint8())
     elif not (is_number(kind) or pa.types.is_null(kind)):
@@ -182,14 +189,18 @@ def _numbers(column: pa.Array, place: Place, remedy: str = "") -> Float64:
     return float_numbers(column, np.nan).astype(np.float64, copy=False)
 
 
-def _parse(text: pa.Array, place: Place, remedy: str) -> pa.Array:
+def _parse(text: pa.Array, place: Place, missing: tuple[str, ...], remedy: str) -> pa.Array:
     try:
-        return text.cast(pa.float64())
+        numbers = text.cast(pa.float64())
     except pa.ArrowInvalid:
         pass  # some cell is not a plain number: look closer
+    else:
+        # "inf" is a number to Arrow, and may be a word that means missing.
+        if not pc.any(pc.is_inf(numbers)).as_py():
+            return numbers
     trimmed = pc.utf8_trim_whitespace(text)
-    missing = pc.is_in(pc.utf8_lower(trimmed), pa.array(_MISSING))
-    trimmed = pc.if_else(missing, pa.scalar(None, pa.string()), trimmed)
+    blank = pc.is_in(pc.utf8_lower(trimmed), pa.array(missing))
+    trimmed = pc.if_else(blank, pa.scalar(None, pa.string()), trimmed)
     wanted = 1 if place.stops else None  # the first mistake is an error, or all are recorded
     wrong = np.fromiter(islice(_not_numbers(trimmed, 0), wanted), dtype=np.int64)
     place.refuse(

@@ -22,6 +22,7 @@ from dlrm_factory.tools.data.encoding import encode_chunk
 from dlrm_factory.tools.data.files import Chunk, ClickFiles, FileFormat, declared_columns
 from dlrm_factory.tools.data.fitting import FittedFeatures, fit_features, needs_fitting
 from dlrm_factory.tools.data.progress import Observer, Progress
+from dlrm_factory.tools.data.seen_bags import SeenIdsRecorder
 from dlrm_factory.tools.data.split import (
     FileSplit,
     HashSplit,
@@ -32,6 +33,7 @@ from dlrm_factory.tools.data.split import (
     split_chunks,
 )
 from dlrm_factory.tools.data.synthetic import GeneratedChunk, click_writer, default_rows, generate
+from dlrm_factory.weights.seen_ids import SeenIds
 
 __all__ = ["ClickSource", "Clicks", "generate_clicks", "read_clicks"]
 
@@ -127,6 +129,8 @@ class Clicks:
         bad_rows: what was left out; None if no row may be.
         unreadable: cells that count as missing, of rows that were not left out.
         true_logits: the ground truth's, float64 [N]; None if the clicks are real.
+        seen_ids: record of the ids of the rows that train.
+        held_out_seen: uint8 [first held-out rows, F], what that record says of theirs; see `seen_bags.group_samples`.
     """
 
     dataset: ClickDataset
@@ -134,6 +138,8 @@ class Clicks:
     validation: Int64
     held_out: Int64
     features: FittedFeatures
+    seen_ids: SeenIds
+    held_out_seen: npt.NDArray[np.uint8]
     bad_rows: BadRows | None = None
     unreadable: tuple[UnreadableCells, ...] = ()
     true_logits: npt.NDArray[np.float64] | None = None
@@ -173,9 +179,9 @@ def read_clicks(
     ledger = source.ledger()
     chunks = split_chunks(source.chunks(), split, ledger)
     builder = DatasetBuilder(declaration, scratch=scratch, max_bytes=memory_for_rows())
-    cells = CellLedger()
-    built = _encoded(features, chunks, builder, observe, source.max_rows, cells)
-    return _clicks(built, features, bad_rows=ledger.close(), unreadable=cells.close())
+    cells, recorder = CellLedger(), SeenIdsRecorder(declaration)
+    built = _encoded(features, chunks, builder, observe, source.max_rows, cells, recorder)
+    return _clicks(built, features, recorder, bad_rows=ledger.close(), unreadable=cells.close())
 
 
 def generate_clicks(
@@ -199,8 +205,9 @@ def generate_clicks(
         writer = None if write_to is None else stack.enter_context(click_writer(write_to, options.separator))
         chunks = split_chunks(map(kept, generate(declaration, rows, options.seed)), split)
         builder = DatasetBuilder(declaration, max_bytes=memory_for_rows())
-        built = _encoded(features, chunks, builder, observe, rows, CellLedger())
-    return _clicks(built, features, true_logits=np.concatenate(logits))
+        recorder = SeenIdsRecorder(declaration)
+        built = _encoded(features, chunks, builder, observe, rows, CellLedger(), recorder)
+    return _clicks(built, features, recorder, true_logits=np.concatenate(logits))
 
 
 def _encoded(
@@ -210,6 +217,7 @@ def _encoded(
     observe: Observer,
     total: int | None,
     cells: CellLedger,
+    recorder: SeenIdsRecorder,
 ) -> BuiltDataset:
     declaration, vocabulary = features.declaration, None
     if declaration.vocabulary_tables:
@@ -225,6 +233,7 @@ def _encoded(
             if not good.all():
                 encoded, masks = encoded.take(good), masks.take(good)
             builder.add(encoded, masks)
+            recorder.add(encoded, masks)
             observe(Progress(stage="data", done=done, total=total))
         return builder.finish()
 
@@ -232,6 +241,7 @@ def _encoded(
 def _clicks(
     built: BuiltDataset,
     features: FittedFeatures,
+    recorder: SeenIdsRecorder,
     *,
     bad_rows: BadRows | None = None,
     unreadable: tuple[UnreadableCells, ...] = (),
@@ -243,6 +253,8 @@ def _clicks(
         validation=built.validation,
         held_out=built.held_out,
         features=features,
+        seen_ids=recorder.seen,
+        held_out_seen=recorder.held_out_groups(),
         bad_rows=bad_rows,
         unreadable=unreadable,
         true_logits=true_logits,

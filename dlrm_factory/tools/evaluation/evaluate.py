@@ -11,15 +11,18 @@ import numpy.typing as npt
 
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import DataError
+from dlrm_factory.tools.data.encoding import missing_words
 from dlrm_factory.tools.data.progress import Observer, Progress
+from dlrm_factory.tools.data.seen_bags import GROUPS
 from dlrm_factory.tools.evaluation.baseline import BASELINE, TreeObserver, check_baseline, train_baseline
-from dlrm_factory.tools.evaluation.figures import CALIBRATION_BINS, curves_of, measure, sigmoid
+from dlrm_factory.tools.evaluation.figures import CALIBRATION_BINS, Figures, curves_of, measure, sigmoid
 from dlrm_factory.tools.evaluation.models import EvaluatedModel, open_model
 from dlrm_factory.tools.evaluation.results import (
     Best,
     Comparison,
     Evaluation,
     ModelResult,
+    SeenResult,
     SliceResult,
     SliceTable,
 )
@@ -45,17 +48,19 @@ class Scored:
         logits: float32 [N].
         true_logits: the ground truth's, float64 [N]; None for real clicks.
         values: the column to cut them by; None without one.
+        seen: uint8 [N, F], see `seen_bags.group_samples`; None if that is not known.
     """
 
     labels: npt.NDArray[np.uint8]
     logits: npt.NDArray[np.float32]
     true_logits: npt.NDArray[np.float64] | None
     values: SliceValues | None
+    seen: npt.NDArray[np.uint8] | None = None
 
 
 def score(model: EvaluatedModel, samples: Samples, *, column: str | None, observe: Observer) -> Scored:
     """All samples, scored by ``model``. DataError if there are none, or a score is no finite number."""
-    labels, logits, truths = [], [], []
+    labels, logits, truths, seen = [], [], [], []
     values = None if column is None else slice_values(model.declaration, column)
     done = 0
     for block in samples.blocks():
@@ -63,6 +68,8 @@ def score(model: EvaluatedModel, samples: Samples, *, column: str | None, observ
         logits.append(model.scorer.logits(block.batch))
         if block.true_logits is not None:
             truths.append(block.true_logits)
+        if block.seen is not None:
+            seen.append(block.seen)
         if values is not None and block.column is not None:
             values.add(block.column)
         done += len(block.labels)
@@ -80,15 +87,19 @@ def score(model: EvaluatedModel, samples: Samples, *, column: str | None, observ
         logits=found,
         true_logits=np.concatenate(truths) if truths else None,
         values=values,
+        seen=np.concatenate(seen) if seen else None,
     )
 
 
 def slice_values(declaration: DLRMDeclaration, column: str) -> SliceValues:
     """Collector of ``column``, a declared feature or any other."""
     sparse = next((feature for feature in declaration.sparse_features if feature.name == column), None)
+    dense = next((feature for feature in declaration.dense_features if feature.name == column), None)
     several = sparse is not None and sparse.max_length > 1
     return SliceValues(
-        is_id=sparse is not None, separator=declaration.training.separator if several else None
+        is_id=sparse is not None,
+        separator=declaration.training.separator if several else None,
+        missing_words=() if dense is None else missing_words(dense),
     )
 
 
@@ -182,6 +193,7 @@ def evaluate(
         slices=_slices(source.column, scored, logits),
         history=history,
         unreadable=samples.unreadable(),
+        seen=_seen(opened, scored, logits, models),
     )
 
 
@@ -211,6 +223,28 @@ def _best(scored: Scored, model: ModelResult) -> Best | None:
         auc=None if np.isnan(best) else best,
         log_loss=log_loss(scored.labels, scored.true_logits),
         share=(reached - 0.5) / (best - 0.5) if reached is not None and best > 0.5 else None,
+    )
+
+
+def _seen(
+    model: EvaluatedModel, scored: Scored, logits: Sequence[Float32], results: Sequence[ModelResult]
+) -> tuple[SeenResult, ...] | None:
+    """Figures by each sparse feature's ids that training saw; ``results``: of all samples."""
+    if model.seen_ids is None or scored.seen is None:
+        return None
+
+    def figures(mask: npt.NDArray[np.bool_]) -> tuple[Figures, ...]:
+        if mask.all():
+            return tuple(result.figures for result in results)
+        return tuple(measure(scored.labels[mask], own[mask]) for own in logits)
+
+    def groups(codes: npt.NDArray[np.uint8]) -> tuple[SliceResult, ...]:
+        found = reversed(np.unique(codes).tolist())
+        return tuple(SliceResult(name=GROUPS[code], figures=figures(codes == code)) for code in found)
+
+    return tuple(
+        SeenResult(feature=name, groups=groups(scored.seen[:, f]), false_share=model.seen_ids.false_share(f))
+        for f, name in enumerate(model.declaration.sparse_names)
     )
 
 

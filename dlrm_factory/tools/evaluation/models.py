@@ -22,6 +22,7 @@ from dlrm_factory.tools.training.threads import fitting_threads
 from dlrm_factory.weights.checkpoint import open_checkpoint
 from dlrm_factory.weights.held_out import HELD_OUT_FILE, HeldOut, read_held_out
 from dlrm_factory.weights.sealed import SealedWeights
+from dlrm_factory.weights.seen_ids import SeenIds, read_seen_ids
 
 __all__ = ["EvaluatedModel", "open_model"]
 
@@ -34,6 +35,7 @@ class EvaluatedModel:
         detail: how it is scored, as people read it.
         vocabularies: of its ids; None if it has none.
         held_out: the samples that travel with it; None if there are none.
+        seen_ids: record of the ids that its training saw; None if it has none.
         metadata: what training reported, as text.
     """
 
@@ -42,6 +44,7 @@ class EvaluatedModel:
     detail: str
     vocabularies: Vocabularies | None
     held_out: HeldOut | None
+    seen_ids: SeenIds | None
     metadata: Mapping[str, str]
 
     @property
@@ -99,6 +102,7 @@ def _checkpoint(path: Path) -> EvaluatedModel:
         detail="as trained, fp32",
         vocabularies=checkpoint.vocabularies,
         held_out=checkpoint.held_out,
+        seen_ids=checkpoint.seen_ids,
         metadata=checkpoint.metadata,
     )
 
@@ -121,5 +125,6 @@ def _archive(path: Path, folder: Path) -> EvaluatedModel:
         detail=f"as served: tables {tables}; dense parts {scorer.engine}, {precision}",
         vocabularies=sealed.vocabularies,
         held_out=held_out,
+        seen_ids=read_seen_ids(folder, sealed.declaration),
         metadata=sealed.seal.training,
     )

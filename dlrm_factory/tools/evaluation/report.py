@@ -12,7 +12,8 @@ from dlrm_factory.errors import DataError
 from dlrm_factory.tools.evaluation import markup
 from dlrm_factory.tools.evaluation.figures import CALIBRATION_BINS, Curves, Figures
 from dlrm_factory.tools.evaluation.pictures import PICTURES, draw_pictures
-from dlrm_factory.tools.evaluation.results import Evaluation, SliceTable
+from dlrm_factory.tools.evaluation.results import Evaluation, SeenResult, SliceResult, SliceTable
+from dlrm_factory.tools.evaluation.seen_sentences import seen_sentences
 from dlrm_factory.tools.evaluation.slice_values import MAX_SLICES, MISSING, NUMBER_BINS, OTHER
 from dlrm_factory.tools.metrics.history import rising_sentence, still_rising
 from dlrm_factory.tools.metrics.metrics import AucDifference
@@ -22,6 +23,7 @@ __all__ = [
     "check_report_folder",
     "figure_rows",
     "page",
+    "seen_rows",
     "sentences",
     "slice_rows",
     "write_report",
@@ -38,6 +40,7 @@ _SLICE_COLUMNS = (
     "normalised entropy",
     "calibration",
 )
+_SEEN_NOTE = "Samples by whether training saw all, some or none of a feature's ids; features whose ids it saw all are left out."
 _CAPTIONS = {
     "roc": "ROC curve: share of clicks found against share of non-clicks taken along, over all thresholds",
     "calibration": "Calibration: clicks against predicted clicks, in bins of about equally many samples",
@@ -63,6 +66,7 @@ def sentences(evaluation: Evaluation) -> list[str]:
     judgement = None if evaluation.comparison is None else evaluation.comparison.judgement
     unreadable = [f"{found}." for found in evaluation.unreadable]
     found = [_share_sentence(evaluation), judgement, _training_sentence(evaluation), *unreadable]
+    found += seen_sentences(evaluation.seen)
     return [sentence for sentence in found if sentence]
 
 
@@ -97,15 +101,25 @@ def slice_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     assert table is not None
     others = evaluation.models[1:]
     headings = [table.column, *_SLICE_COLUMNS, *(f"AUC of {model.name}" for model in others)]
-    rows = []
-    for each in table.slices:
-        own = each.figures[0]
-        rows.append(
-            [each.name, f"{own.samples:,}", _number(own.base_rate), _auc(own), _number(own.log_loss)]
-            + [_number(own.normalised_entropy), _number(own.calibration)]
-            + [_number(figures.auc) for figures in each.figures[1:]]
-        )
-    return headings, rows
+    return headings, [[each.name, *_slice_cells(each)] for each in table.slices]
+
+
+def seen_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
+    """Headings, and a row for each group of each feature with ids that training did not see; as `slice_rows`."""
+    others = [f"AUC of {model.name}" for model in evaluation.models[1:]]
+    found = [each for each in evaluation.seen or () if each.share_not_seen]
+    return ["ids in training", *_SLICE_COLUMNS, *others], [
+        [f"{each.feature}: {group.name}", *_slice_cells(group)] for each in found for group in each.groups
+    ]
+
+
+def _slice_cells(found: SliceResult) -> list[str]:
+    own = found.figures[0]
+    return [
+        *(f"{own.samples:,}", _number(own.base_rate), _auc(own), _number(own.log_loss)),
+        *(_number(own.normalised_entropy), _number(own.calibration)),
+        *(_number(figures.auc) for figures in found.figures[1:]),
+    ]
 
 
 def _auc(figures: Figures) -> str:
@@ -152,6 +166,10 @@ def page(evaluation: Evaluation, pictures: Mapping[str, str]) -> str:
     parts += ["<h2>Pictures</h2>", '<div class="pictures">']
     parts += [markup.picture(pictures[name], _CAPTIONS[name]) for name in PICTURES if name in pictures]
     parts += ["</div>", *markup.note(_picture_notes(evaluation))]
+    headings, rows = seen_rows(evaluation)
+    if rows:
+        parts += ["<h2>By ids seen in training</h2>", markup.table(headings, rows)]
+        parts += markup.note([_SEEN_NOTE])
     if evaluation.slices is not None:
         parts += [f"<h2>By {escape(evaluation.slices.column)}</h2>", markup.table(*slice_rows(evaluation))]
         parts += markup.note(_slice_notes(evaluation.slices))
@@ -280,6 +298,7 @@ def as_json(evaluation: Evaluation, *, curves: bool = False) -> dict[str, Any]:
             for point in evaluation.history
         ],
         "still_rising": still_rising(evaluation.history),
+        "seen": None if evaluation.seen is None else [_seen(each, evaluation) for each in evaluation.seen],
         "unreadable": [{"feature": found.feature, "cells": found.cells} for found in evaluation.unreadable],
     }
 
@@ -327,16 +346,28 @@ def _difference(found: AucDifference) -> dict[str, Any]:
 
 
 def _slices(table: SliceTable, evaluation: Evaluation) -> dict[str, Any]:
-    def models(figures: tuple[Figures, ...]) -> dict[str, Any]:
-        return {model.name: _fields(own) for model, own in zip(evaluation.models, figures, strict=True)}
-
     return {
         "column": table.column,
         "overlap": table.overlap,
         "slices": [
-            {"name": each.name, "kind": each.kind, "models": models(each.figures)} for each in table.slices
+            {"name": each.name, "kind": each.kind, "models": _models(each, evaluation)}
+            for each in table.slices
         ],
     }
+
+
+def _seen(found: SeenResult, evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "feature": found.feature,
+        "share_not_seen": found.share_not_seen,
+        "false_share": found.false_share,
+        "groups": [{"name": each.name, "models": _models(each, evaluation)} for each in found.groups],
+    }
+
+
+def _models(found: SliceResult, evaluation: Evaluation) -> dict[str, Any]:
+    models = zip(evaluation.models, found.figures, strict=True)
+    return {model.name: _fields(own) for model, own in models}
 
 
 def _curves(curves: Curves) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dlrm_factory.tools.evaluation.slice_values import SliceKind
 from dlrm_factory.tools.metrics.history import Evaluation as HistoryPoint
 from dlrm_factory.tools.metrics.metrics import AucDifference
 
-__all__ = ["Best", "Comparison", "Evaluation", "ModelResult", "SliceResult", "SliceTable"]
+__all__ = ["Best", "Comparison", "Evaluation", "ModelResult", "SeenResult", "SliceResult", "SliceTable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +63,27 @@ class SliceTable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SeenResult:
+    """Samples by a sparse feature's ids that training saw, or did not.
+
+    Fields:
+        groups: of `seen_bags.GROUPS`, those with samples; what training knows best first.
+        false_share: share of the ids not seen that count as seen, see `dlrm_factory.weights.seen_ids`.
+    """
+
+    feature: str
+    groups: tuple[SliceResult, ...]
+    false_share: float
+
+    @property
+    def share_not_seen(self) -> float:
+        """Share of the samples with an id that training did not see."""
+        samples = {group.name: group.figures[0].samples for group in self.groups}
+        cold = samples.get("none seen", 0) + samples.get("some seen", 0)
+        return cold / max(sum(samples.values()), 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """Results of `evaluate`.
 
@@ -75,6 +96,7 @@ class Evaluation:
         slices: None without a column.
         history: the training's evaluations, in order; empty if the model carries none.
         unreadable: cells of the samples that counted as missing.
+        seen: by sparse feature; None if the model carries no record of the ids that its training saw.
     """
 
     model: str
@@ -85,3 +107,4 @@ class Evaluation:
     slices: SliceTable | None
     history: tuple[HistoryPoint, ...]
     unreadable: tuple[UnreadableCells, ...] = ()
+    seen: tuple[SeenResult, ...] | None = None

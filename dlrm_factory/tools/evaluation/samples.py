@@ -21,11 +21,13 @@ from dlrm_factory.tools.data.dataset_builder import dataset_of
 from dlrm_factory.tools.data.encoding import EncodedChunk, encode_chunk
 from dlrm_factory.tools.data.files import FileFormat, declared_columns
 from dlrm_factory.tools.data.progress import Observer
+from dlrm_factory.tools.data.seen_bags import group_samples
 from dlrm_factory.tools.data.source import Clicks, ClickSource, generate_clicks, read_clicks
 from dlrm_factory.tools.data.split import HashSplit, SplitChunk, split_chunks
 from dlrm_factory.tools.data.synthetic import generate
 from dlrm_factory.tools.evaluation.models import EvaluatedModel
 from dlrm_factory.weights.held_out import HeldOut
+from dlrm_factory.weights.seen_ids import SeenIds
 
 __all__ = [
     "EvaluationSource",
@@ -43,11 +45,13 @@ class Block:
     Fields:
         labels: uint8 [B] of 0 and 1.
         true_logits: the ground truth's, float64 [B]; None for real clicks.
+        seen: uint8 [B, F], which of the ids training saw, see `seen_bags.group_samples`; None if that is not known.
         column: the raw column that samples are cut by, B long; None without one.
     """
 
     batch: FeatureBatch
     labels: npt.NDArray[np.uint8]
+    seen: npt.NDArray[np.uint8] | None = None
     true_logits: npt.NDArray[np.float64] | None = None
     column: pa.Array | None = None
 
@@ -59,8 +63,14 @@ class Encoder:
         cells: counts the unreadable ones of the latest `blocks`.
     """
 
-    def __init__(self, declaration: DLRMDeclaration, vocabularies: Vocabularies | None) -> None:
+    def __init__(
+        self,
+        declaration: DLRMDeclaration,
+        vocabularies: Vocabularies | None,
+        seen_ids: SeenIds | None = None,
+    ) -> None:
         self._declaration = declaration
+        self._seen_ids = seen_ids
         self.cells = CellLedger()
         self._vocabulary = None if vocabularies is None else VocabularyRows(declaration, vocabularies)
 
@@ -89,11 +99,13 @@ class Encoder:
         self, encoded: EncodedChunk, truth: npt.NDArray[np.float64] | None, cells: pa.Array | None
     ) -> Iterator[Block]:
         dataset = dataset_of([encoded], self._declaration)
+        seen = None if self._seen_ids is None else group_samples(self._seen_ids, encoded.bags)
         for rows in slices(np.arange(len(dataset)), _SAMPLES):
             first, count = int(rows[0]), len(rows)
             yield Block(
                 batch=dataset.features(rows),
                 labels=dataset.labels[rows].astype(np.uint8),
+                seen=None if seen is None else seen[rows],
                 true_logits=None if truth is None else truth[first : first + count],
                 column=None if cells is None else cells.slice(first, count),
             )
@@ -179,7 +191,7 @@ def samples_of(model: EvaluatedModel, source: EvaluationSource, observe: Observe
 
 
 def _of_files(model: EvaluatedModel, source: EvaluationSource, observe: Observer) -> Samples:
-    encoder = Encoder(model.declaration, model.vocabularies)
+    encoder = Encoder(model.declaration, model.vocabularies, model.seen_ids)
     all_rows = source.all_rows or bool(source.held_out)
     names = ", ".join(str(path) for path in source.held_out or source.data)
 
@@ -217,7 +229,7 @@ def _of_files(model: EvaluatedModel, source: EvaluationSource, observe: Observer
 
 
 def _of_generated(model: EvaluatedModel, source: EvaluationSource, observe: Observer) -> Samples:
-    encoder = Encoder(model.declaration, model.vocabularies)
+    encoder = Encoder(model.declaration, model.vocabularies, model.seen_ids)
     rows = model.generated_rows
     assert rows is not None
     columns = declared_columns(model.declaration)
@@ -294,6 +306,6 @@ def _of_held_out(model: EvaluatedModel, source: EvaluationSource) -> Samples:
 
     return Samples(
         description=f"the {len(sample.labels):,} held-out samples that travel with the model",
-        blocks=lambda: iter([Block(batch=sample.batch, labels=sample.labels)]),
+        blocks=lambda: iter([Block(batch=sample.batch, labels=sample.labels, seen=sample.seen)]),
         clicks=clicks,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dlrm_factory.features.arrow import is_number
+from dlrm_factory.features.arrow import is_number, is_text
 from dlrm_factory.tools.data.bags import flatten_values
 from dlrm_factory.tools.metrics.metrics import quantile_bins
 
@@ -48,10 +49,18 @@ class SliceValues:
     Takes 12 to 16 bytes a value, and memory for each different text.
     """
 
-    def __init__(self, *, is_id: bool, separator: str | None = None) -> None:
-        """``is_id``: numbers are names, never binned. ``separator``: splits text into several ids."""
+    def __init__(
+        self, *, is_id: bool, separator: str | None = None, missing_words: Sequence[str] = ()
+    ) -> None:
+        """
+        Args:
+            is_id: numbers are names, never binned.
+            separator: splits text into several ids.
+            missing_words: text that counts as missing, in lower case, without white space around.
+        """
         self._is_id = is_id
         self._separator = separator
+        self._missing_words = pa.array(missing_words, pa.string())
         self._samples = 0
         self._missing: list[Int64] = []
         self._numbers: list[tuple[Int64, Float64]] = []  # rows and values
@@ -60,6 +69,10 @@ class SliceValues:
 
     def add(self, column: pa.Array) -> None:
         """One value, or one list of ids, a sample."""
+        if len(self._missing_words) and is_text(column.type):
+            text = column.cast(pa.string())
+            words = pc.utf8_lower(pc.utf8_trim_whitespace(text))
+            column = pc.if_else(pc.is_in(words, self._missing_words), pa.scalar(None, pa.string()), text)
         values, lengths = flatten_values(column, self._separator)[:2]
         rows = np.arange(self._samples, self._samples + len(column))
         self._samples += len(column)

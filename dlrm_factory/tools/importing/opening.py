@@ -117,7 +117,7 @@ def read_safetensors(paths: Sequence[Path], place: Path) -> Source:
     weights = {
         name: SourceWeight(name=name, shape=_shape(parts), dtype=dtypes[name], pieces=tuple(parts))
         for name, parts in pieces.items()
-        if not (name.startswith("held_out.") or name == "vocabularies")
+        if not (name.startswith(("held_out.", "seen_ids.")) or name == "vocabularies")
     }
     count = f"{len(paths)} safetensors files" if len(paths) > 1 else "safetensors file"
     return Source(kind=count, place=str(place), weights=weights)

@@ -19,10 +19,11 @@ from dlrm_factory.tools.data.files import ClickFiles, FileFormat
 from dlrm_factory.tools.data.split import first_rows
 from dlrm_factory.tools.init.labels import LabelProfile
 from dlrm_factory.tools.init.profile import ColumnProfile
-from dlrm_factory.tools.init.roles import Role, as_dense, embedding_dim, layer_sizes, role_of
+from dlrm_factory.tools.init.roles import Role, as_dense, embedding_dim, layer_sizes, names_id, role_of
 
 __all__ = [
     "Draft",
+    "bad_rows_bound",
     "draft_declaration",
     "passes",
 ]
@@ -116,7 +117,13 @@ def _entries(entries: list[tuple[Role, dict[str, Any]]]) -> list[str]:
 
 
 def _dense(feature: DenseFeature) -> dict[str, Any]:
-    entry = {"name": feature.name, "default": feature.default, "transform": feature.transform}
+    entry: dict[str, Any] = {
+        "name": feature.name,
+        "default": feature.default,
+        "transform": feature.transform,
+    }
+    if feature.missing_values:
+        entry["missing_values"] = list(feature.missing_values)
     return entry if feature.unreadable == "error" else entry | {"unreadable": "missing"}
 
 
@@ -127,6 +134,8 @@ def _sparse(feature: SparseFeature) -> dict[str, Any]:
         "ids": feature.ids,
         "max_length": feature.max_length,
     }
+    if feature.ids == "vocabulary":
+        entry["out_of_vocabulary"] = feature.out_of_vocabulary
     return entry if feature.over_max_length == "error" else entry | {"over_max_length": "truncate"}
 
 
@@ -157,14 +166,21 @@ def _training(roles: Sequence[Role], label: str, rows: int, clicks: float, bad_s
                 f"  # {_pair('time_column', role.column)}",
             ]
     if bad_share:
-        lines.append(f"  max_bad_rows: {_bound(bad_share)}  # {bad_share:.3%} of the rows have no label")
+        lines.append(
+            f"  max_bad_rows: {bad_rows_bound(bad_share)}  # {bad_share:.3%} of these rows have no label; "
+            "room for data that has more"
+        )
     return lines
 
 
-def _bound(share: float) -> float:
-    """Somewhat more than ``share``: two digits, rounded up."""
-    digits = 1 - math.floor(math.log10(1.2 * share))
-    return min(math.ceil(1.2 * share * 10**digits) / 10**digits, 0.99)
+def bad_rows_bound(share: float) -> float:
+    """The first of 0.001, 0.002, 0.005, 0.01, … that is at least twice ``share``; from 0.25 on halfway to all rows.
+
+    A part of the data, or the data of another day, has more or less of them than the rows that were looked at.
+    """
+    steps = (step / 10**power for power in (3, 2, 1) for step in (1, 2, 5))
+    halfway = math.ceil(50 * (1 + share)) / 100
+    return next((step for step in steps if step >= 2 * share), min(halfway, 0.99))
 
 
 def _pair(key: str, value: str) -> str:
@@ -272,7 +288,7 @@ def _roles(profiles: Sequence[ColumnProfile], all_rows: bool) -> list[Role]:
     dim = embedding_dim(sizes)
     roles = [role_of(profile, all_rows=all_rows, embedding_dim=dim) for profile in profiles]
     if not any(role.kind == "dense" for role in roles):
-        roles = _with_a_number(roles, by_name)
+        roles = _with_a_number(roles, by_name, all_rows)
     for kind, needed in (("dense", "a number"), ("sparse", "ids")):
         if not any(role.kind == kind for role in roles):
             reasons = "".join(f"\n  {role.column}: {role.kind}, {role.reason}" for role in roles)
@@ -282,13 +298,18 @@ def _roles(profiles: Sequence[ColumnProfile], all_rows: bool) -> list[Role]:
     return roles
 
 
-def _with_a_number(roles: list[Role], profiles: dict[str, ColumnProfile]) -> list[Role]:
-    """``roles`` with one column of codes taken as a number, the one with the most values, if there is one to spare."""
-    numbers = [(role, as_dense(profiles[role.column])) for role in roles if role.kind == "sparse"]
+def _with_a_number(roles: list[Role], profiles: dict[str, ColumnProfile], all_rows: bool) -> list[Role]:
+    """``roles`` with one column of codes taken as a number, if there is one to spare.
+
+    The one with the most values, of those whose names are none of ids if there are any.
+    """
+    numbers = [
+        (role, as_dense(profiles[role.column], all_rows=all_rows)) for role in roles if role.kind == "sparse"
+    ]
     able = [
         (profiles[role.column].distinct.count, role, dense) for role, dense in numbers if dense is not None
     ]
     if not able or len(numbers) < 2:
         return roles
-    _, chosen, dense = max(able, key=lambda entry: entry[0])
+    _, chosen, dense = max(able, key=lambda entry: (not names_id(entry[1].column), entry[0]))
     return [dense if role is chosen else role for role in roles]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 from dlrm_factory.features import hash_keys
 from dlrm_factory.features.arrow import is_list, is_number, is_text
 from dlrm_factory.features.ids import mix_int64
+from dlrm_factory.tools.data.encoding import MISSING_WORDS
 
 __all__ = [
     "ColumnProfile",
@@ -31,7 +33,23 @@ _NUMBER = r"^\s*-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*$"
 _WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"  # as an id is written: no leading zero, no decimal point
 _ZEROS = r"^-?0[0-9]"
 _ISO = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([ Tt].*)?$"
-_NO_NUMBER = ("nan", "na", "n/a", "null", "none")
+# How tables write "nothing here" beside the words that always mean it.
+_NOTHING = (
+    "?",
+    "-",
+    "--",
+    ".",
+    "n.a.",
+    "#n/a",
+    "<na>",
+    "\\n",
+    "nil",
+    "(null)",
+    "unknown",
+    "missing",
+    "undefined",
+)
+_MAX_WORDS = 1000
 _BOOLEAN = ("true", "false")
 _EXAMPLES = 5
 
@@ -124,7 +142,8 @@ class ColumnProfile:
         rows, missing: cells, and those that are null, empty or NaN.
         numbers, whole: cells that are numbers, and those written as integers are.
         zeros: text cells that are numbers with a zero in front, such as 00501.
-        blanks: text such as NA, which is missing in a column of numbers.
+        blanks: text such as NA or ?, which is missing in a column of numbers.
+        words: how often each text that is no number comes; no longer complete with 1,000 of them.
         booleans: cells that are true or false.
         times: cells that are dates or timestamps, or text that begins like one.
         lists: cells that are lists.
@@ -135,7 +154,6 @@ class ColumnProfile:
         parts: of the ids within lists and separated cells.
         sample: of the numbers.
         examples: the first different cells, as text.
-        odd: the first text cell that is neither a number nor blank; None if there is none.
     """
 
     name: str
@@ -146,6 +164,7 @@ class ColumnProfile:
     whole: int = 0
     zeros: int = 0
     blanks: int = 0
+    words: Counter[str] = field(default_factory=Counter)
     booleans: int = 0
     times: int = 0
     lists: int = 0
@@ -156,7 +175,6 @@ class ColumnProfile:
     parts: Distinct = field(default_factory=Distinct)
     sample: NumberSample = field(default_factory=NumberSample)
     examples: list[str] = field(default_factory=list)
-    odd: str | None = None
 
     @property
     def present(self) -> int:
@@ -222,16 +240,38 @@ class ColumnProfile:
         self.numbers += int(counts[numeric].sum())
         self.whole += int(counts[_matches(texts, _WHOLE)].sum())
         self.zeros += int(counts[_matches(texts, _ZEROS)].sum())
-        blank = _among(lower, _NO_NUMBER)
+        blank = _among(pc.utf8_trim_whitespace(lower), (*MISSING_WORDS, *_NOTHING))
         self.blanks += int(counts[blank].sum())
-        odd = np.flatnonzero(~(numeric | blank))
-        if self.odd is None and len(odd):
-            self.odd = texts[int(odd[0])].as_py()
+        self._add_words(texts, counts, np.flatnonzero(~numeric))
         self.booleans += int(counts[_among(lower, _BOOLEAN)].sum())
         self.times += int(counts[_matches(texts, _ISO)].sum())
         self._add_separated(texts, counts)
         numbers = pc.utf8_trim_whitespace(texts.filter(pa.array(numeric))).cast(pa.float64())
         self.sample.add(np.repeat(numbers.to_numpy(zero_copy_only=False), counts[numeric]))
+
+    def _add_words(self, texts: pa.Array, counts: Int64, places: Int64) -> None:
+        # A column with so many is none of numbers.
+        for place in places[: max(_MAX_WORDS - len(self.words), 0)].tolist():
+            self.words[texts[place].as_py()] += int(counts[place])
+
+    def missing_words(self) -> Counter[str]:
+        """Text cells that seem to mean missing in a column of numbers: how often each comes, as it was first seen.
+
+        Known words such as NA, ? and unknown, and those without a digit that come again. Case does not matter.
+        """
+        found: dict[str, str] = {}
+        counts: Counter[str] = Counter()
+        for text, count in self.words.items():
+            word = text.strip()
+            counts[found.setdefault(word.lower(), word)] += count
+        known = {*MISSING_WORDS, *_NOTHING}
+        return Counter(
+            {
+                word: count
+                for word, count in counts.items()
+                if word.lower() in known or (count > 1 and not any(map(str.isdigit, word)))
+            }
+        )
 
     def _add_separated(self, texts: pa.Array, counts: Int64) -> None:
         pieces = pc.split_pattern(texts, self.separator)

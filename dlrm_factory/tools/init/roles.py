@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from dlrm_factory.config.declaration import DenseFeature, SparseFeature, Table
+from dlrm_factory.config.declaration import DenseFeature, IdKind, SparseFeature, Table
 from dlrm_factory.features import shown
 from dlrm_factory.tools.init.profile import ColumnProfile
 
@@ -18,6 +18,7 @@ __all__ = [
     "bag_length",
     "embedding_dim",
     "layer_sizes",
+    "names_id",
     "role_of",
     "table_rows",
 ]
@@ -46,6 +47,7 @@ _UNIQUE_ROWS = 20
 _UNIQUE_BEGINNING = 1000  # in a short beginning an id may well not have come again yet
 _NUMERIC = 0.95  # of the cells, for a column of numbers with mistakes
 _SEPARATED = 0.05
+_MAX_WORDS = 10  # that mean missing
 _EPOCHS = (
     (6e8, 2.5e9),
     (6e11, 2.5e12),
@@ -111,7 +113,7 @@ class Role:
     Fields:
         reason: why, and what was found, in one line.
         dense, sparse, table: what to declare.
-        wrong: cells that the feature cannot take, which count as missing.
+        wrong: cells that the feature cannot take, which count as missing; words that mean missing are none of them.
     """
 
     column: str
@@ -139,11 +141,11 @@ def role_of(profile: ColumnProfile, *, all_rows: bool, embedding_dim: int = 8) -
     return _sparse(profile, f"{what}, {_distinct(profile)}", all_rows, embedding_dim)
 
 
-def as_dense(profile: ColumnProfile) -> Role | None:
+def as_dense(profile: ColumnProfile, *, all_rows: bool) -> Role | None:
     """The column as a number; None if it holds something else."""
     if profile.lists or not profile.present or not is_numeric(profile):
         return None
-    return _dense(profile, "taken as a number, as a DLRM needs one")
+    return _dense(profile, "taken as a number, as a DLRM needs one", all_rows)
 
 
 def is_numeric(profile: ColumnProfile) -> bool:
@@ -196,7 +198,7 @@ def _of_numbers(profile: ColumnProfile, all_rows: bool, embedding_dim: int) -> R
         return _sparse(profile, f"{what}, {_distinct(profile)}", all_rows, embedding_dim)
     if plain and sample.most - sample.least < 2 * profile.present and (problem := _unique(profile, all_rows)):
         return Role(column=profile.name, kind="left out", reason=problem)
-    return _dense(profile, _number_reason(profile))
+    return _dense(profile, _number_reason(profile), all_rows)
 
 
 def _codes(profile: ColumnProfile) -> bool:
@@ -214,18 +216,26 @@ def _unique(profile: ColumnProfile, all_rows: bool) -> str | None:
     return None
 
 
-def _dense(profile: ColumnProfile, reason: str) -> Role:
+def _dense(profile: ColumnProfile, reason: str, all_rows: bool) -> Role:
     tail = profile.sample.long_tailed
-    wrong = profile.present - profile.numbers - profile.blanks
+    words = dict(profile.missing_words().most_common(_MAX_WORDS))
+    wrong = profile.present - profile.numbers - sum(words.values())
     feature = DenseFeature(
         name=profile.name,
         default=float(f"{profile.sample.quantile(0.5):.6g}"),
         transform="log1p_standardize" if tail else "standardize",
-        unreadable="missing" if wrong else "error",
+        missing_values=tuple(words) or None,
+        # Other rows than these may hold other words.
+        unreadable="missing" if wrong or (words and not all_rows) else "error",
     )
+    if words:
+        named = ", ".join(f"{shown(word)} ({count:,})" for word, count in words.items())
+        reason += f"; {named} {'means' if len(words) == 1 else 'mean'} missing"
     if wrong:
         cells = "1 cell is no number" if wrong == 1 else f"{wrong:,} cells are no numbers"
-        example = "" if profile.odd is None else f", such as {shown(profile.odd)}"
+        known = {word.lower() for word in words}
+        odd = next((text for text in profile.words if text.strip().lower() not in known), None)
+        example = "" if odd is None else f", such as {shown(odd)}"
         reason += f"; {cells}{example}: missing"
     return Role(column=profile.name, kind="dense", reason=reason, dense=feature, wrong=wrong)
 
@@ -236,7 +246,7 @@ def _number_reason(profile: ColumnProfile) -> str:
     tail = ", with a long tail" if sample.long_tailed else ""
     return (
         f"{kind} from {sample.least:g} to {sample.most:g}{tail}, {_distinct(profile)}, "
-        f"{profile.missing / profile.rows:.1%} missing"
+        f"{(profile.missing + sum(profile.missing_words().values())) / profile.rows:.1%} missing"
     )
 
 
@@ -248,16 +258,23 @@ def _sparse(
     whole = profile.whole >= profile.numbers > 0 and profile.numbers >= (0 if many else profile.present)
     greatest = profile.sample.most
     dense_ids = whole and profile.sample.least >= 0 and greatest + 1 <= 1.25 * distinct + 16
-    if all_rows and exact and dense_ids:
+    # Names of things, such as users, grow; codes, such as hours, do not.
+    fixed = not many and not names_id(profile.name) and _codes(profile)
+    ids: IdKind
+    if all_rows and exact and dense_ids and fixed:
         ids, rows = "index", table_rows(int(greatest) + 1)
+        why = f"a code is a row; one from {rows:,} on is refused, which a vocabulary would take"
     elif exact and distinct <= MAX_VOCABULARY:
         ids, rows = "vocabulary", table_rows(distinct)
+        why = "an id that training has not seen takes the last row"
     else:
         ids, rows = "hash", table_rows(distinct, room=1.5)
+        why = f"over {MAX_VOCABULARY:,} ids; any new one has a row, perhaps another's, too"
     sparse = SparseFeature(
         name=profile.name,
         table=f"t_{profile.name}",
-        ids=ids,  # type: ignore[arg-type]
+        ids=ids,
+        out_of_vocabulary=1 if ids == "vocabulary" else None,
         max_length=bag_length(profile.longest, all_rows) if many else 1,
         over_max_length="error" if all_rows or not many else "truncate",
     )
@@ -267,6 +284,7 @@ def _sparse(
         embedding_dim=embedding_dim,
         pooling="mean" if many else "sum",
     )
+    reason = f"{reason}; {ids}: {why}"
     return Role(column=profile.name, kind="sparse", reason=reason, sparse=sparse, table=table)
 
 

@@ -58,16 +58,16 @@ class Schedule:
 
 
 def rank_slices(order: Int64, batch_size: int) -> Iterator[tuple[Int64, int]]:
-    """Each step's rows of this rank, and how many rows of ``order`` it uses up.
+    """Each step's rows of this rank, and the number of rows that all ranks train on.
 
-    TorchRec's float tables need batches of one size on all ranks, so up to ranks - 1 rows of the last step
+    TorchRec's float tables need batches of one size on all ranks, so up to ranks - 1 rows at the end of ``order``
     are left out.
     """
     rank, ranks = dist.get_rank(), dist.get_world_size()
     for rows in slices(order, batch_size * ranks):
         share = len(rows) // ranks
         if share:
-            yield rows[rank * share : (rank + 1) * share], len(rows)
+            yield rows[rank * share : (rank + 1) * share], share * ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,29 +116,33 @@ class TrainingRun:
     def finished(self) -> bool:
         """True if no step is left to be taken."""
         state = self.state
-        over = state.search is not None and self.samples >= state.search.goal
+        over = state.search is not None and self.samples >= self._goal(state.search)
         return state.stopped or over or state.epoch >= self._options.epochs
 
     @property
     def samples(self) -> int:
-        """Training rows used up in all epochs, by all ranks."""
-        return self.state.epoch * self._row_count + self.state.row
+        """Samples trained on in all epochs, by all ranks."""
+        return self.state.epoch * self.epoch_samples + self.state.row
 
     @property
-    def _row_count(self) -> int:
-        """Rows that an epoch goes through."""
-        data = self.data
-        return len(data.training) + (0 if self.state.search is None else len(data.validation))
+    def epoch_samples(self) -> int:
+        """Samples that an epoch trains on: all rows but those left out, as each rank takes equally many."""
+        rows = len(self.data.training) + (0 if self.state.search is None else len(self.data.validation))
+        return rows - rows % dist.get_world_size()
+
+    def _goal(self, search: Search) -> int:
+        """Samples after which training anew is over."""
+        return round(search.passes * self.epoch_samples)
 
     def state_of_refit(self) -> RunState:
         """The state that a run on the validation rows too begins with, to train anew for as long as this one was best.
 
         This one is over. The rates take the same course until then.
         """
-        best, rows, more = self.state.best(), len(self.data.training), len(self.data.validation)
+        best = self.state.best()
         assert best is not None
         search = Search(
-            goal=round(best.samples * (rows + more) / rows),
+            passes=best.samples / self.epoch_samples,
             samples=self.samples,
             steps=self.state.step,
             stopped=self.state.stopped and self.state.epoch < self._options.epochs,
@@ -220,7 +224,7 @@ class TrainingRun:
             Progress(
                 stage="training" if search is None else "refit",
                 done=self.samples,
-                total=self._options.epochs * self._row_count if search is None else search.goal,
+                total=self._options.epochs * self.epoch_samples if search is None else self._goal(search),
                 loss=loss,
                 step=self.state.all_steps,
                 learning_rates=self.objective.optimizers.rates,

@@ -96,7 +96,7 @@ def make_report(
         validation_rows=len(data.validation),
         held_out_rows=len(data.held_out),
         epochs=run.objective.options.epochs,
-        refit_epochs=None if search is None else search.goal / (len(data.training) + len(data.validation)),
+        refit_epochs=None if search is None else search.passes,
         steps=state.all_steps,
         kept_step=state.all_steps if state.best_step is None else state.best_step,
         stopped_early=(state.stopped and state.epoch < run.objective.options.epochs)

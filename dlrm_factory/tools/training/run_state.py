@@ -63,13 +63,13 @@ class Search(msgspec.Struct, kw_only=True, frozen=True):
     """The part of a run that found how long to train, where another trains anew for as long.
 
     Fields:
-        goal: samples after which the other is over.
+        passes: epochs after which the other is over; the rest of them is the share of one.
         samples, steps: that this one took.
         stopped: by early stopping.
         history: its evaluations.
     """
 
-    goal: int
+    passes: float
     samples: int
     steps: int
     stopped: bool
@@ -81,7 +81,7 @@ class RunState(msgspec.Struct, kw_only=True):
 
     Fields:
         epoch: the epoch that the next step belongs to, from 0.
-        row: how many rows of that epoch's order are used up, by all ranks.
+        row: how many rows of that epoch's order are trained on, by all ranks.
         step: optimiser steps taken.
         seconds: of training so far, without evaluation and snapshots.
         stopped: by early stopping.

@@ -11,7 +11,6 @@ import torch.distributed as dist
 
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import DataError, WeightsError
-from dlrm_factory.features import Vocabularies
 from dlrm_factory.tools.data.files import FileFormat
 from dlrm_factory.tools.data.golden_rows import golden_rows_json
 from dlrm_factory.tools.data.progress import Observer, Progress
@@ -91,7 +90,7 @@ def train(
         run = start(state)
         logits = run.train()
     report = make_report(run, logits, clicks.true_logits, clicks.bad_rows, clicks.unreadable)
-    _save(run, output, report, clicks.features.vocabularies, _kept(samples, logits), golden_rows)
+    _save(run, output, report, clicks, _kept(clicks, logits), golden_rows)
     return report
 
 
@@ -159,13 +158,14 @@ def _samples(clicks: Clicks, declaration: DLRMDeclaration) -> TrainingData:
     )
 
 
-def _kept(samples: TrainingData, logits: np.ndarray) -> HeldOut:
+def _kept(clicks: Clicks, logits: np.ndarray) -> HeldOut:
     """Held-out samples for the checkpoint, with the model's logits of them."""
-    rows = samples.held_out[:MAX_SAMPLES]
+    rows = clicks.held_out[:MAX_SAMPLES]
     return HeldOut(
-        batch=samples.clicks.features(rows),
-        labels=samples.clicks.labels[rows].astype(np.uint8),
+        batch=clicks.dataset.features(rows),
+        labels=clicks.dataset.labels[rows].astype(np.uint8),
         logits=logits[: len(rows)],
+        seen=clicks.held_out_seen,
     )
 
 
@@ -173,7 +173,7 @@ def _save(
     run: TrainingRun,
     output: Path,
     report: TrainingReport,
-    vocabularies: Vocabularies | None,
+    clicks: Clicks,
     held_out: HeldOut,
     golden_rows: str,
 ) -> None:
@@ -185,6 +185,7 @@ def _save(
             built.declaration,
             state,
             {**report.metadata(), GOLDEN_ROWS: golden_rows},
-            vocabularies=vocabularies,
+            vocabularies=clicks.features.vocabularies,
             held_out=held_out,
+            seen_ids=clicks.seen_ids,
         )

@@ -278,7 +278,7 @@ class TestCommand:
     def test_as_a_table(self, sealed):
         done = CliRunner().invoke(app, ["verify", str(sealed), "--max-auc-loss", "1"])
         assert done.exit_code == 0, done.output
-        assert "4 files agree with their seal, 3 tables agree with their checksums" in done.stdout
+        assert "5 files agree with their seal, 3 tables agree with their checksums" in done.stdout
         assert "as trained" in done.stdout
 
     def test_the_archive_step_enforces_the_bound(self, trained, tmp_path, monkeypatch):

@@ -127,7 +127,7 @@ def test_a_row_counts_once_and_the_first_few_are_shown():
     assert ledger.kinds == {("price", "not a number"): 7}
     assert ledger.examples == [
         f'clicks, row {i}, column "price": "cheap" is not a number; '
-        "mend it, or declare the feature unreadable: missing"
+        "mend it, or declare the feature unreadable: missing, or the word among its missing_values"
         for i in range(1, 6)
     ]
 

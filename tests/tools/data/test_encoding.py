@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -34,9 +35,26 @@ def test_one_csv_row_by_hand(write_csv, declaration):
     assert bags_of(encoded, 2) == [[1, 4, 1], [], [9]]
 
 
-def test_text_of_a_single_valued_feature_is_not_split(write_csv, declaration):
-    import msgspec
+def test_declared_words_mean_missing_in_any_case_of_letters(write_csv, declaration):
+    price = msgspec.structs.replace(
+        declaration.dense_features[0], missing_values=("?", "Unknown", "inf"), default=4.0
+    )
+    lenient = msgspec.structs.replace(declaration, dense_features=[price, *declaration.dense_features[1:]])
+    rows = ["1,?,1,u,3,4", "1, unknown ,1,u,3,4", "1,inf,1,u,3,4", "1,NA,1,u,3,4", "1,2.5,1,u,3,4"]
+    encoded = encode(write_csv(*rows), lenient)
+    assert encoded.dense[:, 0].tolist() == [4.0, 4.0, 4.0, 4.0, 2.5]
+    assert encoded.unreadable.features == {}
+    # Another feature has words of its own, and another text is a mistake still.
+    for line, column in (
+        ("1,2,?,u,3,4", "age_days"),
+        ("1,cheap,1,u,3,4", "price"),
+        ("1,-inf,1,u,3,4", "price"),
+    ):
+        with pytest.raises(DataError, match=f'column "{column}".*or the word among its missing_values'):
+            encode(write_csv(line), lenient)
 
+
+def test_text_of_a_single_valued_feature_is_not_split(write_csv, declaration):
     user = msgspec.structs.replace(declaration.sparse_features[0], max_length=1)
     single = msgspec.structs.replace(declaration, sparse_features=[user, *declaration.sparse_features[1:]])
     path = write_csv("1,1,1,a|b,3,1")

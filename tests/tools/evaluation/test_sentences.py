@@ -34,8 +34,13 @@ def evaluation(*areas: float, unreadable: tuple[UnreadableCells, ...] = ()) -> E
     )
 
 
+def said(found: Evaluation) -> list[str]:
+    """Sentences without the last, which is on ids that training saw."""
+    return sentences(found)[:-1]
+
+
 def test_a_curve_that_still_rises_is_told():
-    (sentence,) = sentences(evaluation(0.7, 0.72))
+    (sentence,) = said(evaluation(0.7, 0.72))
     assert sentence == (
         "The AUC was still rising when training ended, by 0.0200 over the last quarter of the samples: "
         "more epochs would likely help."
@@ -44,12 +49,12 @@ def test_a_curve_that_still_rises_is_told():
 
 @pytest.mark.parametrize("areas", [(), (0.7,), (0.72, 0.7)])
 def test_other_curves_are_not(areas):
-    assert sentences(evaluation(*areas)) == []
+    assert said(evaluation(*areas)) == []
 
 
 def test_unreadable_cells_are_told():
     cells = tuple(UnreadableCells(feature=name, cells=n, example="") for name, n in (("a", 2000), ("b", 1)))
-    assert sentences(evaluation(unreadable=cells)) == [
+    assert said(evaluation(unreadable=cells)) == [
         '2,000 cells of "a" cannot be read and count as missing.',
         '1 cell of "b" cannot be read and counts as missing.',
     ]

@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 from dlrm_factory.config import read_declaration
 from dlrm_factory.errors import ConfigError, DataError
 from dlrm_factory.tools.cli.main import app
+from dlrm_factory.tools.data.split import split_rows
 from dlrm_factory.tools.init import draft_declaration
+from dlrm_factory.tools.init.draft import bad_rows_bound
 
 SAMPLES = Path(__file__).resolve().parents[3] / "../shared/data"
 ROWS = 300
@@ -123,7 +125,10 @@ def test_cells_that_are_no_numbers_are_missing_and_rows_without_a_label_are_allo
     draft = draft_declaration([path], "click")
     assert '1 cell is no number, such as "cheap": missing\n' in draft.text
     assert "transform: standardize, unreadable: missing}" in draft.text
-    assert "max_bad_rows: 0.006  # 0.500% of the rows have no label" in draft.text
+    assert (
+        "max_bad_rows: 0.01  # 0.500% of these rows have no label; room for data that has more\n"
+        in draft.text
+    )
     (tmp_path / "m.yaml").write_text(draft.text)
     done = run("train", tmp_path / "m.yaml", "--data", path, "-o", tmp_path / "c.safetensors")
     assert done.exit_code == 0, done.output
@@ -132,14 +137,52 @@ def test_cells_that_are_no_numbers_are_missing_and_rows_without_a_label_are_allo
     assert 'row 10, column "price": "cheap" is not a number' in done.stdout
 
 
+def test_words_that_mean_missing_are_drafted_and_count_for_nothing(tmp_path):
+    path = tmp_path / "clicks.csv"
+    lines = [f"{i % 2},{'?' if i % 3 == 0 else i * 1.5},{'ab'[i % 2]}{i % 9}" for i in range(300)]
+    lines[1] = "1,NA,a1"
+    path.write_text("click,price,sku\n" + "\n".join(lines) + "\n")
+    draft = draft_declaration([path], "click")
+    assert "missing_values: ['?', NA]}" in draft.text
+    (tmp_path / "m.yaml").write_text(draft.text)
+    checkpoint = tmp_path / "c.safetensors"
+    done = run("train", tmp_path / "m.yaml", "--data", path, "-o", checkpoint, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["unreadable"] == []
+    done = run("evaluate", checkpoint, "--data", path, "--slice", "price", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["unreadable"] == []
+    slices = {each["name"]: each["models"]["DLRM"]["samples"] for each in found["slices"]["slices"]}
+    _, held_out = split_rows(300, holdout=0.1, seed=1)
+    assert slices["(missing)"] == sum(1 for row in held_out if row % 3 == 0 or row == 1)
+    assert "?" not in slices
+
+
+@pytest.mark.parametrize(
+    ("share", "bound"),
+    [
+        (0.00001, 0.001),
+        (0.0005, 0.001),
+        (0.00051, 0.002),
+        (0.0123, 0.05),
+        (0.2, 0.5),
+        (0.4, 0.7),
+        (0.99, 0.99),
+    ],
+)
+def test_rows_without_a_label_have_room_beyond_those_that_were_seen(share, bound):
+    assert bad_rows_bound(share) == bound
+
+
 def test_a_draft_from_all_rows_trains_on_a_part_of_them(tmp_path):
     """However many of the odd cells are in the part."""
     path, part = tmp_path / "clicks.csv", tmp_path / "part.csv"
-    lines = [f"{i % 2},{'unkonwn' if i < 4 else i * 1.5},{'ab'[i % 2]}{i % 9}" for i in range(300)]
+    lines = [f"{i % 2},{f'{i}o' if i < 4 else i * 1.5},{'ab'[i % 2]}{i % 9}" for i in range(300)]
     path.write_text("click,price,sku\n" + "\n".join(lines) + "\n")
     part.write_text("click,price,sku\n" + "\n".join(lines[:60]) + "\n")
     draft = draft_declaration([path], "click")
-    assert '4 cells are no numbers, such as "unkonwn": missing\n' in draft.text
+    assert '4 cells are no numbers, such as "0o": missing\n' in draft.text
     assert "max_bad_rows" not in draft.text
     (tmp_path / "m.yaml").write_text(draft.text)
     checkpoint = tmp_path / "c.safetensors"
@@ -158,6 +201,13 @@ def test_codes_are_taken_as_a_number_if_there_is_no_other(tmp_path):
     draft = draft_declaration([path], "click")
     assert [(role.column, role.kind) for role in draft.roles] == [("stars", "dense"), ("sku", "sparse")]
     assert "taken as a number, as a DLRM needs one" in draft.text
+
+
+def test_ids_are_taken_as_a_number_only_if_there_are_no_other_codes(tmp_path):
+    path = tmp_path / "clicks.csv"
+    path.write_text("click,user_id,stars\n" + "".join(f"{i % 2},{i % 40 + 1},{i % 5}\n" for i in range(100)))
+    draft = draft_declaration([path], "click")
+    assert [(role.column, role.kind) for role in draft.roles] == [("user_id", "sparse"), ("stars", "dense")]
 
 
 def test_data_without_a_number_or_without_ids_is_refused(tmp_path):

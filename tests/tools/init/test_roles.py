@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from dlrm_factory.tools.init import roles
 from dlrm_factory.tools.init.profile import ColumnProfile
 from dlrm_factory.tools.init.roles import Role, role_of
 
@@ -37,7 +38,8 @@ def text(values) -> pa.Array:
         ("age", RNG.choice([1, 18, 25, 35, 45, 56], 400).tolist(), "dense", "standardize"),
         ("hour", (np.arange(400) % 24).tolist(), "sparse", "index"),
         ("user_id", RNG.integers(10**9, 2 * 10**9, 200).repeat(2).tolist(), "sparse", "vocabulary"),
-        ("item_id", RNG.integers(0, 50, 400).tolist(), "sparse", "index"),
+        ("item_id", RNG.integers(0, 50, 400).tolist(), "sparse", "vocabulary"),
+        ("weekday", RNG.integers(0, 7, 400).tolist(), "sparse", "index"),
         ("country", RNG.choice(["de", "fr", "NA"], 400).tolist(), "sparse", "vocabulary"),
         ("postcode", [f"0{i % 90 + 100}" for i in range(400)], "sparse", "vocabulary"),
         ("row", [f"r{i}" for i in range(400)], "left out", "every row has another value"),
@@ -89,8 +91,25 @@ def test_a_rare_separator_is_part_of_an_id():
     assert found.sparse.max_length == 1
 
 
-def test_a_beginning_says_nothing_of_the_greatest_id():
-    found = role("item_id", RNG.integers(0, 50, 400).tolist(), all_rows=False)
+def test_each_kind_of_ids_says_what_becomes_of_new_ones(monkeypatch):
+    codes = role("weekday", RNG.integers(0, 7, 400).tolist())
+    assert codes.reason.endswith(
+        "index: a code is a row; one from 10 on is refused, which a vocabulary would take"
+    )
+    users = role("user_id", RNG.integers(0, 50, 400).tolist())
+    assert users.reason.endswith("vocabulary: an id that training has not seen takes the last row")
+    assert users.sparse is not None
+    assert users.sparse.out_of_vocabulary == 1
+    tags = role("tags", [[i % 7, 8] for i in range(400)])
+    assert tags.sparse is not None
+    assert tags.sparse.ids == "vocabulary"
+    monkeypatch.setattr(roles, "MAX_VOCABULARY", 40)
+    many = role("user_id", RNG.integers(0, 50, 400).tolist())
+    assert many.reason.endswith("hash: over 40 ids; any new one has a row, perhaps another's, too")
+
+
+def test_a_beginning_says_nothing_of_the_greatest_code():
+    found = role("weekday", RNG.integers(0, 7, 400).tolist(), all_rows=False)
     assert found.sparse is not None
     assert found.sparse.ids == "vocabulary"
 
@@ -101,8 +120,6 @@ def test_a_short_beginning_does_not_make_ids_unique():
 
 
 def test_too_many_ids_for_a_vocabulary_are_hashed(monkeypatch):
-    from dlrm_factory.tools.init import roles
-
     monkeypatch.setattr(roles, "MAX_VOCABULARY", 100)
     found = role("user", [f"u{i % 300}" for i in range(400)])
     assert found.sparse is not None
@@ -111,10 +128,34 @@ def test_too_many_ids_for_a_vocabulary_are_hashed(monkeypatch):
 
 
 def test_a_few_mistakes_do_not_make_numbers_text():
-    found = role("price", pa.array([f"{i / 7:.2f}" for i in range(390)] + ["cheap"] * 4 + ["NA"] * 6))
+    found = role("price", pa.array([f"{i / 7:.2f}" for i in range(390)] + ["1o", "1O", "I7", "7.1.2"]))
     assert found.kind == "dense"
     assert found.wrong == 4
-    assert "4 cells are no numbers" in found.reason
+    assert '4 cells are no numbers, such as "1o": missing' in found.reason
+    assert found.dense is not None
+    assert (found.dense.missing_values, found.dense.unreadable) == (None, "missing")
+
+
+def test_words_that_mean_missing_are_declared_as_they_were_seen():
+    numbers = [f"{i / 7:.2f}" for i in range(370)]
+    words = ["NA"] * 6 + [" na"] + ["?"] * 100 + ["cheap"] + ["no idea"] * 2 + ["inf"] * 2
+    found = role("price", pa.array(numbers + words))
+    assert found.dense is not None
+    assert found.dense.missing_values == ("?", "NA", "no idea", "inf")
+    assert found.wrong == 1  # a word that came once is a mistake rather
+    assert '"?" (100), "NA" (7), "no idea" (2), "inf" (2) mean missing' in found.reason
+    assert '1 cell is no number, such as "cheap": missing' in found.reason
+    assert "23.0% missing" in found.reason
+    assert found.dense.unreadable == "missing"
+
+
+def test_other_words_may_come_after_a_beginning():
+    cells = pa.array([str(i % 90) for i in range(390)] + ["?"] * 10)
+    whole, beginning = (role("price", cells, all_rows=all_rows).dense for all_rows in (True, False))
+    assert whole is not None
+    assert beginning is not None
+    assert whole.missing_values == beginning.missing_values == ("?",)
+    assert (whole.unreadable, beginning.unreadable) == ("error", "missing")
 
 
 def test_the_default_is_the_median():

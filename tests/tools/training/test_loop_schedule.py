@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import msgspec
+import numpy as np
 import pytest
 
 from dlrm_factory.config import TrainingOptions, tiny
-from dlrm_factory.tools.training import train
-from dlrm_factory.tools.training.loop import Schedule
+from dlrm_factory.tools.training import loop, train
+from dlrm_factory.tools.training.loop import Schedule, rank_slices
 
 OPTIONS = TrainingOptions(label="click")  # not the preset's, which are tuned
 
@@ -44,6 +45,19 @@ def test_decay_keeps_its_course_at_another_number_of_ranks():
     one = schedule(learning_rate_decay="linear")
     two = Schedule(options=one.options, samples=40, step_samples=8)
     assert two.factor(step=8, seen=20) == one.factor(step=6, seen=20) == 0.5
+
+
+@pytest.mark.parametrize(("rows", "left_out"), [(12, 0), (11, 1), (9, 1), (1, 1)])
+def test_ranks_share_the_rows_evenly_and_leave_the_odd_one_out(monkeypatch, rows, left_out):
+    monkeypatch.setattr(loop.dist, "get_world_size", lambda: 2)
+    taken = []
+    for rank in (0, 1):
+        monkeypatch.setattr(loop.dist, "get_rank", lambda rank=rank: rank)
+        taken.append(list(rank_slices(np.arange(rows)[::-1], 2)))
+    assert [len(mine) for mine, _ in taken[0]] == [len(mine) for mine, _ in taken[1]]
+    assert sum(count for _, count in taken[0]) == rows - left_out
+    seen = sorted(row for pieces in taken for mine, _ in pieces for row in mine.tolist())
+    assert seen == list(range(left_out, rows))
 
 
 def test_the_history_tells_the_rate_of_the_step(tmp_path):

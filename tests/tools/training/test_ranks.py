@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -83,6 +84,7 @@ def folder(tmp_path_factory) -> Path:
             (declared(64, *MIXED), job("two_resumed", **snapshots("two_to_two", 4, resume=True))),
             (declared(64), job("never", break_off=9, **two_to_one)),
             (declared(64), job("one_then_two", **one_to_two, resume=True)),
+            (declared(64, epochs=2, evaluate_every=6), job("odd", rows=ROWS + 1)),
         ],
         processes=2,
     )
@@ -111,6 +113,17 @@ def test_the_evaluation_is_gathered_from_both(folder):
     )
 
 
+def test_of_an_odd_number_of_rows_one_is_left_out_in_each_epoch_and_is_not_counted(folder):
+    metadata = open_checkpoint(folder / "odd.safetensors").metadata
+    rows = int(metadata["training_rows"])
+    assert rows % 2 == 1
+    history = msgspec.json.decode(metadata["history"])
+    steps = -(-rows // 128)
+    samples = {1: 128 * 6, 2: rows - 1 + 128 * (12 - steps), 3: 2 * (rows - 1)}
+    assert [each["step"] for each in history] == [6, 12, 2 * steps]
+    assert [each["samples"] for each in history] == list(samples.values())
+
+
 def test_two_ranks_go_on_bit_by_bit(folder):
     whole, resumed = load_file(folder / "two.safetensors"), load_file(folder / "two_resumed.safetensors")
     assert [key for key in whole if not torch.equal(whole[key], resumed[key])] == []
@@ -124,13 +137,16 @@ def test_one_rank_goes_on_where_two_stopped(folder):
     assert_close(folder / "one.safetensors", folder / "two_then_one.safetensors")
 
 
-def test_a_failing_rank_stops_the_others_and_is_told_once(capfd):
+def test_a_failing_rank_stops_the_others_is_told_once_and_leaves_no_file(capfd, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     started = time.monotonic()
     with pytest.raises(DLRMError) as caught:
         launch(fail_on_rank_1, Path("clicks.csv"), processes=2)
     assert str(caught.value) == "clicks.csv: rank 1 cannot read it"
     assert capfd.readouterr() == ("", "")  # nothing else is said
     assert time.monotonic() - started < 120  # not the process group's five minutes
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_starts_ranks_and_prints_once(tmp_path, monkeypatch):

@@ -85,7 +85,8 @@ def test_a_seed_gives_the_same_weights_bit_by_bit(tmp_path):
     one, two, other = (load_file(path) for path in (*paths, tmp_path / "other.safetensors"))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
-    assert not any(torch.equal(one[key], other[key]) for key in one)
+    differing = [key for key in one if not key.startswith("seen_ids.")]  # a small table has every row seen
+    assert not any(torch.equal(one[key], other[key]) for key in differing)
     assert open_checkpoint(paths[0]).metadata == open_checkpoint(paths[1]).metadata
 
 
