@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlrm_factory.errors import RequestError
-from dlrm_factory.requests.answers import answer_error, answer_json, shortest
+from dlrm_factory.requests.answers import (
+    answer_error,
+    answer_json,
+    answered_probabilities,
+    answered_scores,
+    shortest,
+)
 from dlrm_factory.requests.formats.mistakes import element, member
 
 FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -33,6 +39,40 @@ def test_shortest_is_what_people_expect() -> None:
     numbers = [*raw[:5], 123456.78, *raw[6:]]
     assert shortest(np.array(raw, dtype=np.float32)) == numbers
     assert shortest(np.array(raw * 20, dtype=np.float32)) == numbers * 20
+
+
+@given(st.lists(st.floats(-60, 60, width=32)), st.sampled_from([1, 100]))
+def test_probabilities_near_1_are_as_exact_as_those_near_0(raw: list[float], times: int) -> None:
+    logits = np.array(raw * times, dtype=np.float32)
+    answered = answered_probabilities(logits)
+    exact = 1 / (1 + np.exp(-logits.astype(np.longdouble)))
+    np.testing.assert_allclose(answered, exact.astype(float), rtol=1.3e-7)
+    # 1.2e-16 is float64's own spacing below 1.
+    np.testing.assert_allclose(1 - answered, (1 - exact).astype(float), rtol=1.3e-7, atol=1.2e-16)
+    assert (np.diff(answered[np.argsort(logits)]) >= 0).all()
+
+
+def test_a_probability_is_the_same_alone_and_among_many() -> None:
+    logits = np.float32([*np.random.default_rng(0).normal(0, 9, 5000), *np.log([1e-6, 1e6, 999, 1e-3, 9])])
+    alone = [float(answered_probabilities(logits[i : i + 1])[0]) for i in range(len(logits))]
+    assert answered_probabilities(logits).tolist() == alone
+    assert max(len(repr(number)) for number in alone) <= 18  # of 1 - 1e-7: 16 decimals
+    usual = [number for logit, number in zip(logits, alone, strict=True) if abs(logit) < 4]
+    assert max(len(repr(number)) for number in usual) <= 13
+
+
+def test_probabilities_are_what_people_expect() -> None:
+    logits = np.float32([0, 2.1, np.log(0.25), 15, 37, 100, np.inf, -104, -np.inf])
+    numbers = [0.5, 0.89090317, 0.2, 0.99999969409777, 0.9999999999999999, 1, 1, 0, 0]
+    assert answered_probabilities(logits).tolist() == numbers
+    assert answered_probabilities(np.tile(logits, 20)).tolist() == numbers * 20
+    assert answered_scores(logits[:3], np.array([False, True, False])) == [0.5, 2.1, 0.2]
+
+
+def test_different_logits_stay_different_up_to_22() -> None:
+    logits = np.arange(16, 22, 1e-4, dtype=np.float32)
+    assert len(np.unique(answered_probabilities(logits))) == len(np.unique(logits))
+    assert len(np.unique(answered_probabilities(logits).astype(np.float32))) < 10
 
 
 def test_json() -> None:

@@ -147,6 +147,7 @@ _FIGURES: tuple[tuple[str, Callable[[Figures], str]], ...] = (
     ("normalised entropy", lambda f: _number(f.normalised_entropy)),
     ("calibration", lambda f: _number(f.calibration)),
     ("expected calibration error", lambda f: _number(f.calibration_error)),
+    ("samples that tie", lambda f: f"{f.ties:,}"),
 )
 
 
