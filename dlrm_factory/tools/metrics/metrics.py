@@ -36,7 +36,7 @@ __all__ = [
 
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
-_LEAST, _MOST = float(np.finfo(np.float32).smallest_subnormal), float(np.nextafter(1, 0))
+_MIN_ANSWER, _MAX_ANSWER = float(np.finfo(np.float32).smallest_subnormal), float(np.nextafter(1, 0))
 _MIN_SAMPLES = 2  # of each label: a variance needs two
 
 
@@ -87,7 +87,7 @@ def answers_log_loss(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
     x, clicked = np.asarray(scores, dtype=np.float64), np.asarray(labels) > 0
     if not len(x):
         return math.nan
-    happened = np.where(clicked, np.log(np.maximum(x, _LEAST)), np.log1p(-np.minimum(x, _MOST)))
+    happened = np.where(clicked, np.log(np.maximum(x, _MIN_ANSWER)), np.log1p(-np.minimum(x, _MAX_ANSWER)))
     return float(-happened.mean())
 
 
