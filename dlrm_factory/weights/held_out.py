@@ -89,7 +89,7 @@ class HeldOut:
 
 
 def _is_whole(held_out: HeldOut) -> bool:
-    """True if dtypes and shapes are as said."""
+    """True if dtypes, shapes and values are as said."""
     batch = held_out.batch
     expected: list[tuple[npt.NDArray[Any], Any, int]] = [
         (batch.dense, np.float32, 2),
@@ -105,7 +105,8 @@ def _is_whole(held_out: HeldOut) -> bool:
     values = {int(batch.lengths.sum(dtype=np.int64)), len(batch.values)}
     values |= set() if batch.weights is None else {len(batch.weights)}
     negative = batch.lengths.size > 0 and batch.lengths.min() < 0
-    return len(samples) == len(values) == 1 and not negative and bool((held_out.labels <= 1).all())
+    sound = bool((held_out.labels <= 1).all() and np.isfinite(held_out.logits).all())
+    return len(samples) == len(values) == 1 and not negative and sound
 
 
 def is_held_out(key: str) -> bool:

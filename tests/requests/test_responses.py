@@ -63,7 +63,18 @@ def test_a_probability_is_the_same_alone_and_among_many_and_short() -> None:
 
 def test_probabilities_are_what_people_expect() -> None:
     logits = np.float32([0, 2.1, -1.5, 15, 37, 100, np.inf, -100, -800, -np.inf])
-    numbers = [0.5, 0.89090317, 0.182425524, 0.999999694097773, 0.9999999999999999, 1, 1, 3.72007598e-44, 0, 0]
+    numbers = [
+        0.5,
+        0.89090317,
+        0.182425524,
+        0.999999694097773,
+        0.9999999999999999,
+        1,
+        1,
+        3.72007598e-44,
+        0,
+        0,
+    ]
     assert answered_probabilities(logits).tolist() == numbers
     assert answered_scores(logits[:3], np.array([False, True, False])) == [0.5, 2.1, 0.182425524]
 

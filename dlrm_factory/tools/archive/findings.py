@@ -87,8 +87,8 @@ class CompiledFigures:
 
     Fields:
         max_difference: of a probability, over held-out samples and golden requests.
-        batch_difference: of a sample's probability in one batch from the same sample's in another: alone, with 15, 127
-            or 511 others; over 512 held-out samples and the golden requests.
+        batch_difference: of a sample's probability in one batch from the same sample's in another: of 16 and 512
+            samples, and for the first 512 also of 1, 7 and 100.
         rankings: how many of 100 candidates each were made of the held-out samples.
         top_10_overlap: the share of the eager top 10 that is in the compiled one, on average; None without rankings.
     """

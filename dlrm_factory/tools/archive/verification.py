@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from dlrm_factory.batch import FeatureBatch, split
+from dlrm_factory.errors import WeightsError
 from dlrm_factory.goldens import Goldens, golden_batch, read_goldens
 from dlrm_factory.requests.answers import answered_probabilities
 from dlrm_factory.requests.replay import replay_with
@@ -32,9 +33,9 @@ from dlrm_factory.weights.sealed import SealedWeights
 __all__ = ["Verification", "verify", "verify_weights"]
 
 _BEST = 10
-# Each held-out sample is also scored alone, which takes ten times as long.
-_MAX_ALONE = 512
-_BATCHES = (1, 16, 128, 512)
+# Compiled code for few samples, and for many. Scoring each alone takes ten times as long, so some are.
+_BATCHES = (16, 512)
+_MORE_BATCHES, _MAX_ALONE = (1, 7, 100), 512
 
 Float32 = npt.NDArray[np.float32]
 
@@ -85,6 +86,11 @@ def verify_weights(folder: Path, *, build: bool = True) -> Verification:
         compared = [*(scorer.logits(batch) for batch in asked)]
         if held_out is not None:
             compared.insert(0, scorer.logits(held_out.batch))
+        if not all(np.isfinite(logits).all() for logits in compared):
+            raise WeightsError(
+                f"{folder}: {scorer.engine} scores are not finite numbers; are its weights finite?"
+            )
+        if held_out is not None:
             engines.append(_drift(scorer.engine, held_out, compared[0]))
         scored.append(compared)
         if goldens is not None:
@@ -96,8 +102,8 @@ def verify_weights(folder: Path, *, build: bool = True) -> Verification:
         scorer.compile(folder, build=build, probes=asked)
         if scorer.engine == "compiled":
             measure()
-            some = [] if held_out is None else [next(iter(split(held_out.batch, _MAX_ALONE)))]
-            batch_difference = max((_batch_difference(scorer, batch) for batch in some + asked), default=0.0)
+            batches = asked if held_out is None else [held_out.batch, *asked]
+            batch_difference = max(_batch_difference(scorer, batch) for batch in batches)
     return Verification(
         files=len(sealed.seal.files),
         tables=len(sealed.tables.tables),
@@ -142,11 +148,16 @@ def _drift(engine: str, held_out: HeldOut, logits: Float32) -> EngineDrift:
 
 def _batch_difference(scorer: Scorer, batch: FeatureBatch) -> float:
     """Largest difference of a sample's probability in batches of one size from the same sample's in another."""
-    ways = [
-        np.concatenate([answered_probabilities(scorer.logits(piece)) for piece in split(batch, size)])
-        for size in _BATCHES
-    ]
-    return float(np.ptp(ways, axis=0).max(initial=0))
+    some = next(iter(split(batch, _MAX_ALONE)))
+    few, many = (_answered(scorer, batch, size) for size in _BATCHES)
+    more = [_answered(scorer, some, size) for size in _MORE_BATCHES]
+    ways = [few[: len(some)], many[: len(some)], *more]
+    return float(max(np.abs(few - many).max(), np.ptp(ways, axis=0).max()))
+
+
+def _answered(scorer: Scorer, batch: FeatureBatch, size: int) -> npt.NDArray[np.float64]:
+    """Probabilities of ``batch``, scored ``size`` samples at a time."""
+    return np.concatenate([answered_probabilities(scorer.logits(piece)) for piece in split(batch, size)])
 
 
 def _compiled_figures(
