@@ -39,6 +39,7 @@ _POWERS = 10.0 ** np.maximum(np.arange(-_MAX_PLACES, _MAX_PLACES + 1), 0)
 # Up to so many scores, one by one is faster than all at once: 1 µs in place of 30 µs for a single one.
 _MAX_ONE_BY_ONE = 64
 _MAX_PROBABILITIES_ONE_BY_ONE = 8  # likewise
+_BLOCK = 65_536  # probabilities at once, of which each takes some 60 bytes for a moment
 _DIGITS = 9  # of a probability, or of what it lacks to 1
 # So many decimals of a number below 1 are an integer that float64 holds, and so large a power of ten is exact.
 _MAX_DECIMALS, _MAX_POWER = 15, 22
@@ -134,6 +135,9 @@ def answered_probabilities(logits: npt.NDArray[np.floating]) -> Float64:
     9 digits of p or of 1 - p, whichever is smaller: scores near 1 stay as far apart as those near 0. Different
     logits of 0.1 to 22, and of -0.1 to -745, give different numbers; from 38 on p is 1.
     """
+    if len(logits) > _BLOCK:
+        blocks = range(0, len(logits), _BLOCK)
+        return np.concatenate([answered_probabilities(logits[i : i + _BLOCK]) for i in blocks])
     powers_of_e = np.exp(-np.abs(logits, dtype=np.float64))
     if len(logits) <= _MAX_PROBABILITIES_ONE_BY_ONE:
         pairs = zip(powers_of_e.tolist(), logits.tolist(), strict=True)

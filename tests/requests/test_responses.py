@@ -56,6 +56,7 @@ def test_a_probability_is_the_same_alone_and_among_many_and_short() -> None:
     logits = np.float32([*np.random.default_rng(0).normal(0, 9, 5000), *np.log([1e-6, 1e6, 999, 1e-3, 9])])
     alone = [float(answered_probabilities(logits[i : i + 1])[0]) for i in range(len(logits))]
     assert answered_probabilities(logits).tolist() == alone
+    assert answered_probabilities(np.tile(logits, 14)).tolist() == alone * 14
     assert all(digits(repr(number)) <= 9 for logit, number in zip(logits, alone, strict=True) if logit < 0)
     assert all(len(repr(number)) <= 12 for logit, number in zip(logits, alone, strict=True) if -2 < logit < 4)
     assert all(len(repr(number)) <= 18 for number in alone if number > 0.5)

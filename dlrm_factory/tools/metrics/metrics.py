@@ -94,11 +94,13 @@ def answers_log_loss(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
 def ties(logits: npt.ArrayLike, scores: npt.ArrayLike) -> int:
     """Samples whose score ([N], rising with the logit) is also that of a sample with another logit ([N])."""
     order = np.argsort(np.asarray(logits), kind="stable")
+    if not len(order):
+        return 0
     x, answered = np.asarray(logits)[order], np.asarray(scores)[order]
-    _, group, counts = np.unique(answered, return_inverse=True, return_counts=True)
-    told_apart = np.append(False, (np.diff(x) != 0) & (np.diff(group) == 0)) if len(x) else np.empty(0, bool)
-    several = np.bincount(group, weights=told_apart, minlength=len(counts)) > 0
-    return int(counts[several].sum())
+    starts_score = np.append(True, answered[1:] != answered[:-1])
+    starts = np.flatnonzero(starts_score)
+    has_several = np.logical_or.reduceat(np.append(False, x[1:] != x[:-1]) & ~starts_score, starts)
+    return int(np.diff(np.append(starts, len(x)))[has_several].sum())
 
 
 def normalised_entropy(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
