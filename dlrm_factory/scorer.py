@@ -37,6 +37,7 @@ from dlrm_factory.errors import DLRMError
 from dlrm_factory.factory import BuiltDLRM, DLRMFactory
 from dlrm_factory.features import Vocabularies
 from dlrm_factory.host.memory_limit import memory_limit
+from dlrm_factory.weights.held_out import HELD_OUT_FILE
 from dlrm_factory.weights.sealed import SealedWeights
 
 __all__ = ["EAGER_TOLERANCE", "TOLERANCE", "Scorer", "probabilities"]
@@ -66,12 +67,16 @@ class Scorer:
         *,
         lookup: DirectLookup | None = None,
         vocabularies: Vocabularies | None = None,
+        is_bounded: bool = False,
     ) -> None:
         """``lookup`` reads the tables straight from their file; without it the sharded module does.
 
-        ``vocabularies`` are kept for who encodes requests.
+        Args:
+            vocabularies: kept for who encodes requests.
+            is_bounded: held-out samples travel with the weights, which bound what a narrower precision costs.
         """
         self.built = built
+        self._is_bounded = is_bounded
         self.vocabularies = vocabularies
         self._lookup = lookup
         self._compiled: SizedDense | None = None
@@ -87,7 +92,12 @@ class Scorer:
         sealed.tables.prepare_lookups(memory_limit())
         on_cpu = built.device.type == "cpu"
         lookup = DirectLookup(sealed.declaration, sealed.tables) if on_cpu else None
-        return cls(built, lookup=lookup, vocabularies=sealed.vocabularies)
+        return cls(
+            built,
+            lookup=lookup,
+            vocabularies=sealed.vocabularies,
+            is_bounded=(folder / HELD_OUT_FILE).is_file(),
+        )
 
     @property
     def declaration(self) -> DLRMDeclaration:
@@ -100,9 +110,14 @@ class Scorer:
 
     @property
     def precision(self) -> Precision:
-        """Precision of the dense parts, once compiled: the declared one, or this CPU's best."""
+        """Precision of the dense parts, once compiled: the declared one.
+
+        ``auto`` is this CPU's best, but fp32 where no held-out samples bound what bf16 costs.
+        """
         wanted = self.declaration.serving.precision
-        return best_precision() if wanted == "auto" else wanted
+        if wanted != "auto":
+            return wanted
+        return best_precision() if self._is_bounded else "fp32"
 
     def compile(
         self,

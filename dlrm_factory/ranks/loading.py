@@ -12,6 +12,7 @@ from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.host.memory_limit import memory_limit
 from dlrm_factory.ranks.group import RankGroup
 from dlrm_factory.scorer import Scorer
+from dlrm_factory.weights.held_out import HELD_OUT_FILE
 from dlrm_factory.weights.sealed import SealedWeights
 
 __all__ = ["load_rank"]
@@ -32,4 +33,6 @@ def load_rank(folder: Path, group: RankGroup, *, device: str | None = None) -> S
     # For trying out compiled code, which each rank does alone.
     lookup = DirectLookup(declared, sealed.tables) if built.device.type == "cpu" else None
     whole = dataclasses.replace(built, declaration=declared)
-    return Scorer(whole, lookup=lookup, vocabularies=sealed.vocabularies)
+    return Scorer(
+        whole, lookup=lookup, vocabularies=sealed.vocabularies, is_bounded=(folder / HELD_OUT_FILE).is_file()
+    )

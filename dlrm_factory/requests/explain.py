@@ -17,7 +17,7 @@ from dlrm_factory.errors import LimitError
 from dlrm_factory.features import FeatureError
 from dlrm_factory.requests.answers import shortest
 from dlrm_factory.requests.formats import DecodedRequest, RequestReader
-from dlrm_factory.requests.formats.shape import AnswerForm, Encoding, Entry
+from dlrm_factory.requests.formats.shape import AnswerForm, Encoding, Entry, Logits
 
 __all__ = ["explain", "without_each_feature"]
 
@@ -34,10 +34,10 @@ class ExplanationForm(AnswerForm):
     explained: AnswerForm
     names: Sequence[str]
 
-    def content(self, scores: Sequence[float]) -> dict[str, Any]:
+    def content(self, scores: Sequence[float], logits: Logits) -> dict[str, Any]:
         """``{"explanations": [{"score": 0.31, "contributions": {"price": 0.02, …}}, …]}``."""
-        table = np.array(scores, dtype=np.float32).reshape(len(self.names) + 1, -1)
-        gains = table[0] - table[1:]
+        table = np.array(scores, dtype=np.float64).reshape(len(self.names) + 1, -1)
+        gains = (table[0] - table[1:]).astype(np.float32)
         whole = list(scores[: table.shape[1]])
         explanations = [
             {
@@ -45,13 +45,13 @@ class ExplanationForm(AnswerForm):
                 "score": whole[sample],
                 "contributions": dict(zip(self.names, shortest(gains[:, sample]), strict=True)),
             }
-            for sample, entry in self.entries(whole)
+            for sample, entry in self.entries(logits[: table.shape[1]])
         ]
         return {"explanations": explanations}
 
-    def entries(self, scores: Sequence[float]) -> list[Entry]:
+    def entries(self, logits: Logits) -> list[Entry]:
         """Entries of the scores alone."""
-        return self.explained.entries(scores)
+        return self.explained.entries(logits)
 
 
 def explain(request: DecodedRequest, reader: RequestReader) -> DecodedRequest:

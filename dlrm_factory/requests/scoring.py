@@ -12,8 +12,7 @@ import numpy.typing as npt
 from dlrm_factory.batch import FeatureBatch, SharedContext, concatenate, join_contexts
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.errors import GroupError
-from dlrm_factory.requests.answers import Answer, answer_group_lost, answer_internal_error, shortest
-from dlrm_factory.scorer import probabilities
+from dlrm_factory.requests.answers import Answer, answer_group_lost, answer_internal_error, answered_scores
 
 __all__ = ["MAX_TOGETHER", "LogitScorer", "Samples", "Scores", "score"]
 
@@ -57,11 +56,13 @@ class Scores(NamedTuple):
     """Scores of some samples, in order.
 
     Fields:
-        numbers: one a sample, whose JSON is short; 0 in place of one that is not finite.
-        finite: bool [B]; None where all are.
+        numbers: one a sample, whose JSON is short; of no meaning where it is not finite.
+        logits: float32 [B], by which samples are ranked: they tell samples apart whose probabilities are equal.
+        finite: bool [B], True where the number is; None where all are.
     """
 
     numbers: list[float]
+    logits: Float32
     finite: npt.NDArray[np.bool_] | None
 
 
@@ -89,12 +90,15 @@ def _groups(read: Sequence[Samples]) -> Iterator[list[Samples]]:
 
 def _score_group(group: Sequence[Samples], scorer: LogitScorer) -> list[Scores | Answer]:
     try:
-        scores = _score(group, scorer)
-        sound = np.isfinite(scores)
+        logits, as_logit = _logits(group, scorer), _as_logit(group)
+        # The probability of an infinite logit is 0 or 1.
+        sound = (
+            ~np.isnan(logits) if as_logit is None else np.isfinite(logits) | ~(as_logit | np.isnan(logits))
+        )
         finite = None if np.count_nonzero(sound) == len(sound) else sound
         if finite is not None:
-            scores = np.where(finite, scores, np.float32(0))
-        numbers = shortest(scores)
+            logits = np.where(finite, logits, np.float32(0))
+        numbers = answered_scores(logits, as_logit)
     except GroupError as error:
         logger.error("%d samples could not be scored: %s", sum(len(each.batch) for each in group), error)
         return [answer_group_lost()] * len(group)
@@ -105,13 +109,14 @@ def _score_group(group: Sequence[Samples], scorer: LogitScorer) -> list[Scores |
     start = 0
     for each in group:
         stop = start + len(each.batch)
-        found.append(Scores(numbers[start:stop], None if finite is None else finite[start:stop]))
+        own = None if finite is None else finite[start:stop]
+        found.append(Scores(numbers[start:stop], logits[start:stop], own))
         start = stop
     return found
 
 
-def _score(group: Sequence[Samples], scorer: LogitScorer) -> Float32:
-    """Float32 [samples of all], each as its request's output asks."""
+def _logits(group: Sequence[Samples], scorer: LogitScorer) -> Float32:
+    """Float32 [samples of all]."""
     batches, contexts = [each.batch for each in group], [each.context for each in group]
     batch = concatenate(batches)
     if all(context is None for context in contexts):
@@ -120,11 +125,14 @@ def _score(group: Sequence[Samples], scorer: LogitScorer) -> Float32:
         logits = scorer.logits(batch, join_contexts(batches, contexts))
     if logits.shape != (len(batch),):
         raise ValueError(f"the scorer gave shape {logits.shape} for {len(batch)} samples")
-    chances = probabilities(logits)
+    return logits
+
+
+def _as_logit(group: Sequence[Samples]) -> npt.NDArray[np.bool_] | None:
+    """Bool [samples of all], True for one whose score is its logit; None if none is."""
     wanted = [each.as_logit for each in group]
     if not any(each if isinstance(each, bool) else True in each for each in wanted):
-        return chances
-    as_logit = np.concatenate(
-        [np.broadcast_to(each, len(of)) for each, of in zip(wanted, batches, strict=True)]
+        return None
+    return np.concatenate(
+        [np.broadcast_to(each, len(of.batch)) for each, of in zip(wanted, group, strict=True)]
     )
-    return np.where(as_logit, logits, chances)

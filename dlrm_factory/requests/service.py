@@ -182,7 +182,7 @@ class DLRMService:
             return self._answer_not_finite(sample, request.batch.dense[sample], request.path_of)
         if request.encoding is Encoding.ARROW:
             return answer_arrow(scores.numbers)
-        content = request.form.content(scores.numbers)
+        content = request.form.content(scores.numbers, scores.logits)
         if request.encoding is Encoding.BINARY:
             return answer_binary(content, scores.numbers)
         return answer_json(content)

@@ -95,7 +95,7 @@ class HeldOut:
 
 
 def _is_whole(held_out: HeldOut) -> bool:
-    """True if dtypes and shapes are as said."""
+    """True if dtypes, shapes and values are as said."""
     batch = held_out.batch
     expected: list[tuple[npt.NDArray[Any], Any, int]] = [
         (batch.dense, np.float32, 2),
@@ -116,7 +116,8 @@ def _is_whole(held_out: HeldOut) -> bool:
     if seen is not None and (seen.shape != batch.lengths.shape[::-1] or (seen > _MAX_GROUP).any()):
         return False
     negative = batch.lengths.size > 0 and batch.lengths.min() < 0
-    return len(samples) == len(values) == 1 and not negative and bool((held_out.labels <= 1).all())
+    sound = bool((held_out.labels <= 1).all() and np.isfinite(held_out.logits).all())
+    return len(samples) == len(values) == 1 and not negative and sound
 
 
 def is_held_out(key: str) -> bool:

@@ -22,6 +22,7 @@ from support.checkout import ROOT
 from support.sharding import DTYPES, declared, mixed_shardings
 
 from dlrm_factory import scorer as scorer_module
+from dlrm_factory.batch import split
 from dlrm_factory.compiled import best_precision, dense_library, library_path
 from dlrm_factory.compiled.build import build_in_subprocess, compiler, few_samples_library, is_built
 from dlrm_factory.compiled.dense_library import FEW_SAMPLES, cache_folder
@@ -75,6 +76,13 @@ def test_compiled_equals_eager(tmp_path, host_cache, monkeypatch, declaration, p
             assert np.abs(fast - eager).max() < 1e-5
         else:
             assert np.abs(probabilities(fast) - probabilities(eager)).max() < 2e-2
+    # The same sample alone, among a few and among many.
+    batch = random_batch(declaration, 77, seed=77)
+    ways = [np.concatenate([scorer.logits(piece) for piece in split(batch, size)]) for size in (1, 16, 77)]
+    if precision == "fp32":
+        assert np.ptp(ways, axis=0).max() < 1e-5
+    else:
+        assert np.ptp([probabilities(way) for way in ways], axis=0).max() < 2e-2
     assert scorer.logits(random_batch(declaration, 0)).shape == (0,)
     # A second worker of the host takes the library that is there, and gives the same bits.
     second = Scorer.load(folder)

@@ -6,6 +6,7 @@ import gc
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dlrm_factory.config import tiny
@@ -209,4 +210,5 @@ def test_no_body_is_a_fault_of_a_reader(raw: bytes, caplog: pytest.LogCaptureFix
 
 def test_the_frame_of_a_plain_answer_is_its_json() -> None:
     for form in PlainForm:
-        assert form.before + b"0.5" + form.after == json.dumps(form.content([0.5])).replace(" ", "").encode()
+        content = form.content([0.5], np.zeros(1, dtype=np.float32))
+        assert form.before + b"0.5" + form.after == json.dumps(content).replace(" ", "").encode()

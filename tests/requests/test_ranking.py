@@ -43,6 +43,20 @@ def test_best_first_and_ties_by_index(ask: Any) -> None:
     assert ranking(ask({**body, "top_k": None})) == found
 
 
+@pytest.mark.parametrize("price", [16, 60])
+def test_saturated_scores_stay_in_order(ask: Any, price: int) -> None:
+    """Logits of 16 have float32 probabilities that tie, those of 60 no probability below 1 at all."""
+    body = {"context": {"price": price}, "candidates": CANDIDATES}
+    found = ranking(ask(body))
+    assert [index for _, index, _ in found] == [1, 3, 2, 0]
+    scores = [score for *_, score in found]
+    assert scores == sorted(scores, reverse=True)
+    assert len(set(scores)) == (3 if price == 16 else 1)  # two candidates are alike
+    rows = [{**body["context"], **each} for each in CANDIDATES]
+    _, content = ask({"instances": [{"price": row["price"], "item_id": row["item_id"]} for row in rows]})
+    assert [content["predictions"][index] for _, index, _ in found] == scores
+
+
 def test_an_id_is_answered_only_where_it_was_sent(ask: Any) -> None:
     _, content = ask({"candidates": CANDIDATES})
     assert [sorted(entry) for entry in content["ranking"]] == [

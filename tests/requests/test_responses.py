@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlrm_factory.errors import RequestError
-from dlrm_factory.requests.answers import answer_error, answer_json, shortest
+from dlrm_factory.requests.answers import (
+    answer_error,
+    answer_json,
+    answered_probabilities,
+    answered_scores,
+    shortest,
+)
 from dlrm_factory.requests.formats.mistakes import element, member
 
 FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -33,6 +39,54 @@ def test_shortest_is_what_people_expect() -> None:
     numbers = [*raw[:5], 123456.78, *raw[6:]]
     assert shortest(np.array(raw, dtype=np.float32)) == numbers
     assert shortest(np.array(raw * 20, dtype=np.float32)) == numbers * 20
+
+
+@given(st.lists(st.floats(-60, 60, width=32)))
+def test_probabilities_near_1_are_as_exact_as_those_near_0(raw: list[float]) -> None:
+    logits = np.array(raw, dtype=np.float32)
+    answered = answered_probabilities(logits)
+    exact = 1 / (1 + np.exp(-logits.astype(np.longdouble)))
+    np.testing.assert_allclose(answered, exact.astype(float), rtol=5.1e-9)
+    # 1.2e-16 is float64's own spacing below 1.
+    np.testing.assert_allclose(1 - answered, (1 - exact).astype(float), rtol=5.1e-9, atol=1.2e-16)
+    assert (np.diff(answered[np.argsort(logits)]) >= 0).all()
+
+
+def test_a_probability_is_the_same_alone_and_among_many_and_short() -> None:
+    logits = np.float32([*np.random.default_rng(0).normal(0, 9, 5000), *np.log([1e-6, 1e6, 999, 1e-3, 9])])
+    alone = [float(answered_probabilities(logits[i : i + 1])[0]) for i in range(len(logits))]
+    assert answered_probabilities(logits).tolist() == alone
+    assert answered_probabilities(np.tile(logits, 14)).tolist() == alone * 14
+    assert all(digits(repr(number)) <= 9 for logit, number in zip(logits, alone, strict=True) if logit < 0)
+    assert all(len(repr(number)) <= 12 for logit, number in zip(logits, alone, strict=True) if -2 < logit < 4)
+    assert all(len(repr(number)) <= 18 for number in alone if number > 0.5)
+
+
+def test_probabilities_are_what_people_expect() -> None:
+    logits = np.float32([0, 2.1, -1.5, 15, 37, 100, np.inf, -100, -800, -np.inf])
+    numbers = [
+        0.5,
+        0.89090317,
+        0.182425524,
+        0.999999694097773,
+        0.9999999999999999,
+        1,
+        1,
+        3.72007598e-44,
+        0,
+        0,
+    ]
+    assert answered_probabilities(logits).tolist() == numbers
+    assert answered_scores(logits[:3], np.array([False, True, False])) == [0.5, 2.1, 0.182425524]
+
+
+@pytest.mark.parametrize(
+    ("first", "last"), [(0.1, 0.101), (15.9, 16), (21.9, 22), (-0.101, -0.1), (-103, -102.9)]
+)
+def test_different_logits_have_different_probabilities(first: float, last: float) -> None:
+    logits = np.arange(first, last, np.spacing(np.float32(abs(last))), dtype=np.float32)
+    assert len(np.unique(logits)) > 1000
+    assert len(np.unique(answered_probabilities(logits))) == len(np.unique(logits))
 
 
 def test_json() -> None:

@@ -9,6 +9,8 @@ from enum import Enum
 from typing import Any, Literal, TypeVar
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from dlrm_factory.batch.feature_batch import FeatureBatch
 from dlrm_factory.errors import LimitError, RequestError, near_matches
@@ -22,6 +24,7 @@ __all__ = [
     "Encoding",
     "Entry",
     "FallBack",
+    "Logits",
     "Output",
     "PathOf",
     "PlainForm",
@@ -38,6 +41,7 @@ Output = Literal["probability", "logit"]
 
 PathOf = Callable[[FeatureError], str]
 Entry = tuple[int, dict[str, Any]]
+Logits = npt.NDArray[np.float32]
 T = TypeVar("T")
 
 
@@ -52,13 +56,13 @@ FALL_BACKS = (FallBack, FeatureError, RecursionError, msgspec.DecodeError, Unico
 class AnswerForm:
     """Form of an answer: scores → its JSON. A value: two of the same form are equal."""
 
-    def content(self, scores: Sequence[float]) -> dict[str, Any]:
-        """The answer's JSON, from one score (a float) a sample."""
+    def content(self, scores: Sequence[float], logits: Logits) -> dict[str, Any]:
+        """The answer's JSON, from one score (a float) a sample; ``logits``, float32 [B], rank them."""
         raise NotImplementedError
 
-    def entries(self, scores: Sequence[float]) -> list[Entry]:
+    def entries(self, logits: Logits) -> list[Entry]:
         """The samples that are answered, in order, and what the answer says of each beside its score."""
-        return [(sample, {}) for sample in range(len(scores))]
+        return [(sample, {}) for sample in range(len(logits))]
 
 
 class PlainForm(AnswerForm, Enum):
@@ -71,7 +75,7 @@ class PlainForm(AnswerForm, Enum):
         self.before = before
         self.after = after
 
-    def content(self, scores: Sequence[float]) -> dict[str, Any]:
+    def content(self, scores: Sequence[float], logits: Logits) -> dict[str, Any]:
         """All scores in the request's order; or that of the one sample."""
         return {"predictions": scores} if self is PlainForm.PREDICTIONS else {"score": scores[0]}
 

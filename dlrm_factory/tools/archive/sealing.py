@@ -28,7 +28,7 @@ from dlrm_factory.weights.seal import MANIFEST, read_seal
 from dlrm_factory.weights.sealed import reseal
 
 if TYPE_CHECKING:
-    from dlrm_factory.tools.archive.verification import Verification
+    from dlrm_factory.tools.archive.findings import Verification
 
 __all__ = [
     "MANIFEST",
@@ -87,6 +87,7 @@ def archive_model(
     max_drift: float | None = None,
     max_difference: float | None = None,
     min_overlap: float | None = None,
+    strict: bool = False,
     progress: Progress | None = None,
 ) -> Verification | None:
     """Make the archive ``output``. The archive appears whole or not at all; an older one stays until then.
@@ -100,6 +101,7 @@ def archive_model(
         max_drift: the most that golden probabilities may be from the trained model's, on average; None for 0.02.
         max_difference: the most that a compiled probability may be from the eager one; None for 0.02.
         min_overlap: the least share of the eager top 10 that the compiled one must have; None for 0.9.
+        strict: refuse what is over a bound also where so few samples may show it by chance.
         progress: called with (bytes written, bytes in all), first of the tables, then of the archive.
 
     Returns:
@@ -122,7 +124,7 @@ def archive_model(
         if max_auc_loss is not None:
             given = {"max_drift": max_drift, "max_difference": max_difference, "min_overlap": min_overlap}
             bounds = {name: bound for name, bound in given.items() if bound is not None}
-            found = _compare(partial, {"max_auc_loss": max_auc_loss, **bounds})
+            found = _compare(partial, {"max_auc_loss": max_auc_loss, **bounds}, strict=strict)
         (partial / MANIFEST).parent.mkdir()
         (partial / MANIFEST).write_text(manifest_json(model_name, version), encoding="utf-8")
         if archive_format == "directory":
@@ -132,13 +134,13 @@ def archive_model(
     return found
 
 
-def _compare(folder: Path, bounds: Mapping[str, float]) -> Verification:
+def _compare(folder: Path, bounds: Mapping[str, float], *, strict: bool) -> Verification:
     """Verify what is to be packed, and keep the figures in its seal. ``bounds``: of `Verification.check`."""
     # It brings TorchRec and the compiler, which an archive made without it does not need.
     from dlrm_factory.tools.archive.verification import verify_weights
 
     found = verify_weights(folder)
-    found.check(**bounds)
+    found.check(**bounds, strict=strict)
     reseal(folder, read_seal(folder), evaluation=found.evaluation())
     return found
 

@@ -55,10 +55,16 @@ class ScoreTiming:
 
 
 class RandomWeights:
-    """A declaration's random weights, in the form that `seal_weights` takes."""
+    """A declaration's random weights, in the form that `seal_weights` takes.
+
+    ``precision: auto`` becomes this CPU's best, as it is for a trained model: random weights have no held-out samples.
+    """
 
     def __init__(self, declaration: DLRMDeclaration) -> None:
-        self.declaration = declaration
+        serving = declaration.serving
+        if serving.precision == "auto":
+            serving = msgspec.structs.replace(serving, precision=best_precision())
+        self.declaration = msgspec.structs.replace(declaration, serving=serving)
         self.vocabularies: Vocabularies | None = None
         self.held_out: HeldOut | None = None
         self.seen_ids: SeenIds | None = None

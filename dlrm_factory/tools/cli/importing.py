@@ -78,7 +78,7 @@ def import_model(
     if as_json:
         typer.echo(msgspec.json.encode({"checkpoint": str(output)} | msgspec.to_builtins(report)).decode())
     else:
-        _print(report, output)
+        _print(report, output, declaration.serving.precision)
 
 
 def _write_declaration(
@@ -116,7 +116,7 @@ def _vocabularies(options: list[str]) -> dict[str, Path]:
     return files
 
 
-def _print(report: ImportReport, output: Path) -> None:
+def _print(report: ImportReport, output: Path, precision: str) -> None:
     typer.echo(
         f"imported {report.weights} weights ({report.parameters:,} numbers, {report.tables} tables); "
         f"read as {report.source}, named as by {report.naming}"
@@ -129,4 +129,8 @@ def _print(report: ImportReport, output: Path) -> None:
     typer.echo(
         "it has no held-out samples, so `dlrm archive` cannot compare AUC: compare some scores yourself"
     )
+    if precision == "bf16":
+        typer.echo("serving.precision is bf16, and golden requests alone will bound what that costs")
+    elif precision == "auto":
+        typer.echo("serving.precision: auto is fp32 for it on every CPU; bf16 is faster, if you declare it")
     typer.echo(f"saved {output}")

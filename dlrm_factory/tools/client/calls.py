@@ -33,7 +33,7 @@ __all__ = [
     "Calls",
     "Columns",
     "Explanation",
-    "Float32",
+    "Float64",
     "ModelDescription",
     "Output",
     "RankedCandidate",
@@ -44,7 +44,7 @@ __all__ = [
     "with_request_id",
 ]
 
-Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 
 # TorchServe sets X-Request-Id itself, to an id of its own.
 REQUEST_ID_HEADER = "x-dlrm-request-id"
@@ -100,9 +100,9 @@ class ModelDescription:
     details: dict[str, Any]
 
 
-def read_scores(answer: Any) -> Float32:
-    """Float32 [B]."""
-    scores = np.array(answer["predictions"], dtype=np.float32)
+def read_scores(answer: Any) -> Float64:
+    """Float64 [B]."""
+    scores = np.array(answer["predictions"], dtype=np.float64)
     if scores.ndim != 1:
         raise ValueError(f"the predictions have {scores.ndim} dimensions")
     return scores
@@ -179,7 +179,7 @@ class Calls:
     model: str
     version: str | None
 
-    def score(self, instances: Rows | None, inputs: Columns | None, output: Output) -> Call[Float32]:
+    def score(self, instances: Rows | None, inputs: Columns | None, output: Output) -> Call[Float64]:
         return self._post("predictions", {**_samples(instances, inputs), "output": output}, read_scores)
 
     def rank(

@@ -15,7 +15,7 @@ from dlrm_factory.tools.client.calls import (
     Call,
     Columns,
     Explanation,
-    Float32,
+    Float64,
     ModelDescription,
     Output,
     RankedCandidate,
@@ -48,8 +48,8 @@ class DLRMClient(Connection):
 
     def score(
         self, *, instances: Rows | None = None, inputs: Columns | None = None, output: Output = "probability"
-    ) -> Float32:
-        """Float32 [B]: a score for each of ``instances`` (rows by name) or of ``inputs`` (columns by name)."""
+    ) -> Float64:
+        """Float64 [B]: a score for each of ``instances`` (rows by name) or of ``inputs`` (columns by name)."""
         return self._answer(self._calls.score(instances, inputs, output))
 
     def rank(
@@ -116,8 +116,8 @@ class AsyncDLRMClient(Connection):
 
     async def score(
         self, *, instances: Rows | None = None, inputs: Columns | None = None, output: Output = "probability"
-    ) -> Float32:
-        """Float32 [B]: a score for each of ``instances`` (rows by name) or of ``inputs`` (columns by name)."""
+    ) -> Float64:
+        """Float64 [B]: a score for each of ``instances`` (rows by name) or of ``inputs`` (columns by name)."""
         return await self._answer(self._calls.score(instances, inputs, output))
 
     async def rank(

@@ -11,11 +11,12 @@ import numpy.typing as npt
 
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import DataError
+from dlrm_factory.requests.answers import answered_probabilities
 from dlrm_factory.tools.data.encoding import missing_words
 from dlrm_factory.tools.data.progress import Observer, Progress
 from dlrm_factory.tools.data.seen_bags import GROUPS
 from dlrm_factory.tools.evaluation.baseline import BASELINE, TreeObserver, check_baseline, train_baseline
-from dlrm_factory.tools.evaluation.figures import CALIBRATION_BINS, Figures, curves_of, measure, sigmoid
+from dlrm_factory.tools.evaluation.figures import CALIBRATION_BINS, Figures, curves_of, measure
 from dlrm_factory.tools.evaluation.models import EvaluatedModel, open_model
 from dlrm_factory.tools.evaluation.results import (
     Best,
@@ -110,7 +111,7 @@ def compare(
     results: Sequence[ModelResult],
 ) -> Comparison:
     """``model``'s logits against ``baseline``'s, float32 [N] each; ``results``: of the two, for their names."""
-    found = compare_aucs(labels, model, baseline)
+    found = compare_aucs(labels, *map(answered_probabilities, (model, baseline)))
     one, other = results[0].name, results[1].name
     return Comparison(
         baseline=other,
@@ -211,7 +212,7 @@ def _result(name: str, detail: str, labels: npt.NDArray[np.uint8], logits: Float
         name=name,
         detail=detail,
         figures=measure(labels, logits),
-        curves=curves_of(labels, sigmoid(logits), bins=CALIBRATION_BINS),
+        curves=curves_of(labels, answered_probabilities(logits), bins=CALIBRATION_BINS),
     )
 
 

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dlrm_factory.requests.answers import answered_probabilities
 from dlrm_factory.tools.metrics.metrics import (
+    answers_log_loss,
     auc,
     auc_interval,
     calibration,
     expected_calibration_error,
-    log_loss,
     normalised_entropy,
     quantile_bins,
+    ties,
 )
 
 __all__ = [
@@ -24,7 +26,6 @@ __all__ = [
     "Figures",
     "curves_of",
     "measure",
-    "sigmoid",
 ]
 
 Float64 = npt.NDArray[np.float64]
@@ -123,6 +124,8 @@ def _histogram(labels: npt.NDArray[np.uint8], scores: Float64) -> Histogram:
 class Figures:
     """Figures of predictions, by the formulas of `dlrm_factory.tools.metrics.metrics`. None where one is not defined.
 
+    All are of the probabilities that a client gets in JSON.
+
     Fields:
         samples, clicks: how many.
         base_rate: clicks / samples; None for no samples.
@@ -132,6 +135,7 @@ class Figures:
         normalised_entropy: None if all labels are alike.
         calibration: predicted clicks over clicks; None without clicks.
         calibration_error: expected, over CALIBRATION_BINS quantile bins, in probability; None for no samples.
+        ties: samples that share their probability with one of another logit.
     """
 
     samples: int
@@ -144,31 +148,27 @@ class Figures:
     normalised_entropy: float | None
     calibration: float | None
     calibration_error: float | None
+    ties: int
 
 
 def measure(labels: npt.NDArray[np.uint8], logits: npt.NDArray[np.floating]) -> Figures:
     """The figures of ``logits`` ([N], float) for ``labels`` (uint8 [N] of 0 and 1)."""
-    scores = sigmoid(logits)
-    interval = auc_interval(labels, logits)
+    scores = answered_probabilities(logits)
+    interval = auc_interval(labels, scores)
     low, high = interval if interval is not None else (None, None)
     return Figures(
         samples=len(labels),
         clicks=int(labels.sum()),
         base_rate=_defined(float(labels.mean())) if len(labels) else None,
-        auc=_defined(auc(labels, logits)),
+        auc=_defined(auc(labels, scores)),
         auc_low=low,
         auc_high=high,
-        log_loss=_defined(log_loss(labels, logits)),
-        normalised_entropy=_defined(normalised_entropy(labels, logits)),
+        log_loss=_defined(answers_log_loss(labels, scores)),
+        normalised_entropy=_defined(normalised_entropy(labels, scores)),
         calibration=_defined(calibration(labels, scores)),
         calibration_error=_defined(expected_calibration_error(labels, scores, bins=CALIBRATION_BINS)),
+        ties=ties(logits, scores),
     )
-
-
-def sigmoid(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Probabilities, float64, of ``logits`` of any size: 1 / (1 + exp(-x)) without overflow."""
-    scores: npt.NDArray[np.float64] = np.exp(-np.logaddexp(0.0, -logits.astype(np.float64)))
-    return scores
 
 
 def _defined(figure: float) -> float | None:

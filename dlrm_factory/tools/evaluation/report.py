@@ -40,7 +40,10 @@ _SLICE_COLUMNS = (
     "normalised entropy",
     "calibration",
 )
-_SEEN_NOTE = "Samples by whether training saw all, some or none of a feature's ids; features whose ids it saw all are left out."
+_SEEN_NOTE = (
+    "Samples by whether training saw all, some or none of a feature's ids; features whose ids training saw all are "
+    "left out."
+)
 _CAPTIONS = {
     "roc": "ROC curve: share of clicks found against share of non-clicks taken along, over all thresholds",
     "calibration": "Calibration: clicks against predicted clicks, in bins of about equally many samples",
@@ -150,6 +153,7 @@ _FIGURES: tuple[tuple[str, Callable[[Figures], str]], ...] = (
     ("normalised entropy", lambda f: _number(f.normalised_entropy)),
     ("calibration", lambda f: _number(f.calibration)),
     ("expected calibration error", lambda f: _number(f.calibration_error)),
+    ("samples that tie", lambda f: f"{f.ties:,}"),
 )
 
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 __all__ = [
     "AucDifference",
+    "answers_log_loss",
     "auc",
     "auc_interval",
     "calibration",
@@ -30,10 +31,12 @@ __all__ = [
     "log_loss",
     "normalised_entropy",
     "quantile_bins",
+    "ties",
 ]
 
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
+_MIN_ANSWER, _MAX_ANSWER = float(np.finfo(np.float32).smallest_subnormal), float(np.nextafter(1, 0))
 _MIN_SAMPLES = 2  # of each label: a variance needs two
 
 
@@ -75,15 +78,41 @@ def entropy(rate: float) -> float:
     return -sum(share * math.log(share) for share in (rate, 1 - rate) if share > 0)
 
 
-def normalised_entropy(labels: npt.ArrayLike, logits: npt.ArrayLike) -> float:
+def answers_log_loss(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
+    """`log_loss` of probabilities as they are answered: ``scores``, float64 [N] in [0, 1].
+
+    An answer of exactly 0 or 1 counts as the nearest one that is not, 1.4e-45 or 1 - 1.1e-16, so that a wrong one
+    costs 103 or 37 nats and not infinity.
+    """
+    x, clicked = np.asarray(scores, dtype=np.float64), np.asarray(labels) > 0
+    if not len(x):
+        return math.nan
+    happened = np.where(clicked, np.log(np.maximum(x, _MIN_ANSWER)), np.log1p(-np.minimum(x, _MAX_ANSWER)))
+    return float(-happened.mean())
+
+
+def ties(logits: npt.ArrayLike, scores: npt.ArrayLike) -> int:
+    """Samples whose score ([N], rising with the logit) is also that of a sample with another logit ([N])."""
+    order = np.argsort(np.asarray(logits), kind="stable")
+    if not len(order):
+        return 0
+    x, answered = np.asarray(logits)[order], np.asarray(scores)[order]
+    starts_score = np.append(True, answered[1:] != answered[:-1])
+    starts = np.flatnonzero(starts_score)
+    has_several = np.logical_or.reduceat(np.append(False, x[1:] != x[:-1]) & ~starts_score, starts)
+    return int(np.diff(np.append(starts, len(x)))[has_several].sum())
+
+
+def normalised_entropy(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
     """Log-loss over the entropy of the base rate, so that data with few clicks compares with data with many.
 
     1 is what predicting the base rate for every sample reaches; lower is better. NaN if all labels are alike.
-    He et al., "Practical Lessons from Predicting Clicks on Ads at Facebook", ADKDD 2014, equation (3).
+    He et al., "Practical Lessons from Predicting Clicks on Ads at Facebook", ADKDD 2014, equation (3). ``scores``:
+    probabilities, as in `answers_log_loss`.
     """
     rates = np.asarray(labels, dtype=np.float64)
     baseline = entropy(float(rates.mean())) if len(rates) else 0.0
-    return log_loss(labels, logits) / baseline if baseline else math.nan
+    return answers_log_loss(labels, scores) / baseline if baseline else math.nan
 
 
 def calibration(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:

@@ -19,6 +19,7 @@ from dlrm_factory.tools.archive.sealing import archive_model
 from dlrm_factory.tools.archive.staging import stage
 from dlrm_factory.tools.archive.verification import verify_weights
 from dlrm_factory.tools.cli.main import app
+from dlrm_factory.tools.metrics.metrics import auc
 from dlrm_factory.tools.training import train
 from dlrm_factory.weights.checkpoint import open_checkpoint
 from dlrm_factory.weights.held_out import read_held_out
@@ -88,6 +89,122 @@ def test_a_loss_that_so_few_samples_show_by_chance_passes(sealed):
     assert not drift_of(right, np.where(held_out.labels == 1, -1, 1)).auc_loss_is_chance
 
 
+def test_figures_are_of_the_numbers_that_are_answered(sealed):
+    """Logits that are only shifted rank as before; their probabilities tie once they are all but 1."""
+    held_out = read_held_out(sealed)
+    logits = np.round(held_out.logits, 2)
+    trained = replace(held_out, logits=logits)
+    unmoved = drift_of(trained, logits)
+    assert (unmoved.auc_loss, unmoved.max_difference, unmoved.ties) == (0, 0, 0)
+    near_1 = drift_of(trained, logits + np.float32(17))
+    assert abs(near_1.auc_loss) < 1e-12
+    assert near_1.ties == 0
+    # Float32 knows few numbers there.
+    assert near_1.float32_ties > len(logits) / 2
+    assert abs(near_1.float32_auc_loss) > 1e-3
+    beyond = drift_of(trained, logits + np.float32(60))
+    assert beyond.ties == beyond.float32_ties == len(logits)
+    assert beyond.auc_loss == pytest.approx(auc(held_out.labels, logits) - 0.5)
+    assert np.isfinite(beyond.log_loss)
+
+
+def one_engine(found, **changes):
+    """``found`` with a loss of its engine that is within chance."""
+    chance = {"auc_loss": 0.002, "auc_loss_low": -0.001, "auc_loss_high": 0.005, "auc_loss_is_chance": True}
+    return replace(found, engines=(replace(found.engines[0], **{**chance, **changes}),))
+
+
+def test_a_bound_that_does_not_bind_says_so(sealed):
+    found = one_engine(verify_weights(sealed))
+    found.check(0)
+    said = "eager: 0.00200 AUC lost, at most 0 allowed: over the bound, but within chance (95 % interval -0.00100 to "
+    assert found.remarks(max_auc_loss=0) == [f"{said}+0.00500); --strict refuses it"]
+    assert found.remarks(max_auc_loss=0.01) == []
+    with pytest.raises(
+        WeightsError, match=r"loses 0\.00200 AUC .*at most 1e-07 is allowed, which is within chance"
+    ):
+        found.check(1e-7, strict=True)
+    with pytest.raises(WeightsError, match=r"loses 3\.0e-06 AUC .*at most 0 is allowed; use"):
+        one_engine(found, auc_loss=3e-6, auc_loss_is_chance=False).check(0)
+    found.check(0.01, strict=True)
+    undefined = one_engine(found, auc_loss_low=None, auc_loss_high=None)
+    assert "within chance (fewer than 2 clicks or" in undefined.remarks()[0]
+    assert [one_engine(found, auc_loss_is_chance=chance).remarks() == [] for chance in (True, False)] == [
+        0,
+        1,
+    ]
+
+
+def test_a_bound_on_few_rankings_says_so(sealed):
+    figures = verification.CompiledFigures(
+        max_difference=0.01, batch_difference=0.0, rankings=4, top_10_overlap=0.8
+    )
+    found = replace(verify_weights(sealed), engines=(), compiled=figures)
+    found.check(1)
+    (said,) = found.remarks()
+    assert said.startswith(
+        "compiled: 0.8000 of the eager top 10, at least 0.9 asked for: under the bound, but 4 rank"
+    )
+    with pytest.raises(WeightsError, match=r"finds 0\.8000 of the eager top 10"):
+        found.check(1, strict=True)
+    assert replace(found, compiled=replace(figures, rankings=5)).remarks() == []
+    assert replace(found, compiled=replace(figures, top_10_overlap=None, rankings=0)).remarks() == []
+
+
+def test_a_score_that_depends_on_its_batch_is_measured_and_bounded(sealed):
+    class TwoCodes:
+        """Other code for few samples than for many, as compiled scorers have."""
+
+        def logits(self, batch):
+            return np.full(len(batch), 0.0 if len(batch) <= 16 else 0.4, dtype=np.float32)
+
+    held_out = read_held_out(sealed)
+    difference = verification._batch_difference(TwoCodes(), held_out.batch)
+    assert difference == pytest.approx(1 / (1 + np.exp(-0.4)) - 0.5, abs=1e-6)
+    assert verification._batch_difference(Scorer.load(sealed), held_out.batch) < 1e-6
+    figures = verification.CompiledFigures(
+        max_difference=0, batch_difference=difference, rankings=0, top_10_overlap=None
+    )
+    found = replace(verify_weights(sealed), engines=(), compiled=figures, precision="bf16")
+    with pytest.raises(
+        WeightsError, match=r"is 0\.09869 from that in another batch, and at most 0\.02 is allowed"
+    ):
+        found.check(1)
+    found.check(1, max_difference=0.1)
+
+
+@pytest.mark.parametrize("wanted", ["auto", "bf16", "fp32"])
+def test_without_held_out_samples_auto_is_fp32(sealed, monkeypatch, wanted):
+    monkeypatch.setattr(scorer_module, "best_precision", lambda: "bf16")
+    text = (sealed / "declaration.yaml").read_text()
+    assert "precision: auto" in text
+    (sealed / "declaration.yaml").write_text(text.replace("precision: auto", f"precision: {wanted}"))
+    seal_folder(sealed)
+    assert Scorer.load(sealed).precision == {"auto": "bf16"}.get(wanted, wanted)
+    (sealed / "held_out.safetensors").unlink()
+    seal_folder(sealed)
+    assert Scorer.load(sealed).precision == {"auto": "fp32"}.get(wanted, wanted)
+
+
+def test_who_chose_the_precision_is_said(sealed):
+    figures = verification.CompiledFigures(
+        max_difference=0, batch_difference=0, rankings=0, top_10_overlap=None
+    )
+    found = replace(verify_weights(sealed), compiled=figures)
+
+    def said(**changes):
+        return replace(found, **changes).precision_sentence
+
+    assert "bf16, as serving.precision: auto chooses on this CPU, within" in said(
+        precision="bf16", is_auto=True
+    )
+    assert "bf16 within the bounds above" in said(precision="bf16", is_auto=False)
+    assert "auto is fp32, for no held-out" in said(precision="fp32", is_auto=True, samples=0)
+    assert "bf16 is declared, and golden requests alone" in said(precision="bf16", is_auto=False, samples=0)
+    assert said(precision="fp32", is_auto=False, samples=0) is None
+    assert said(precision="bf16", compiled=None) is None
+
+
 def drift_of(held_out, logits):
     return verification._drift("eager", held_out, logits.astype(np.float32))
 
@@ -116,7 +233,9 @@ def test_the_top_10_of_rankings_are_compared():
 
 
 def test_bounds_on_what_compiling_costs(sealed):
-    figures = verification.CompiledFigures(max_difference=0.01, rankings=5, top_10_overlap=0.95)
+    figures = verification.CompiledFigures(
+        max_difference=0.01, batch_difference=0.0, rankings=5, top_10_overlap=0.95
+    )
     found = replace(verify_weights(sealed), engines=(), precision="bf16", compiled=figures)
     found.check(1)
     with pytest.raises(
@@ -281,6 +400,43 @@ class TestCommand:
         assert "5 files agree with their seal, 3 tables agree with their checksums" in done.stdout
         assert "as trained" in done.stdout
 
+    def test_a_loss_within_chance(self, trained, tmp_path, monkeypatch):
+        measured = verification._drift
+
+        def by_chance(*arguments):
+            return replace(
+                measured(*arguments),
+                auc_loss=0.002,
+                auc_loss_low=-0.001,
+                auc_loss_high=0.005,
+                auc_loss_is_chance=True,
+            )
+
+        monkeypatch.setattr(verification, "_drift", by_chance)
+        path = str(tmp_path / "dlrm.mar")
+        done = CliRunner().invoke(app, ["archive", str(trained), "--output", path])
+        assert done.exit_code == 0, done.output
+        said = "over the bound, but within chance (95 % interval -0.00100 to +0.00500)"
+        assert said in done.stdout
+        assert "answers tie" in done.stdout
+        done = CliRunner().invoke(app, ["verify", path])
+        assert done.exit_code == 0, done.output
+        assert said in done.stdout
+        assert "probabilities sent as float32 (Arrow, binary KServe): " in done.stdout
+        for command in (["archive", str(trained), "--output", path, "--force"], ["verify", path]):
+            done = CliRunner().invoke(app, [*command, "--json"])
+            found = json.loads(done.stdout)
+            assert said in found["remarks"][0]
+            assert found["engines"][0]["auc_verdict"] == "chance"
+            assert found["engines"][0]["auc_loss_low"] == -0.001
+            assert (found["max_auc_loss"], found["strict"]) == (0.0005, False)
+            done = CliRunner().invoke(app, [*command, "--strict"])
+            assert isinstance(done.exception, WeightsError)
+            assert "at most 0.0005 is allowed, which is within chance" in str(done.exception)
+        done = CliRunner().invoke(app, ["verify", path, "--max-auc-loss", "0.01", "--json", "--strict"])
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["engines"][0]["auc_verdict"] == "within"
+
     def test_the_archive_step_enforces_the_bound(self, trained, tmp_path, monkeypatch):
         def worse(engine, held_out, logits):
             return verification.EngineDrift(
@@ -288,9 +444,14 @@ class TestCommand:
                 auc=0.5,
                 log_loss=1,
                 auc_loss=0.2,
+                auc_loss_low=0.1,
+                auc_loss_high=0.3,
                 auc_loss_is_chance=False,
                 mean_difference=0,
                 max_difference=0,
+                ties=0,
+                float32_auc_loss=0.2,
+                float32_ties=0,
             )
 
         monkeypatch.setattr(verification, "_drift", worse)

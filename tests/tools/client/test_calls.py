@@ -25,7 +25,7 @@ ROWS = [{"price": 9.5, "user_id": "u17"}, {"item_tags": [3, 9]}]
 def test_rows_are_scored(ask, server):
     server.answers({"predictions": [0.25, 0.5]})
     scores = ask("score", instances=ROWS)
-    assert scores.dtype == np.float32
+    assert scores.dtype == np.float64
     assert scores.tolist() == [0.25, 0.5]
     assert server.body == {"instances": ROWS, "output": "probability"}
     (request,) = server.requests

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dlrm_factory.tools.evaluation.figures import measure, sigmoid
+from dlrm_factory.tools.evaluation.figures import measure
 
 
 def logit(p: float) -> float:
@@ -39,6 +39,11 @@ def test_what_is_not_defined_is_none():
     assert (one_click.auc, one_click.auc_low) == (1.0, None)
 
 
-def test_probabilities_of_extreme_logits():
-    assert sigmoid(np.array([-1000.0, 0.0, 1000.0])).tolist() == [0.0, 0.5, 1.0]
-    assert sigmoid(np.float32([2.0]))[0] == pytest.approx(1 / (1 + math.exp(-2)))
+def test_figures_are_of_what_is_answered():
+    """Logits that no answer tells apart tie, and a wrong answer of exactly 1 is finite."""
+    labels = np.array([1, 0, 1, 0], dtype=np.uint8)
+    found = measure(labels, np.float32([60, 50, 20, 19.9]))
+    assert found.ties == 2
+    assert found.auc == (0.5 + 1 + 0 + 1) / 4
+    assert found.log_loss == pytest.approx((53 * math.log(2) + 20) / 4, abs=0.03)
+    assert measure(labels, np.float32([22, 21, 20, 19.9])).ties == 0

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from dlrm_factory.errors import DataError
+from dlrm_factory.requests.answers import answered_probabilities
 from dlrm_factory.tools.evaluation import as_json, check_report_folder, write_report
 from dlrm_factory.tools.evaluation.evaluate import compare
-from dlrm_factory.tools.evaluation.figures import curves_of, measure, sigmoid
+from dlrm_factory.tools.evaluation.figures import curves_of, measure
 from dlrm_factory.tools.evaluation.pictures import COLOURS, draw_pictures
 from dlrm_factory.tools.evaluation.report import page
 from dlrm_factory.tools.evaluation.results import Best, Evaluation, ModelResult, SliceResult, SliceTable
@@ -30,7 +31,7 @@ def result(name: str, labels: np.ndarray, scored: np.ndarray) -> ModelResult:
         name=name,
         detail="as trained",
         figures=measure(labels, scored),
-        curves=curves_of(labels, sigmoid(scored), bins=20),
+        curves=curves_of(labels, answered_probabilities(scored), bins=20),
     )
 
 

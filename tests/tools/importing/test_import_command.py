@@ -46,6 +46,7 @@ def test_import_then_archive_then_score(state, tmp_path):
     output = run("w.pt", "--config", "model.yaml", "-o", "c.safetensors")
     assert "imported 11 weights" in output
     assert "it has no held-out samples, so `dlrm archive` cannot compare AUC" in output
+    assert "serving.precision: auto is fp32 for it on every CPU" in output
     archive_model(tmp_path / "c.safetensors", tmp_path / "m.mar")
     batch = random_batch(tiny(), 32)
     expected = Scorer(DLRMFactory(tiny()).build(mode="float", weights=state)).logits(batch)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlrm_factory.tools.metrics.metrics import (
+    answers_log_loss,
     auc,
     calibration,
     entropy,
@@ -16,6 +17,7 @@ from dlrm_factory.tools.metrics.metrics import (
     log_loss,
     normalised_entropy,
     quantile_bins,
+    ties,
 )
 
 samples = st.lists(st.tuples(st.integers(0, 1), st.integers(-3, 3)), min_size=1, max_size=40)
@@ -62,6 +64,27 @@ def test_log_loss_of_a_confident_mistake_is_finite():
     assert math.isnan(log_loss([], []))
 
 
+def test_log_loss_of_answers_equals_that_of_their_logits():
+    rng = np.random.default_rng(6)
+    labels, logits = rng.integers(0, 2, 300), rng.normal(0, 4, 300)
+    assert answers_log_loss(labels, 1 / (1 + np.exp(-logits))) == pytest.approx(log_loss(labels, logits))
+    assert math.isnan(answers_log_loss([], []))
+
+
+@pytest.mark.parametrize(
+    ("label", "score", "loss"), [(0, 1.0, 53 * math.log(2)), (1, 0.0, 149 * math.log(2))]
+)
+def test_log_loss_of_a_wrong_certainty_is_finite(label, score, loss):
+    assert answers_log_loss([label], [score]) == pytest.approx(loss)
+    assert answers_log_loss([1 - label], [score]) == pytest.approx(0, abs=1e-15)
+
+
+def test_ties_are_samples_that_another_logit_shares_a_score_with():
+    assert ties([3, 1, 2, 2], [0.3, 0.1, 0.2, 0.2]) == 0  # equal logits have equal scores
+    assert ties([3, 1, 2, 2, 4], [0.2, 0.1, 0.2, 0.2, 0.4]) == 3
+    assert ties([], []) == 0
+
+
 def test_entropy_by_hand():
     assert entropy(0.5) == pytest.approx(math.log(2))
     assert entropy(0.25) == pytest.approx(0.25 * math.log(4) + 0.75 * math.log(4 / 3))
@@ -70,10 +93,9 @@ def test_entropy_by_hand():
 
 def test_normalised_entropy_of_the_base_rate_is_1():
     labels = [1, 0, 0, 0]
-    base = math.log(0.25 / 0.75)
-    assert normalised_entropy(labels, [base] * 4) == pytest.approx(1)
-    assert normalised_entropy(labels, [base + 1, base, base, base]) < 1
-    assert math.isnan(normalised_entropy([1, 1], [0.0, 0.0]))
+    assert normalised_entropy(labels, [0.25] * 4) == pytest.approx(1)
+    assert normalised_entropy(labels, [0.4, 0.25, 0.25, 0.25]) < 1
+    assert math.isnan(normalised_entropy([1, 1], [0.5, 0.5]))
     assert math.isnan(normalised_entropy([], []))
 
 

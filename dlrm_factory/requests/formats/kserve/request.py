@@ -26,6 +26,7 @@ from dlrm_factory.requests.formats.shape import (
     AnswerForm,
     DecodedRequest,
     Encoding,
+    Logits,
     Output,
     RequestReader,
     Shape,
@@ -67,7 +68,7 @@ class KServeForm(AnswerForm):
     names: Mapping[str, str]
     binary: bool
 
-    def content(self, scores: Sequence[float]) -> dict[str, Any]:
+    def content(self, scores: Sequence[float], logits: Logits) -> dict[str, Any]:
         """``{"model_name": "dlrm", "outputs": [{"name": "score", "shape": [2], "datatype": "FP32", …}]}``."""
         data = {_PARAMETERS: {BINARY_SIZE: _SCORE_BYTES * len(scores)}} if self.binary else {"data": scores}
         scored = {"name": _SCORE, "shape": [len(scores)], "datatype": "FP32", **data}

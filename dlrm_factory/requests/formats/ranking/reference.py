@@ -30,6 +30,7 @@ from dlrm_factory.requests.formats.shape import (
     AnswerForm,
     DecodedRequest,
     Entry,
+    Logits,
     Output,
     PathOf,
     RequestReader,
@@ -59,13 +60,13 @@ class RankingForm(AnswerForm):
     labels: Sequence[Mapping[str, Any]]
     top_k: int | None
 
-    def content(self, scores: Sequence[float]) -> dict[str, Any]:
+    def content(self, scores: Sequence[float], logits: Logits) -> dict[str, Any]:
         """``{"ranking": [{"id": "sku-1", "index": 0, "score": 0.31}, …]}``."""
-        return {"ranking": [{**entry, "score": scores[i]} for i, entry in self.entries(scores)]}
+        return {"ranking": [{**entry, "score": scores[i]} for i, entry in self.entries(logits)]}
 
-    def entries(self, scores: Sequence[float]) -> list[Entry]:
-        """The candidates by falling score; of equal ones the first comes first."""
-        best = np.argsort(-np.array(scores), kind="stable")[: self.top_k].tolist()
+    def entries(self, logits: Logits) -> list[Entry]:
+        """The candidates by falling logit; of equal ones the first comes first."""
+        best = np.argsort(-logits, kind="stable")[: self.top_k].tolist()
         labels = self.labels
         return [(i, {**labels[i], "index": i} if labels else {"index": i}) for i in best]
 
