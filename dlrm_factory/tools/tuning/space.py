@@ -8,17 +8,17 @@ import msgspec
 
 from dlrm_factory.config.checks import problems_of
 from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.tools.training.optimizers import MAX_ADAM_VALUES
 
 if TYPE_CHECKING:
     from optuna import Trial
 
-__all__ = ["MAX_ADAM_VALUES", "Settings", "Space", "prepared"]
+__all__ = ["Settings", "Space", "prepared"]
 
 _PATIENCE = 2
 _RATES = {"row_wise_adagrad": 0.05, "adam": 0.003}  # in the middle, where another optimiser is declared
 _REACH = 10.0  # times the middle, and the middle by it
 _MIN_MAX_EPOCHS, _MAX_EPOCHS = 6, 50
-MAX_ADAM_VALUES = 4_000_000  # of all tables: a step of Adam on CPU passes over every one of them
 
 
 class Settings(msgspec.Struct, kw_only=True, frozen=True):

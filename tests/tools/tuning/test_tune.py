@@ -13,8 +13,9 @@ from dlrm_factory.errors import ConfigError, DataError, DLRMError, WeightsError
 from dlrm_factory.tools.cli.main import app
 from dlrm_factory.tools.cli.tune import seconds_of
 from dlrm_factory.tools.training import Progress
+from dlrm_factory.tools.training.optimizers import MAX_ADAM_VALUES
 from dlrm_factory.tools.tuning import Settings, draw_tuning, tune
-from dlrm_factory.tools.tuning.space import MAX_ADAM_VALUES, Space, prepared
+from dlrm_factory.tools.tuning.space import Space, prepared
 
 pytest.importorskip("optuna")
 
