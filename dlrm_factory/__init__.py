@@ -1,8 +1,8 @@
 """Sharded TorchRec deep learning recommendation models, from declaration to served scores.
 
-All that the command line does is here for Python: `train`, `import_weights`, `evaluate`, `archive_model`, `verify`,
-`stage`, `start_server` and what they take. An archive carries no tools, so on a server's own code those names are
-missing.
+All that the command line does is here for Python: `train`, `tune`, `import_weights`, `evaluate`, `archive_model`,
+`verify`, `stage`, `start_server` and what they take. An archive carries no tools, so on a server's own code those
+names are missing.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dlrm_factory.tools.plan_picture import draw_plan
     from dlrm_factory.tools.server import ServeOptions, scale_workers, start_server, stop_server
     from dlrm_factory.tools.training import train
+    from dlrm_factory.tools.tuning import draw_tuning, tune
     from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
 
 _HOMES = {
@@ -44,6 +45,7 @@ _HOMES = {
     "criteo": "config",
     "draft_declaration": "tools.init",
     "draw_plan": "tools.plan_picture",
+    "draw_tuning": "tools.tuning",
     "dump_declaration": "config",
     "evaluate": "tools.evaluation",
     "first_declaration": "tools.importing",
@@ -57,6 +59,7 @@ _HOMES = {
     "start_server": "tools.server",
     "stop_server": "tools.server",
     "train": "tools.training",
+    "tune": "tools.tuning",
     "verify": "tools.archive.verification",
     "write_report": "tools.evaluation",
 }
@@ -75,6 +78,7 @@ __all__ = [
     "criteo",
     "draft_declaration",
     "draw_plan",
+    "draw_tuning",
     "dump_declaration",
     "evaluate",
     "first_declaration",
@@ -88,6 +92,7 @@ __all__ = [
     "start_server",
     "stop_server",
     "train",
+    "tune",
     "verify",
     "write_report",
 ]

@@ -11,10 +11,10 @@ def test_exports_are_pinned():
     assert dlrm_factory.__all__ == [
         "BuiltDLRM", "DLRMDeclaration", "DLRMError", "DLRMFactory", "EvaluationSource",
         "FeatureBatch", "Hardware", "Scorer", "ServeOptions", "archive_model",
-        "criteo", "draft_declaration", "draw_plan", "dump_declaration", "evaluate",
+        "criteo", "draft_declaration", "draw_plan", "draw_tuning", "dump_declaration", "evaluate",
         "first_declaration", "import_weights", "open_checkpoint", "preset", "read_declaration",
         "save_checkpoint", "scale_workers", "stage", "start_server", "stop_server",
-        "train", "verify", "write_report",
+        "train", "tune", "verify", "write_report",
     ]  # fmt: skip
     assert all(getattr(dlrm_factory, name) for name in dlrm_factory.__all__)
 

@@ -17,6 +17,7 @@ from dlrm_factory.tools.cli.plan import plan
 from dlrm_factory.tools.cli.predict import predict
 from dlrm_factory.tools.cli.serve import scale, serve, stop
 from dlrm_factory.tools.cli.train import train
+from dlrm_factory.tools.cli.tune import tune
 from dlrm_factory.tools.quiet import quiet_libraries
 
 __all__ = ["app", "main"]
@@ -29,7 +30,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 # In the order of use.
-for _command in (preset, init, plan, train, evaluate, archive, verify, stage, serve, predict, scale, stop):
+for _command in (
+    preset,
+    init,
+    plan,
+    tune,
+    train,
+    evaluate,
+    archive,
+    verify,
+    stage,
+    serve,
+    predict,
+    scale,
+    stop,
+):
     app.command()(_command)
 app.command(name="import")(import_model)
 app.add_typer(bench, name="bench")

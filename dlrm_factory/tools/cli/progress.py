@@ -33,6 +33,7 @@ from dlrm_factory.tools.server import Progress as WorkerProgress
 
 if TYPE_CHECKING:
     from dlrm_factory.tools.training import Progress as Stage
+    from dlrm_factory.tools.tuning import TuningTrial
 
 __all__ = [
     "LoadProgress",
@@ -42,6 +43,7 @@ __all__ = [
     "row_progress",
     "show_compiling",
     "training_progress",
+    "tuning_progress",
 ]
 
 _COMPILED = "dlrm_factory.compiled"
@@ -96,6 +98,23 @@ def training_progress() -> Iterator[Callable[[Stage], None]]:
                 progress.update(tasks["training"], figures=f"{loss} {auc}")
 
         yield observe
+
+
+@contextmanager
+def tuning_progress() -> Iterator[Callable[[TuningTrial], None]]:
+    """Yields what tells of each trial that is over, with a line on stderr, and the best AUC so far."""
+    console = Console(stderr=True)
+    best = 0.0
+
+    def tell(trial: TuningTrial) -> None:
+        nonlocal best
+        if trial.state == "complete":
+            best = max(best, trial.validation_auc or 0.0)
+        auc = "" if trial.validation_auc is None else f", AUC {trial.validation_auc:.4f}"
+        text = f"trial {trial.number}: {trial.state}{auc}, best so far {best:.4f}, {trial.seconds:.1f} s"
+        console.print(text, soft_wrap=True, highlight=False)
+
+    yield tell
 
 
 @contextmanager

@@ -17,19 +17,24 @@ from dlrm_factory.tools.bench.http.server import ServerUse
 if TYPE_CHECKING:
     from dlrm_factory.tools.evaluation import Evaluation
     from dlrm_factory.tools.training import TrainingReport
+    from dlrm_factory.tools.tuning import TuningReport
 
 __all__ = [
     "bad_rows_lines",
     "evaluation_tables",
     "print_found_rate",
     "print_outcome",
+    "seed_lines",
     "training_table",
+    "tuning_lines",
+    "tuning_table",
     "unfinished_lines",
     "unreadable_lines",
     "wide_console",
 ]
 
 _COLUMNS = 120
+_SHOWN_TRIALS = 10
 
 
 def wide_console() -> Console:
@@ -93,6 +98,67 @@ def unfinished_lines(report: TrainingReport) -> list[str]:
     from dlrm_factory.tools.metrics.history import rising_sentence
 
     return [rising_sentence(report.still_rising)]
+
+
+def seed_lines(report: TrainingReport) -> list[str]:
+    """Mean and spread of the figures over all seeds, if there are several."""
+    if not report.seeds:
+        return []
+    from dlrm_factory.tools.training.report import spread_of
+
+    figures: dict[str, list[float | None]] = {
+        "held-out AUC": [each.held_out_auc for each in report.seeds],
+        "held-out log-loss": [each.held_out_log_loss for each in report.seeds],
+        "validation AUC": [each.validation_auc for each in report.seeds],
+    }
+    lines = []
+    for name, values in figures.items():
+        spread = spread_of(values)
+        if spread is not None:
+            known = [value for value in values if value is not None]
+            lines.append(
+                f"{name} over {len(values)} seeds: {spread.mean:.4f} ± {spread.std:.4f} "
+                f"({min(known):.4f} to {max(known):.4f})"
+            )
+    return lines
+
+
+def tuning_table(report: TuningReport) -> Table:
+    """The best trials of a search, and that of the declared settings."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "tables' optimiser", "its rate", "dense rate", "epochs", "dim", "validation AUC", "s"):
+        table.add_column(name, justify="left" if name in ("", "tables' optimiser") else "right")
+    shown = report.ranked()[:_SHOWN_TRIALS]
+    if report.declared is not None and report.declared not in shown:
+        shown.append(report.declared)
+    for trial in shown:
+        settings = trial.settings
+        table.add_row(
+            f"trial {trial.number}" + (", as declared" if trial == report.declared else ""),
+            settings.sparse_optimizer,
+            f"{settings.sparse_learning_rate:.3g}",
+            f"{settings.learning_rate:.3g}",
+            f"{trial.epochs:g} of {settings.epochs}",
+            f"{settings.embedding_dim}",
+            _figure(trial.validation_auc),
+            f"{trial.seconds:.1f}",
+        )
+    return table
+
+
+def tuning_lines(report: TuningReport) -> list[str]:
+    """Count of the trials, and the gain over the declared settings."""
+    states = [trial.state for trial in report.trials]
+    counts = [f"{states.count(state)} {state}" for state in ("complete", "pruned", "unfinished", "failed")]
+    lines = [f"{len(states)} trials: {', '.join(counts)}"]
+    lines += [f"  trial {trial.number}: {trial.error}" for trial in report.trials if trial.error]
+    if report.declared is not None:
+        gain = (report.best.validation_auc or 0.0) - (report.declared.validation_auc or 0.0)
+        lines.append(
+            f"the best is {gain:+.4f} of AUC from the declared, on the {report.validation_rows:,} validation rows "
+            "by which it was chosen"
+        )
+    return lines
 
 
 def _epochs(report: TrainingReport) -> str:

@@ -21,6 +21,7 @@ from dlrm_factory.tools.cli.declarations import declaration_of
 from dlrm_factory.tools.cli.progress import training_progress
 from dlrm_factory.tools.cli.tables import (
     bad_rows_lines,
+    seed_lines,
     training_table,
     unfinished_lines,
     unreadable_lines,
@@ -167,6 +168,13 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest whole snapshot in --checkpoint-dir.")
     ] = False,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Train from so many seeds, on the same rows, and print mean and spread; the first is saved.",
+        ),
+    ] = 1,
     tensorboard: Annotated[
         Path | None, typer.Option(help="Write TensorBoard logs to this folder.", show_default=False)
     ] = None,
@@ -186,6 +194,7 @@ def train(
         "checkpoint_dir": checkpoint_dir,
         "checkpoint_every": checkpoint_every,
         "resume": resume,
+        "seeds": seeds,
     }
     call = TrainingCall(
         declaration=declaration, options=options, threads=threads, ranks_here=nproc, tensorboard=tensorboard
@@ -234,6 +243,11 @@ def _print(report: TrainingReport, output: Path, as_json: bool) -> None:
         typer.echo(msgspec.json.encode({"checkpoint": str(output)} | msgspec.to_builtins(report)).decode())
         return
     Console().print(training_table(report))
-    for line in (*bad_rows_lines(report), *unreadable_lines(report), *unfinished_lines(report)):
+    for line in (
+        *bad_rows_lines(report),
+        *unreadable_lines(report),
+        *unfinished_lines(report),
+        *seed_lines(report),
+    ):
         typer.echo(line)
     typer.echo(f"saved {output}")

@@ -20,6 +20,7 @@ from dlrm_factory.tools.data.split import first_rows
 from dlrm_factory.tools.init.labels import LabelProfile
 from dlrm_factory.tools.init.profile import ColumnProfile
 from dlrm_factory.tools.init.roles import Role, as_dense, embedding_dim, layer_sizes, names_id, role_of
+from dlrm_factory.tools.training.optimizers import MAX_ADAM_VALUES
 
 __all__ = [
     "Draft",
@@ -28,16 +29,20 @@ __all__ = [
     "passes",
 ]
 
-_FEW, _MANY, _VERY_MANY = 2_000, 1_000_000, 10_000_000
+_FEW, _SOME, _MANY, _VERY_MANY = 2_000, 50_000, 1_000_000, 10_000_000
 
 _WIDTH = 10**6  # never fold a line
 
 
-def passes(rows: int) -> list[str]:
-    """Batch size, epochs, decay of the learning rates and early stopping for ``rows`` rows, each a line of YAML.
+def passes(rows: int, table_values: int) -> list[str]:
+    """Batch size, optimisers, epochs, decay of the rates and early stopping, each a line of YAML.
 
     Few rows are seen several times, until a validation part says that it is enough; then the model is trained anew on
     all of them. Of many rows that part is small, so that leaving it out costs nothing. Very many teach all in one pass.
+
+    Args:
+        rows: of the data.
+        table_values: numbers in all tables together.
     """
     batch = 64 if rows < 10_000 else 256 if rows < 50_000 else 512 if rows < _MANY else 4096
     if rows < _FEW:
@@ -48,6 +53,14 @@ def passes(rows: int) -> list[str]:
         ]
     if rows < _MANY:
         epochs, patience = (30, 3) if rows < 10_000 else (20, 3) if rows < 50_000 else (6, 2)
+        optimizers = []
+        if rows >= _SOME and table_values <= MAX_ADAM_VALUES:
+            epochs = 4
+            optimizers = [
+                "learning_rate: 0.003",
+                "sparse_optimizer: adam  # better here than row_wise_adagrad; on CPU for small tables only",
+                "sparse_learning_rate: 0.005",
+            ]
         return [
             f"batch_size: {batch}",
             f"epochs: {epochs}  # at most: training stops when {patience} in a row are no better on the validation",
@@ -56,6 +69,7 @@ def passes(rows: int) -> list[str]:
             "validation: 0.1",
             "refit: true",
             "learning_rate_decay: linear",
+            *optimizers,
         ]
     if rows < _VERY_MANY:
         return [
@@ -156,7 +170,7 @@ def _training(roles: Sequence[Role], label: str, rows: int, clicks: float, bad_s
     lines = [
         "training:",
         f"  {_pair('label', label)}  # {clicks:.1%} of the rows are clicks",
-        *[f"  {line}" for line in passes(rows)],
+        *[f"  {line}" for line in passes(rows, _table_values(roles))],
     ]
     for role in roles:
         if role.kind == "time":
@@ -181,6 +195,11 @@ def bad_rows_bound(share: float) -> float:
     steps = (step / 10**power for power in (3, 2, 1) for step in (1, 2, 5))
     halfway = math.ceil(50 * (1 + share)) / 100
     return next((step for step in steps if step >= 2 * share), min(halfway, 0.99))
+
+
+def _table_values(roles: Sequence[Role]) -> int:
+    tables = [role.table for role in roles if role.table is not None]
+    return sum(table.num_embeddings * table.embedding_dim for table in tables)
 
 
 def _pair(key: str, value: str) -> str:

@@ -22,8 +22,11 @@ from dlrm_factory.model.model import EMBEDDINGS_PREFIX
 from dlrm_factory.model.plan import has_fused_optimizer
 from dlrm_factory.weights.loading import FloatShard, float_shards
 
-__all__ = ["Optimizers", "UnfusedTables", "fused_table_optimizer"]
+__all__ = ["MAX_ADAM_VALUES", "Optimizers", "UnfusedTables", "fused_table_optimizer"]
 
+MAX_ADAM_VALUES = (
+    4_000_000  # of all tables: up to here Adam pays on CPU, where a step passes over every value
+)
 _EPSILON = 1e-8  # fbgemm's, for all of them
 _BETA1, _BETA2 = 0.9, 0.999
 

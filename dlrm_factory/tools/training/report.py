@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +13,34 @@ from dlrm_factory.tools.metrics.history import Evaluation, history_json, still_r
 from dlrm_factory.tools.metrics.metrics import auc, log_loss
 from dlrm_factory.tools.training.loop import TrainingRun
 
-__all__ = ["TrainingReport", "make_report"]
+__all__ = ["SeedFigures", "Spread", "TrainingReport", "make_report", "seed_figures", "spread_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedFigures:
+    """Figures of the weights that a run from ``seed`` keeps; ``validation_auc`` None without a validation part."""
+
+    seed: int
+    held_out_auc: float | None
+    held_out_log_loss: float
+    validation_auc: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Mean and standard deviation, that of a sample, of a figure over several runs."""
+
+    mean: float
+    std: float
+
+
+def spread_of(values: Iterable[float | None]) -> Spread | None:
+    """Spread of two values or more; None with fewer, or if one is undefined."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    if len(known) < 2 or len(known) < len(found):
+        return None
+    return Spread(mean=statistics.fmean(known), std=statistics.stdev(known))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +67,7 @@ class TrainingReport:
         unreadable: cells of features that counted as missing.
         still_rising: how much the AUC still rose at the end, so that more epochs would likely help; None if it did not.
             See `dlrm_factory.tools.metrics.history.still_rising`.
+        seeds: the figures of every seed's run, this one's first; empty if there was one run.
     """
 
     rows: int
@@ -60,15 +90,27 @@ class TrainingReport:
     bad_rows: BadRows | None = None
     unreadable: tuple[UnreadableCells, ...] = ()
     still_rising: float | None = None
+    seeds: tuple[SeedFigures, ...] = ()
 
     def metadata(self) -> dict[str, str]:
         """Text that the checkpoint keeps: all that is the same in a repeated run; the history as JSON."""
         figures = {name: getattr(self, name) for name in self.__slots__}
         del figures["seconds"], figures["samples_per_second"], figures["history"]
-        del figures["unreadable"], figures["still_rising"]
+        del figures["unreadable"], figures["still_rising"], figures["seeds"]
         figures["bad_rows"] = None if self.bad_rows is None else self.bad_rows.rows
         kept = {key: repr(value) for key, value in figures.items() if value is not None}
         return kept | {"history": history_json(self.history)}
+
+
+def seed_figures(seed: int, report: TrainingReport) -> SeedFigures:
+    """Figures of ``report`` that are compared between seeds."""
+    found = [e.validation_auc for e in report.history if e.validation_auc is not None]
+    return SeedFigures(
+        seed=seed,
+        held_out_auc=report.held_out_auc,
+        held_out_log_loss=report.held_out_log_loss,
+        validation_auc=max(found, default=None),
+    )
 
 
 def make_report(

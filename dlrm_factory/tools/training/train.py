@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
+import numpy.typing as npt
 import torch.distributed as dist
 
 from dlrm_factory.config.declaration import DLRMDeclaration
@@ -18,13 +21,13 @@ from dlrm_factory.tools.data.source import Clicks, generate_clicks, read_clicks
 from dlrm_factory.tools.training.early_stopping import check_labels_differ
 from dlrm_factory.tools.training.loop import TrainingData, TrainingRun
 from dlrm_factory.tools.training.objective import make_objective
-from dlrm_factory.tools.training.report import TrainingReport, make_report
+from dlrm_factory.tools.training.report import SeedFigures, TrainingReport, make_report, seed_figures
 from dlrm_factory.tools.training.run_state import RunState
 from dlrm_factory.tools.training.snapshots import Snapshots
 from dlrm_factory.weights.checkpoint import GOLDEN_ROWS, save_checkpoint
 from dlrm_factory.weights.held_out import MAX_SAMPLES, HeldOut
 
-__all__ = ["train"]
+__all__ = ["fit", "load_clicks", "train", "training_data"]
 
 
 def train(
@@ -40,6 +43,7 @@ def train(
     checkpoint_dir: Path | None = None,
     checkpoint_every: int | None = None,
     resume: bool = False,
+    seeds: int = 1,
     observe: Observer = lambda progress: None,
 ) -> TrainingReport:
     """Train the declared model and save the checkpoint ``output``.
@@ -58,6 +62,8 @@ def train(
         checkpoint_dir: a folder for snapshots, from which a run can go on; the newest two are kept.
         checkpoint_every: steps between snapshots; None: after each epoch.
         resume: go on from the newest whole snapshot in ``checkpoint_dir``, at any number of ranks.
+        seeds: train so many times on the same rows, each with weights and an order of samples of its own, and report
+            all; the checkpoint is of the first, the declared seed.
         observe: told of progress.
 
     Raises:
@@ -67,14 +73,46 @@ def train(
         WeightsError: ``output`` or ``checkpoint_dir`` cannot be written, or there is nothing to go on from.
     """
     _check_writable(output)
+    if seeds > 1 and checkpoint_dir is not None:
+        raise DataError(
+            "several seeds are several runs, and snapshots are of one; leave seeds or checkpoint_dir out"
+        )
     snapshots = _snapshots(checkpoint_dir, resume)
-    clicks = _clicks(declaration, data, held_out, rows, scratch, file_format, write_data, observe)
+    clicks = load_clicks(declaration, data, held_out, rows, scratch, file_format, write_data, observe)
     golden_rows = golden_rows_json(clicks.features.declaration, [*held_out, *data], file_format)
-    samples = _samples(clicks, declaration)
+    samples = training_data(clicks)
+    fitted = clicks.features.declaration
+    run, logits = fit(
+        fitted, samples, snapshots=snapshots, save_every=checkpoint_every, resume=resume, observe=observe
+    )
+    report = make_report(run, logits, clicks.true_logits, clicks.bad_rows, clicks.unreadable)
+    _save(run, output, report, clicks, _kept(clicks, logits), golden_rows)
+    del run
+    if seeds > 1:
+        others = [_of_seed(fitted, samples, fitted.training.seed + i, observe) for i in range(1, seeds)]
+        report = replace(report, seeds=(seed_figures(fitted.training.seed, report), *others))
+    return report
+
+
+def fit(
+    declaration: DLRMDeclaration,
+    samples: TrainingData,
+    *,
+    snapshots: Snapshots | None = None,
+    save_every: int | None = None,
+    resume: bool = False,
+    observe: Observer = lambda progress: None,
+) -> tuple[TrainingRun, npt.NDArray[np.float32]]:
+    """Train a fresh model on ``samples``, and anew on the validation rows too if ``refit`` is declared.
+
+    Collective over the ranks. ``declaration`` has every mean and std.
+
+    Returns:
+        The run, with the weights that are kept in its model, and their logits of the held-out rows, float32.
+    """
 
     def start(state: RunState) -> TrainingRun:
-        objective = make_objective(clicks.features.declaration)
-        run = TrainingRun(objective, samples, observe=observe, save_every=checkpoint_every)
+        run = TrainingRun(make_objective(declaration), samples, observe=observe, save_every=save_every)
         run.state = state
         if snapshots is not None:
             run.save = snapshots.save
@@ -89,12 +127,19 @@ def train(
         del run  # its weights, their best copy and the optimisers' states
         run = start(state)
         logits = run.train()
-    report = make_report(run, logits, clicks.true_logits, clicks.bad_rows, clicks.unreadable)
-    _save(run, output, report, clicks, _kept(clicks, logits), golden_rows)
-    return report
+    return run, logits
 
 
-def _clicks(
+def _of_seed(
+    declaration: DLRMDeclaration, samples: TrainingData, seed: int, observe: Observer
+) -> SeedFigures:
+    """Figures of a run on the same rows whose weights and order of samples come from ``seed``."""
+    training = msgspec.structs.replace(declaration.training, seed=seed)
+    run, logits = fit(msgspec.structs.replace(declaration, training=training), samples, observe=observe)
+    return seed_figures(seed, make_report(run, logits, None))
+
+
+def load_clicks(
     declaration: DLRMDeclaration,
     data: Sequence[Path],
     held_out: Sequence[Path],
@@ -104,6 +149,7 @@ def _clicks(
     write_data: Path | None,
     observe: Observer,
 ) -> Clicks:
+    """Rows of ``data`` and ``held_out``; without any, generated ones. The arguments are those of `train`."""
     observe(Progress(stage="data", done=0, total=rows))
     if not data:
         if held_out:
@@ -142,9 +188,9 @@ def _snapshots(folder: Path | None, resume: bool) -> Snapshots | None:
     return snapshots
 
 
-def _samples(clicks: Clicks, declaration: DLRMDeclaration) -> TrainingData:
-    """DataError unless there is something to train on and something held out."""
-    options, ranks = declaration.training, int(os.environ.get("WORLD_SIZE", "1"))
+def training_data(clicks: Clicks) -> TrainingData:
+    """Rows of ``clicks`` by their use. DataError unless there is something to train on and something held out."""
+    options, ranks = clicks.features.declaration.training, int(os.environ.get("WORLD_SIZE", "1"))
     training, held_out = clicks.training, clicks.held_out
     if len(training) < ranks or not len(held_out):
         raise DataError(

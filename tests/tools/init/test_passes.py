@@ -15,6 +15,7 @@ from dlrm_factory.tools.evaluation import EvaluationSource, evaluate
 from dlrm_factory.tools.init import draft_declaration
 from dlrm_factory.tools.init.draft import passes
 from dlrm_factory.tools.training import train
+from dlrm_factory.tools.training.optimizers import MAX_ADAM_VALUES
 
 
 @pytest.mark.parametrize(
@@ -24,16 +25,32 @@ from dlrm_factory.tools.training import train
         (1_999, 64, 5, None, False),
         (2_000, 64, 30, 3, True),
         (10_000, 256, 20, 3, True),
-        (100_000, 512, 6, 2, True),
+        (100_000, 512, 4, 2, True),
         (1_000_000, 4096, 3, 1, False),
         (10_000_000, 4096, 1, None, False),
     ],
 )
 def test_passes_go_by_the_number_of_rows(rows, batch_size, epochs, early_stopping, refit):
-    found = yaml.safe_load("\n".join(passes(rows)))
+    found = yaml.safe_load("\n".join(passes(rows, 100_000)))
     assert found["learning_rate_decay"] == "linear"
     assert (found["batch_size"], found["epochs"]) == (batch_size, epochs)
     assert (found.get("early_stopping"), found.get("refit", False)) == (early_stopping, refit)
+
+
+@pytest.mark.parametrize(
+    ("rows", "table_values", "adam"),
+    [
+        (49_999, 100_000, False),
+        (50_000, 100_000, True),
+        (50_000, MAX_ADAM_VALUES, True),
+        (50_000, MAX_ADAM_VALUES + 1, False),
+        (1_000_000, 100_000, False),
+    ],
+)
+def test_small_tables_of_some_rows_get_adam(rows, table_values, adam):
+    found = yaml.safe_load("\n".join(passes(rows, table_values)))
+    assert (found.get("sparse_optimizer") == "adam") == adam
+    assert (found.get("epochs") == 4) == adam
 
 
 @pytest.mark.slow

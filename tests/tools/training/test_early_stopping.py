@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 
 from dlrm_factory.config import DLRMDeclaration, TrainingOptions, tiny
 from dlrm_factory.errors import DataError
+from dlrm_factory.tools.cli.tables import seed_lines
 from dlrm_factory.tools.metrics.history import read_history, still_rising
 from dlrm_factory.tools.metrics.metrics import auc
 from dlrm_factory.tools.training import Evaluation, Progress, train
+from dlrm_factory.tools.training.report import spread_of
 from dlrm_factory.weights.checkpoint import open_checkpoint
 
 OPTIONS = TrainingOptions(label="click")  # not the preset's, which are tuned
@@ -220,3 +222,20 @@ def point(samples: int, held_out: float, validation: float | None = None) -> Eva
 )
 def test_a_curve_that_still_rises(history, gain):
     assert still_rising(history) == (None if gain is None else pytest.approx(gain))
+
+
+def test_several_seeds_share_the_rows_and_the_first_is_saved(tmp_path):
+    alone = train(declared(epochs=2, validation=0.1), output=tmp_path / "alone.safetensors", rows=ROWS)
+    path = tmp_path / "c.safetensors"
+    report = train(declared(epochs=2, validation=0.1), output=path, rows=ROWS, seeds=3)
+    assert [each.seed for each in report.seeds] == [1, 2, 3]
+    assert report.seeds[0].held_out_auc == report.held_out_auc == alone.held_out_auc
+    assert len({each.held_out_auc for each in report.seeds}) == 3
+    one, other = load_file(path), load_file(tmp_path / "alone.safetensors")
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    spread = spread_of(each.held_out_auc for each in report.seeds)
+    assert spread is not None
+    assert spread.mean == pytest.approx(np.mean([each.held_out_auc for each in report.seeds]))
+    assert any("held-out AUC over 3 seeds: " in line for line in seed_lines(report))
+    with pytest.raises(DataError, match="leave seeds or checkpoint_dir out"):
+        train(declared(), output=path, rows=ROWS, seeds=2, checkpoint_dir=tmp_path / "snapshots")
