@@ -1,21 +1,24 @@
-"""Compiles a library in a process of its own: ``python -m dlrm_factory.compiled.build FOLDER LIBRARY PRECISION KIND``.
+"""Compiles libraries in processes of their own: ``python -m dlrm_factory.compiled.build FOLDER SCRATCH PRECISION``.
 
-KIND is ``few`` or ``many``: the samples of a batch that the code is for. The compiler takes seconds of CPU and some
-hundred megabytes, which a serving worker should not keep.
+Leaves ``few.so`` and ``many.so`` in SCRATCH, by the samples of a batch that the code is for, or the reason in
+``few.log`` or ``many.log``. The compiler takes seconds of CPU and some hundred megabytes, which a serving worker should
+not keep.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,26 +92,43 @@ def build_in_subprocess(
 def _build_both(
     folder: Path, library: Path, precision: Precision, scratch: Path, deadline: float
 ) -> str | None:
-    built = {kind: scratch / f"{kind}.so" for kind in _KINDS}
-    with ExitStack() as stack:
-        processes = {
-            kind: stack.enter_context(_started(folder, built[kind], precision, kind)) for kind in _KINDS
-        }
-        failures = {kind: _end(process, deadline) for kind, process in processes.items()}
+    with _started(folder, scratch, precision) as process:
+        late = _end(process, deadline)
+    failures = {kind: late or _failure(scratch, kind, process.returncode) for kind in _KINDS}
     if failures["many"] is not None:
         return failures["many"]
     _listing(library).unlink(missing_ok=True)
     few_samples_library(library).unlink(missing_ok=True)
-    checksums = {library.name: _checksum(built["many"])}
+    checksums = {library.name: _checksum(_built(scratch, "many"))}
     if failures["few"] is None:
-        checksums[few_samples_library(library).name] = _checksum(built["few"])
-        built["few"].replace(few_samples_library(library))
+        checksums[few_samples_library(library).name] = _checksum(_built(scratch, "few"))
+        _built(scratch, "few").replace(few_samples_library(library))
     else:  # on a CPU for which the compiler has no such code
         logger.warning("No code of its own for a few samples on this host: %s", failures["few"])
-    built["many"].replace(library)
+    _built(scratch, "many").replace(library)
     (scratch / "listing").write_bytes(msgspec.json.encode(checksums))
     (scratch / "listing").replace(_listing(library))
     return None
+
+
+def _built(scratch: Path, kind: Kind) -> Path:
+    return scratch / f"{kind}.so"
+
+
+def _log(scratch: Path, kind: Kind) -> Path:
+    return scratch / f"{kind}.log"
+
+
+def _failure(scratch: Path, kind: Kind, status: int) -> str | None:
+    """Why there is no library of ``kind``; None if there is one. ``status``: of the process that was to compile it."""
+    if _built(scratch, kind).is_file():
+        return None
+    try:
+        printed = _log(scratch, kind).read_text(errors="replace").splitlines()
+    except OSError:
+        printed = []
+    said = next((line for line in reversed(printed) if line.strip()), "it printed nothing")
+    return f"the compiler failed{f' (status {status})' if status else ''}: {said}"
 
 
 def _listing(library: Path) -> Path:
@@ -120,46 +140,45 @@ def _checksum(path: Path) -> str:
 
 
 @contextmanager
-def _started(
-    folder: Path, library: Path, precision: Precision, kind: Kind
-) -> Iterator[subprocess.Popen[str]]:
-    """The process that compiles ``library``; the process does not outlive the block."""
+def _started(folder: Path, scratch: Path, precision: Precision) -> Iterator[subprocess.Popen[bytes]]:
+    """The process that compiles; neither it nor one that it started outlives the block."""
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-W", "ignore", "-m", "dlrm_factory.compiled.build"]
-    command += [str(folder.resolve()), str(library), precision, kind]
+    command += [str(folder.resolve()), str(scratch), precision]
     path = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
         "PYTHONPATH": os.pathsep.join(path),
-        # Headers that are compiled once serve every later build.
-        "TORCHINDUCTOR_CACHE_DIR": str(library.parents[1] / "inductor"),
+        # What is found out of the CPU once serves every later build.
+        "TORCHINDUCTOR_CACHE_DIR": str(scratch.parent / "inductor"),
     }
-    with subprocess.Popen(
-        command,
-        env=environment,
-        cwd=root,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with (
+        _log(scratch, "many").open("wb") as log,
+        subprocess.Popen(
+            command,
+            env=environment,
+            cwd=root,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,  # a group of its own, to be ended whole
+        ) as process,
+    ):
         try:
             yield process
         finally:
-            process.kill()  # nothing, if it has ended
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # nothing, if all have ended
 
 
-def _end(process: subprocess.Popen[str], deadline: float) -> str | None:
-    """Wait for ``process`` until ``deadline`` (``time.monotonic()``). None, or why it failed."""
+def _end(process: subprocess.Popen[bytes], deadline: float) -> str | None:
+    """Wait for ``process`` until ``deadline`` (``time.monotonic()``). None, or that it is late."""
     try:
-        _, printed = process.communicate(timeout=max(0.0, deadline - time.monotonic()))
+        process.wait(timeout=max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         return "the compiler took too long; raise serving.startup_timeout_s, or declare serving.compile: off"
-    if process.returncode == 0:
-        return None
-    lines = [line for line in printed.splitlines() if line.strip()] or ["it printed nothing"]
-    return f"the compiler process ended with {process.returncode}: {lines[-1]}"
+    return None
 
 
 def _build(folder: Path, library: Path, precision: Precision, kind: Kind) -> None:
@@ -182,11 +201,28 @@ def _build(folder: Path, library: Path, precision: Precision, kind: Kind) -> Non
             inductor_configs=_FEW_SAMPLES if kind == "few" else _MANY_SAMPLES[precision],
         )
     # The library alone: torch would unpack a package for each worker anew, which could then share no page of it.
+    partial = library.with_suffix(".partial")
     with zipfile.ZipFile(made) as package:
         (name,) = [name for name in package.namelist() if name.endswith(".so")]
-        library.write_bytes(package.read(name))
+        partial.write_bytes(package.read(name))
+    partial.replace(library)
+
+
+def _build_all(folder: Path, scratch: Path, precision: Precision) -> None:
+    """Compile both kinds at the same time, in two processes that share one import of the compiler."""
+    importlib.import_module("torch._inductor.compile_fx")
+    child = os.fork()
+    if child == 0:
+        with _log(scratch, "few").open("wb") as log:
+            os.dup2(log.fileno(), sys.stderr.fileno())
+        _build(folder, _built(scratch, "few"), precision, "few")
+        return
+    try:
+        _build(folder, _built(scratch, "many"), precision, "many")
+    finally:
+        os.waitpid(child, 0)
 
 
 if __name__ == "__main__":
     os.nice(10)
-    _build(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4])  # type: ignore[arg-type]
+    _build_all(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])  # type: ignore[arg-type]
