@@ -8,8 +8,8 @@ import yaml
 
 from dlrm_factory.config import tiny
 from dlrm_factory.tools.archive.listing import read_archive_listing
+from dlrm_factory.tools.archive.model_config import model_config
 from dlrm_factory.tools.archive.sealing import archive_model
-from dlrm_factory.tools.archive.staging import model_config
 
 DOCS = (Path(__file__).resolve().parents[3] / "docs/archive.md").read_text(encoding="utf-8")
 
