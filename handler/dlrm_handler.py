@@ -87,11 +87,11 @@ class DLRMHandler:
         prepare_worker(str(context.system_properties.get("server_version")), context.metrics)
         folder = Path(context.system_properties["model_dir"])
         try:
-            group = WorkerGroup.join(folder) if in_group() else None
-            if group is not None and group.follows:
-                group.follow()
+            self._group = WorkerGroup.join(folder) if in_group() else None
+            if self._group is not None and self._group.follows:
+                self._group.follow()
             else:
-                self._service = _load(folder, context, group)
+                self._service = _load(folder, context, self._group)
                 self._read_metrics = ReadMetrics(self._service.read_counts)
                 self._draining = Draining.for_model(str(context.system_properties["model_dir"]))
         except DLRMError as error:
@@ -107,6 +107,8 @@ class DLRMHandler:
         answers = answer_calls(self._service, data, headers, context)
         self._read_metrics.report(context.metrics)
         again = self._draining.begin_answers(context.request_ids)
+        if self._group is not None:
+            answers = self._group.last_answers(answers, headers, context.request_ids)
         for i, answer in enumerate(answers):
             if i in again and "ts_stream_next" not in context.get_response_headers(i):
                 # By HTTP: an answer by gRPC reaches its own call or none.

@@ -28,14 +28,17 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping, MutableMapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 
 from dlrm_factory.errors import GroupError
 from dlrm_factory.ranks import RankedScorer, RankGroup, follow, load_rank
+from dlrm_factory.requests.answers import Answer, answer_group_lost
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.weights.sealed import SealedWeights
 from handler.wire import call_before_waits
@@ -45,6 +48,7 @@ __all__ = ["WorkerGroup", "in_group", "process_state"]
 logger = logging.getLogger(__name__)
 
 _PROTOCOL = "ts.protocol.otf_message_handler"
+_NOBODY = "none, for the group of ranks is lost (model_log.log says why)"
 _SOCKET = ".ts.sock."  # names of TorchServe's sockets for its workers
 _PR_SET_PDEATHSIG = 1
 _TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h
@@ -124,6 +128,25 @@ class WorkerGroup:
         threading.Thread(target=self._follow, args=(scorer,), daemon=True, name="follow").start()
         threading.Thread(target=self._watch_leader, daemon=True, name="watch").start()
 
+    def last_answers(
+        self, answers: list[Answer], headers: Sequence[Mapping[str, Any]], ids: MutableMapping[int, str] | None
+    ) -> list[Answer]:
+        """Answers of a batch; those that lost the group are made the worker's last.
+
+        TorchServe hands a worker its next batch within microseconds of its answers, and what ends the worker then fails
+        that batch too. An answer to a request that nobody has made ends it in between: TorchServe sends the answers
+        before it, and then fails the same requests, which have to be errors: these close a connection, and a second
+        answer does not reach anybody. A call by gRPC takes no second answer, so batches with one are left as they are.
+
+        Args:
+            headers: of each request.
+            ids: place in the batch → TorchServe's id of the request; changed.
+        """
+        if not (self._lost and ids and all(type(each.get("explain")) is str for each in headers)):
+            return answers
+        ids[-1] = _NOBODY
+        return [answer if answer.status >= HTTPStatus.BAD_REQUEST else answer_group_lost() for answer in answers]
+
     def end(self) -> NoReturn:
         """End all ranks on this host, this one too, at once."""
         if self._torchrun is not None and os.getppid() == self._torchrun:
@@ -138,7 +161,7 @@ class WorkerGroup:
         timer.start()
 
     def _end_after_answers(self, connection: socket.socket) -> None:
-        """End a lost group as soon as its last answer is written, so that TorchServe gives it no further batch.
+        """End a lost group once its last answer is written.
 
         TorchServe would take the end of a follower's connection for that of the worker, and forget an answer that it
         has not yet read from the leader's: so the leader's ends first.
