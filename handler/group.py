@@ -129,7 +129,10 @@ class WorkerGroup:
         threading.Thread(target=self._watch_leader, daemon=True, name="watch").start()
 
     def last_answers(
-        self, answers: list[Answer], headers: Sequence[Mapping[str, Any]], ids: MutableMapping[int, str] | None
+        self,
+        answers: list[Answer],
+        headers: Sequence[Mapping[str, Any]],
+        ids: MutableMapping[int, str] | None,
     ) -> list[Answer]:
         """Answers of a batch; those that lost the group are made the worker's last.
 
@@ -145,7 +148,9 @@ class WorkerGroup:
         if not (self._lost and ids and all(type(each.get("explain")) is str for each in headers)):
             return answers
         ids[-1] = _NOBODY
-        return [answer if answer.status >= HTTPStatus.BAD_REQUEST else answer_group_lost() for answer in answers]
+        return [
+            answer if answer.status >= HTTPStatus.BAD_REQUEST else answer_group_lost() for answer in answers
+        ]
 
     def end(self) -> NoReturn:
         """End all ranks on this host, this one too, at once."""

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dlrm_factory.errors import ArchiveError, ServingError
+from dlrm_factory.errors import ArchiveError, ServingError, WeightsError
 from dlrm_factory.tools.archive.model_config import MODEL_CONFIG_FILE, ranks_of, with_ranks
 from dlrm_factory.tools.archive.reading import read_archive_declaration, unpack_archive
 from dlrm_factory.tools.server.store import ServedModel
+from dlrm_factory.weights.seal import read_seal, write_seal
 
 __all__ = ["with_other_ranks"]
 
@@ -47,11 +48,25 @@ def _with_ranks(model: ServedModel, ranks: int, folder: Path) -> ServedModel:
             return model
         folder.mkdir(parents=True)
         unpack_archive(model.path, folder, remedy="give --run-dir on another disk")
-    except ArchiveError as error:
+        _change_ranks(folder, ranks)
+    except (ArchiveError, WeightsError) as error:
         raise ServingError(f'model "{model.name}" cannot be served with other ranks: {error}') from None
+    return replace(model, location=str(folder), path=folder)
+
+
+def _change_ranks(folder: Path, ranks: int) -> None:
+    """Replace model-config.yaml, and its place in the seal, which holds for all else as before."""
+    seal = read_seal(folder)
+    seal.check(folder)
     config = folder / MODEL_CONFIG_FILE
     text = config.read_text(encoding="utf-8")
     # It may be a link to the archive's own.
     config.unlink()
     config.write_text(with_ranks(text, ranks), encoding="utf-8")
-    return replace(model, location=str(folder), path=folder)
+    write_seal(
+        folder,
+        list(seal.files),
+        versions=seal.versions,
+        training=seal.training,
+        evaluation=seal.evaluation,
+    )

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import yaml
 
-import dlrm_factory.tools.archive.reading as reading
 from dlrm_factory.batch import FeatureBatch
 from dlrm_factory.config import ServingOptions, read_declaration, tiny
 from dlrm_factory.errors import ArchiveError, WeightsError
 from dlrm_factory.scorer import Scorer
+from dlrm_factory.tools.archive import reading, staging
 from dlrm_factory.tools.archive.model_config import model_config
 from dlrm_factory.tools.archive.staging import archiver_command, stage
 
