@@ -119,8 +119,10 @@ class DLRMFactory:
         """
         place = _local_device(device or self.declaration.sharding.device)
         ranks = group or process_group(place.type)
-        hardware = self._hardware_here(place.type, ranks.size(), memory)
         source = SealedWeights(weights) if isinstance(weights, Path) else weights
+        # Any number of ranks serves sealed weights; whoever trains is told of a torchrun that is not as declared.
+        fixed = not isinstance(source, SealedWeights)
+        hardware = self._hardware_here(place.type, ranks.size(), memory, fixed=fixed)
 
         model = self._make_model(source, place)
         if table_optimizer is not None:
@@ -169,11 +171,11 @@ class DLRMFactory:
             return StateDictRows(self.declaration, weights)
         return RandomRows(self.declaration, self.declaration.training.seed)
 
-    def _hardware_here(self, device: str, world_size: int, memory: int | None) -> Hardware:
+    def _hardware_here(self, device: str, world_size: int, memory: int | None, *, fixed: bool) -> Hardware:
         """The declared hardware with the ranks that really run."""
         local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
         declared = self.declaration.sharding
-        if declared.world_size not in (1, world_size):
+        if fixed and declared.world_size not in (1, world_size):
             raise PlanError(
                 f"$.sharding.world_size is {declared.world_size} but {world_size} "
                 f"{'process runs' if world_size == 1 else 'processes run'}; start that many with torchrun, "

@@ -61,6 +61,7 @@ from dlrm_factory.requests.service import DLRMService  # noqa: E402
 from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer  # noqa: E402
 from handler.calls import answer_calls  # noqa: E402
 from handler.draining import Draining  # noqa: E402
+from handler.group import WorkerGroup, in_group  # noqa: E402
 from handler.metrics import ReadMetrics  # noqa: E402
 from handler.request import REQUEST_ID, request_id_of  # noqa: E402
 from handler.worker import freeze_loaded, prepare_worker, share_cores  # noqa: E402
@@ -79,18 +80,23 @@ class DLRMHandler:
     def initialize(self, context: Context) -> None:
         """Prepare, load, prove, freeze. Raises `DLRMError` after one log line if the archive is broken.
 
-        A worker that cannot reproduce the archive's golden requests raises, so it never reports ready.
+        A worker that cannot reproduce the archive's golden requests raises, so it never reports ready. Of a group of
+        ranks the first one proves and answers, and the others follow it: `handle` is for the first alone.
         """
         started = time.perf_counter()
         prepare_worker(str(context.system_properties.get("server_version")), context.metrics)
         folder = Path(context.system_properties["model_dir"])
         try:
-            self._service = _load(folder, context)
+            self._group = WorkerGroup.join(folder) if in_group() else None
+            if self._group is not None and self._group.follows:
+                self._group.follow()
+            else:
+                self._service = _load(folder, context, self._group)
+                self._read_metrics = ReadMetrics(self._service.read_counts)
+                self._draining = Draining.for_model(str(context.system_properties["model_dir"]))
         except DLRMError as error:
             logger.error("The archive in %s cannot be served: %s", folder, error)
             raise
-        self._read_metrics = ReadMetrics(self._service.read_counts)
-        self._draining = Draining.for_model(str(context.system_properties["model_dir"]))
         freeze_loaded()
         logger.info("Loaded the model in %s in %.1f s", folder, time.perf_counter() - started)
 
@@ -101,6 +107,8 @@ class DLRMHandler:
         answers = answer_calls(self._service, data, headers, context)
         self._read_metrics.report(context.metrics)
         again = self._draining.begin_answers(context.request_ids)
+        if self._group is not None:
+            answers = self._group.last_answers(answers, headers, context.request_ids)
         for i, answer in enumerate(answers):
             if i in again and "ts_stream_next" not in context.get_response_headers(i):
                 # By HTTP: an answer by gRPC reaches its own call or none.
@@ -115,10 +123,10 @@ class DLRMHandler:
         return [answer.body for answer in answers]
 
 
-def _load(folder: Path, context: Context) -> DLRMService:
-    scorer = Scorer.load(folder)
+def _load(folder: Path, context: Context, group: WorkerGroup | None) -> DLRMService:
+    scorer = Scorer.load(folder) if group is None else group.lead()
     serving = scorer.declaration.serving
-    share_cores(serving)
+    share_cores(serving, ranks=1 if group is None else group.ranks.size)
     service = DLRMService(
         scorer,
         model_name=context.model_name,

@@ -70,17 +70,19 @@ def prepare_worker(version: str, metrics: Any) -> None:
             thin_out_times(metrics)
 
 
-def share_cores(serving: ServingOptions) -> None:
-    """Give torch its threads. Warn when all workers together have more of them than there are cores."""
+def share_cores(serving: ServingOptions, *, ranks: int = 1) -> None:
+    """Give torch its threads. Warn when all workers together have more of them than there are cores.
+
+    ``ranks``: processes of a worker.
+    """
     torch.set_num_threads(serving.threads)
     cores = len(os.sched_getaffinity(0))
-    wanted = serving.min_workers * serving.threads
-    if wanted > cores:
+    if serving.min_workers * ranks * serving.threads > cores:
         logger.warning(
             "%d workers of %d threads share %d cores; a thread that waits for a busy core delays its whole batch. "
             "Lower serving.threads or serving.min_workers",
             serving.min_workers,
-            serving.threads,
+            ranks * serving.threads,
             cores,
         )
 

@@ -249,6 +249,13 @@ def _sharding(d: DLRMDeclaration) -> Iterator[str]:
             parse_bytes(s.memory)
         except ValueError as error:
             yield f"$.sharding.memory: {error}"
+    if not 0 < s.timeout_s < math.inf:
+        yield f"$.sharding.timeout_s: {s.timeout_s:g} is not a positive, finite number"
+    elif s.world_size > 1 and s.timeout_s >= d.serving.response_timeout_s:
+        yield (
+            f"$.sharding.timeout_s: {s.timeout_s:g} s is not below serving.response_timeout_s "
+            f"{d.serving.response_timeout_s}, after which TorchServe ends the worker unanswered; lower it"
+        )
 
 
 def _serving(d: DLRMDeclaration) -> Iterator[str]:

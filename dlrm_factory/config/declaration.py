@@ -130,7 +130,7 @@ class Table(_Strict, kw_only=True, frozen=True):
 
 
 class ShardingOptions(_Strict, kw_only=True, frozen=True):
-    """The hardware the planner places the tables on.
+    """The hardware the planner places the tables on, and the ranks that serve.
 
     Fields:
         world_size: ranks in all.
@@ -138,12 +138,19 @@ class ShardingOptions(_Strict, kw_only=True, frozen=True):
         device: ``cpu`` or ``cuda``.
         memory: bytes a rank has for tables, e.g. ``80GB``; null asks the machine
             (cuda: 80GB if there is none).
+        timeout_s: seconds until a rank that does not answer counts as gone, when served.
     """
 
     world_size: int = 1
     hosts: int = 1
     device: Literal["cpu", "cuda"] = "cpu"
     memory: str | None = None
+    timeout_s: float = 5.0
+
+    @property
+    def local_world_size(self) -> int:
+        """Number of ranks on each host."""
+        return self.world_size // self.hosts
 
 
 class ServingOptions(_Strict, kw_only=True, frozen=True):

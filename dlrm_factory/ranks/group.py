@@ -23,7 +23,8 @@ class RankGroup:
     Fields:
         rank: of this process.
         size: number of ranks.
-        steps: what the leader sends first, for which followers wait without a deadline. gloo.
+        steps: what the leader sends first, with a deadline; followers wait for it without one. gloo.
+        patience: answers that may take minutes, without a deadline. gloo.
         data: slices and logits, with a deadline. gloo.
         exchange: TorchRec's, with a deadline. gloo on CPU, NCCL on CUDA.
         timeout_s: the deadline of one collective.
@@ -32,6 +33,7 @@ class RankGroup:
     rank: int
     size: int
     steps: dist.ProcessGroup
+    patience: dist.ProcessGroup
     data: dist.ProcessGroup
     exchange: dist.ProcessGroup
     timeout_s: float
@@ -48,6 +50,7 @@ class RankGroup:
             rank=world.rank(),
             size=world.size(),
             steps=dist.new_group(timeout=_IDLE, backend="gloo"),
+            patience=dist.new_group(timeout=_IDLE, backend="gloo"),
             data=dist.new_group(timeout=_LOADING, backend="gloo"),
             exchange=dist.new_group(timeout=_LOADING),
             timeout_s=timeout_s,
@@ -59,6 +62,8 @@ class RankGroup:
         Some ranks load more slowly than others, and TorchRec talks while it shards.
         """
         dist.barrier(group=self.steps)
-        for group in (self.data, self.exchange):
+        # The leader's step leaves it only when each follower has come to wait for it.
+        bounded = [self.data, self.exchange] if self.rank else [self.steps, self.data, self.exchange]
+        for group in bounded:
             # torch's own way to shorten a time-out, which has no public name.
             dist.distributed_c10d._set_pg_timeout(timedelta(seconds=self.timeout_s), group)

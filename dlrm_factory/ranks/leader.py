@@ -149,6 +149,12 @@ class RankedScorer:
             own = compile_rank(self.scorer, self._step, head, folder, list(probes))
             self._check(self._messages.gather(own, patiently=True))
 
+    def lose(self, error: GroupError) -> None:
+        """Count the group as lost, if it is not yet: every further call raises ``error``. For signal handlers too."""
+        if self._lost is None:
+            self._lost = error
+            self._on_loss(error)
+
     def stop(self) -> None:
         """Let the followers end. Nothing can be scored afterwards."""
         if self._lost is None:
@@ -215,9 +221,9 @@ class RankedScorer:
             except RankError:
                 raise
             except Exception as error:
-                self._lost = GroupError(
+                lost = GroupError(
                     f"a rank of the group of {self._group.size} is gone, or did not answer within "
                     f"{self._group.timeout_s:g} s; send the request again ({error})"
                 )
-                self._on_loss(self._lost)
-                raise self._lost from error
+                self.lose(lost)
+                raise self._lost or lost from error

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-
-import msgspec
 
 from dlrm_factory.compiled import DirectLookup
 from dlrm_factory.factory import DLRMFactory
@@ -18,21 +15,17 @@ from dlrm_factory.weights.sealed import SealedWeights
 __all__ = ["load_rank"]
 
 
-def load_rank(folder: Path, group: RankGroup, *, device: str | None = None) -> Scorer:
-    """A scorer of this rank's part of the sealed weights in ``folder``, for `RankedScorer` or `follow`; eager so far.
+def load_rank(weights: Path | SealedWeights, group: RankGroup, *, device: str | None = None) -> Scorer:
+    """A scorer of this rank's part of sealed weights, for `RankedScorer` or `follow`; eager so far.
 
     Any number of ranks serves any archive, whatever it declares. On CPU every rank maps the one table file and reads
     its tables, or its rows of them, in place; only column_wise shards are copied.
     """
-    sealed = SealedWeights(folder)
+    sealed = SealedWeights(weights) if isinstance(weights, Path) else weights
     declared = sealed.declaration
-    sharding = msgspec.structs.replace(declared.sharding, world_size=1, hosts=1)
-    anywhere = msgspec.structs.replace(declared, sharding=sharding)
-    built = DLRMFactory(anywhere).build(weights=sealed, device=device, group=group.exchange)
+    built = DLRMFactory(declared).build(weights=sealed, device=device, group=group.exchange)
     sealed.tables.prepare_lookups(memory_limit())
     # For trying out compiled code, which each rank does alone.
     lookup = DirectLookup(declared, sealed.tables) if built.device.type == "cpu" else None
-    whole = dataclasses.replace(built, declaration=declared)
-    return Scorer(
-        whole, lookup=lookup, vocabularies=sealed.vocabularies, is_bounded=(folder / HELD_OUT_FILE).is_file()
-    )
+    is_bounded = (sealed.folder / HELD_OUT_FILE).is_file()
+    return Scorer(built, lookup=lookup, vocabularies=sealed.vocabularies, is_bounded=is_bounded)

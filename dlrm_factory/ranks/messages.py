@@ -112,7 +112,7 @@ class Messages:
 
         ``patiently``: without a deadline.
         """
-        group = self._group.steps if patiently else self._group.data
+        group = self._group.patience if patiently else self._group.data
         into = [torch.empty_like(answer) for _ in range(self._group.size)] if self._group.rank == 0 else None
         dist.gather(answer, into, group_dst=0, group=group)
         return into or []

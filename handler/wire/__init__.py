@@ -3,7 +3,14 @@
 Pinned to one version of TorchServe and to the very source of what is replaced; elsewhere all stays as it is.
 """
 
-from handler.wire.install import KNOWN_VERSION, install_reads, install_whole_messages
+from handler.wire.install import KNOWN_VERSION, call_before_waits, install_reads, install_whole_messages
 from handler.wire.read_ahead import CHUNK_BYTES, ReadBuffers
 
-__all__ = ["CHUNK_BYTES", "KNOWN_VERSION", "ReadBuffers", "install_reads", "install_whole_messages"]
+__all__ = [
+    "CHUNK_BYTES",
+    "KNOWN_VERSION",
+    "ReadBuffers",
+    "call_before_waits",
+    "install_reads",
+    "install_whole_messages",
+]

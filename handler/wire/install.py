@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
+import socket
+from collections.abc import Callable
 from types import ModuleType
 
 from handler.wire.answers import answer_writer
 from handler.wire.read_ahead import CHUNK_BYTES, ReadBuffers
 from handler.wire.requests import RequestReads, unpacker
 
-__all__ = ["KNOWN_VERSION", "install_reads", "install_whole_messages"]
+__all__ = ["KNOWN_VERSION", "call_before_waits", "install_reads", "install_whole_messages"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,18 @@ def install_whole_messages(
     vars(protocol).update(_retrieve_inference_msg=reads.read_batch)
     service.Service.retrieve_data_for_inference = staticmethod(unpacker(service.RequestProcessor))
     vars(service).update(create_predict_response=answer_writer(service.create_predict_response))
+    return True
+
+
+def call_before_waits(protocol: ModuleType, function: Callable[[socket.socket], None]) -> bool:
+    """After `install_reads`: ``function`` is called with the connection whenever the worker waits for the next bytes.
+
+    False where the reads are TorchServe's own.
+    """
+    buffers = _buffers_of(protocol)
+    if buffers is None:
+        return False
+    buffers.before_wait = function
     return True
 
 

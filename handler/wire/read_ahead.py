@@ -7,7 +7,7 @@ import socket
 import struct
 import sys
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 __all__ = ["CHUNK_BYTES", "ReadBuffers"]
@@ -22,9 +22,12 @@ class ReadBuffers:
     """Bytes read ahead of each connection, and the reads that take from there first.
 
     No read waits for more than it was asked for. Not for several threads on one connection.
+
+    ``before_wait``: called with the connection before each wait for more bytes, when all that came before is answered.
     """
 
     def __init__(self) -> None:
+        self.before_wait: Callable[[socket.socket], None] | None = None
         self._chunk = bytearray(CHUNK_BYTES)  # what is ahead of `_conn` lies in [_at, _end)
         self._conn: socket.socket | None = None
         self._at = self._end = 0
@@ -84,6 +87,8 @@ class ReadBuffers:
 
     def _receive_into(self, conn: socket.socket, missing: memoryview) -> int:
         """Bytes written to ``missing`` by one `recv`; what came with them stays ahead. Nothing is ahead before."""
+        if self.before_wait is not None:
+            self.before_wait(conn)
         if len(missing) >= CHUNK_BYTES:
             return _some(conn.recv_into(missing))
         count = _some(conn.recv_into(self._chunk))

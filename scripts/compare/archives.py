@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 
 from dlrm_factory.config import DLRMDeclaration, dump_declaration
+from dlrm_factory.tools.archive.model_config import MODEL_CONFIG_FILE
 from dlrm_factory.tools.archive.sealing import MANIFEST, archive_model
-from dlrm_factory.tools.archive.staging import MODEL_CONFIG_FILE
 from dlrm_factory.tools.bench.score import RandomWeights
 from dlrm_factory.weights.seal import DECLARATION_FILE
 from dlrm_factory.weights.sealed import seal_folder, seal_weights

@@ -159,7 +159,9 @@ def test_defaults_are_those_of_the_documentation() -> None:
         del data[section]
     declaration = parse_declaration(yaml.safe_dump(data))
     assert declaration.architecture == "dlrm"
-    assert declaration.sharding == ShardingOptions(world_size=1, hosts=1, device="cpu", memory=None)
+    assert declaration.sharding == ShardingOptions(
+        world_size=1, hosts=1, device="cpu", memory=None, timeout_s=5.0
+    )
     serving = declaration.serving
     assert (serving.profile, serving.batch_requests, serving.batch_delay_ms) == ("throughput", 64, 1)
     assert (serving.min_workers, serving.threads) == (1, 1)

@@ -134,6 +134,12 @@ WRONG = [
     ("sharding.world_size", 0, "$.sharding.world_size: 0 is not positive"),
     ("sharding.hosts", 2, "$.sharding.hosts: 2 does not divide world_size 1"),
     ("sharding.hosts", 0, "$.sharding.hosts: 0 does not divide world_size 1"),
+    ("sharding.timeout_s", 0, "$.sharding.timeout_s: 0 is not a positive, finite number"),
+    (
+        "sharding",
+        {"world_size": 2, "timeout_s": 60},
+        "$.sharding.timeout_s: 60 s is not below serving.response_timeout_s 60",
+    ),
     ("sharding.memory", "much", '$.sharding.memory: "much" is not a size'),
     # serving
     ("serving.batch_size", 0, "$.serving.batch_size: 0 is below 1"),

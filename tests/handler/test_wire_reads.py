@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from support.depth import examples
 from support.worker_wire import FakeSocket, fresh_module, inference, load, request
 
-from handler.wire import CHUNK_BYTES, KNOWN_VERSION, ReadBuffers
+from handler.wire import CHUNK_BYTES, KNOWN_VERSION, ReadBuffers, call_before_waits
 from handler.wire import install_reads as install
 
 
@@ -180,3 +180,18 @@ def test_installing_twice_keeps_what_is_ahead(caplog: pytest.LogCaptureFixture) 
         assert install(module, KNOWN_VERSION)
     assert module._retrieve_buffer is reads
     assert [record.getMessage() for record in caplog.records] == ["Requests are read 256 KiB at a time"]
+
+
+def test_whoever_wants_to_know_is_told_before_each_wait() -> None:
+    module = protocol()
+    told: list[object] = []
+    assert not call_before_waits(module, told.append)
+    assert install(module, KNOWN_VERSION)
+    assert call_before_waits(module, told.append)
+    here, there = socket.socketpair()
+    with here, there:
+        there.sendall(inference(request(b"{}")) * 2)
+        module.retrieve_msg(here)
+        module.retrieve_msg(here)
+    # The second message came with the first.
+    assert told == [here]

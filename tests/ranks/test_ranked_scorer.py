@@ -114,7 +114,7 @@ def test_an_error_of_a_rank_fails_its_batch_alone(found: dict[str, dict], size: 
     assert answers["after"] == answers["before"]
 
 
-@pytest.mark.parametrize("how", ["killed", "stopped", "leader"])
+@pytest.mark.parametrize("how", ["killed", "stopped", "between", "leader"])
 def test_a_lost_rank_ends_the_group(tmp_path: Path, how: str) -> None:
     with ranks(ranked.lose_a_rank, tmp_path, how, size=3) as processes:
         if how == "leader":

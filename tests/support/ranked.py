@@ -24,6 +24,7 @@ from dlrm_factory.goldens import read_goldens
 from dlrm_factory.model.model import load_dense, make_model
 from dlrm_factory.model.quantize import QuantizedEmbeddingBag
 from dlrm_factory.ranks import RankedScorer, RankGroup, follow, load_rank
+from dlrm_factory.ranks.messages import Messages
 from dlrm_factory.requests.replay import replay_with
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer
@@ -222,12 +223,17 @@ def fail_next(kernel: QuantizedEmbeddingBag, lookups: list[int]) -> None:
 
 
 def lose_a_rank(out: Path, how: str) -> None:
-    """A rank of three ends or stops in the middle of a batch: the leader for ``leader``, else the last one."""
+    """A rank of three ends or stops in the middle of a batch: the leader for ``leader``, else the last one.
+
+    ``between``: it stops when its batch is answered, before it waits for the next one.
+    """
     group = RankGroup.join(timeout_s=TIMEOUT_S)
     declaration = declared("row_wise", "sum", DTYPES[2])
     scorer = served(declaration, group)
     victim = 0 if how == "leader" else group.size - 1
-    if group.rank == victim:
+    if group.rank == victim and how == "between":
+        stop_after_first_answer()
+    elif group.rank == victim:
         die_on_second_lookup(scorer, signal.SIGSTOP if how == "stopped" else signal.SIGKILL)
     if group.rank:
         follow(scorer, group)
@@ -247,6 +253,16 @@ def lose_a_rank(out: Path, how: str) -> None:
     found |= {"status": answer.status, "answer": json.loads(answer.body)}
     (out / f"{how}.json").write_text(json.dumps(found))
     time.sleep(60)  # as a server would wait for its next request
+
+
+def stop_after_first_answer() -> None:
+    gather = Messages.gather
+
+    def stopping(self, answer, *, patiently=False):
+        gather(self, answer, patiently=patiently)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    Messages.gather = stopping
 
 
 def die_on_second_lookup(scorer: Scorer, number: signal.Signals) -> None:

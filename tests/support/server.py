@@ -29,10 +29,18 @@ ANY_PORTS = dict.fromkeys(
 
 
 @contextlib.contextmanager
-def serving(store: Path, *models: str, run_dir: Path, workers: int | None = None) -> Iterator[RunningServer]:
+def serving(
+    store: Path, *models: str, run_dir: Path, workers: int | None = None, ranks: int | None = None
+) -> Iterator[RunningServer]:
     """``models`` (NAME=ARCHIVE) of ``store``, served on free ports until the block ends."""
     options = ServeOptions(
-        model_store=store, models=models, run_dir=run_dir, ports=ANY_PORTS, workers=workers, timeout=120
+        model_store=store,
+        models=models,
+        run_dir=run_dir,
+        ports=ANY_PORTS,
+        workers=workers,
+        ranks=ranks,
+        timeout=120,
     )
     server = start_server(options)
     try:

@@ -15,6 +15,7 @@ from dlrm_factory.ranks import RankedScorer, RankGroup, follow, load_rank
 from dlrm_factory.requests.replay import replay_with
 from dlrm_factory.scorer import EAGER_TOLERANCE, TOLERANCE
 from dlrm_factory.tools.launch import launch
+from dlrm_factory.weights.sealed import SealedWeights
 
 __all__ = ["GroupReplay", "replay_in_group"]
 
@@ -41,23 +42,31 @@ class GroupReplay:
     rank_bytes: list[int]
 
 
-def replay_in_group(folder: Path, ranks: int) -> GroupReplay:
+def replay_in_group(
+    folder: Path, ranks: int, *, device: str | None = None, compiled: bool = True
+) -> GroupReplay:
     """Ask the sealed weights in ``folder`` their golden requests, served by ``ranks`` new processes of this host.
+
+    Args:
+        device: ``cpu`` or ``cuda``; the declared one if None.
+        compiled: with compiled dense parts too, unless the declaration forbids them.
 
     DLRMError if there are none, one is not reproduced, or a rank fails.
     """
     if read_goldens(folder) is None:
         raise WeightsError(f"{folder}: has no golden requests, so a group has nothing to reproduce")
-    found = launch(_replay_rank, folder, processes=ranks)
+    found = launch(_replay_rank, folder, device, compiled, processes=ranks)
     assert found is not None
     return found
 
 
-def _replay_rank(folder: Path) -> GroupReplay | None:
+def _replay_rank(folder: Path, device: str | None, compiled: bool) -> GroupReplay | None:
     # The ranks are all here, and their traffic is neither encrypted nor authenticated.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    group = RankGroup.join(timeout_s=_TIMEOUT_S)
-    scorer = load_rank(folder, group)
+    sealed = SealedWeights(folder)
+    device = device or sealed.declaration.sharding.device
+    group = RankGroup.join(device=device, timeout_s=_TIMEOUT_S)
+    scorer = load_rank(sealed, group, device=device)
     serving = scorer.declaration.serving
     torch.set_num_threads(serving.threads)
     if group.rank:
@@ -68,7 +77,7 @@ def _replay_rank(folder: Path) -> GroupReplay | None:
     ranked = RankedScorer(scorer, group, on_loss=lambda _: None)
     try:
         largest = {"eager": replay_with(ranked, goldens, EAGER_TOLERANCE)}
-        if serving.compile != "off":
+        if compiled and serving.compile != "off":
             probes = [golden_batch(goldens, scorer.declaration, scorer.vocabularies)]
             ranked.compile(folder, probes=probes)
             if ranked.engine == "compiled":

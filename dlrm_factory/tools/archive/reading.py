@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 import zipfile
@@ -24,7 +25,7 @@ from dlrm_factory.tools.archive.listing import (
 from dlrm_factory.tools.archive.zip_listing import DAMAGED, check_directory
 from dlrm_factory.weights.seal import DECLARATION_FILE, MANIFEST, TABLE_FILE, read_seal
 
-__all__ = ["check_archive", "read_archive_declaration", "unpacked_weights"]
+__all__ = ["check_archive", "link_or_copy", "read_archive_declaration", "unpack_archive", "unpacked_weights"]
 
 _BLOCK = 8 << 20
 
@@ -65,24 +66,45 @@ def unpacked_weights(path: Path) -> Iterator[Path]:
         list_folder(path)
         yield path
         return
-    listing = read_archive_listing(path)
-    if not listing.is_dlrm or path.is_dir():
-        raise ArchiveError(f"{path}: carries no sealed weights; it was not made by dlrm")
     with tempfile.TemporaryDirectory() as folder:
-        _check_room(path, listing.total_bytes, folder)
-        if path.name.endswith(TAR_SUFFIX):
-            _extract_tar(path, Path(folder))
-        else:
-            _extract_zip(listing, Path(folder))
+        unpack_archive(path, Path(folder), remedy="set TMPDIR to a larger disk")
         yield Path(folder)
 
 
-def _check_room(path: Path, size: int, folder: str) -> None:
+def unpack_archive(path: Path, folder: Path, *, remedy: str) -> None:
+    """Write all files of the archive at ``path`` into the empty ``folder``; those of a folder are linked.
+
+    ArchiveError if it is damaged, carries no sealed weights, or the disk has no room for them. ``remedy``: for that.
+    """
+    listing = read_archive_listing(path)
+    if not listing.is_dlrm:
+        raise ArchiveError(f"{path}: carries no sealed weights; it was not made by dlrm")
+    if path.is_dir():
+        for name in listing.files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(path / name, folder / name)
+        return
+    _check_room(path, listing.total_bytes, folder, remedy)
+    if path.name.endswith(TAR_SUFFIX):
+        _extract_tar(path, folder)
+    else:
+        _extract_zip(listing, folder)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link, for table files are large; a copy where the disk cannot link."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _check_room(path: Path, size: int, folder: Path, remedy: str) -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
         raise ArchiveError(
             f"{path}: its files take {format_bytes(size)} unpacked, and {folder} has {format_bytes(free)}; "
-            "set TMPDIR to a larger disk"
+            f"{remedy}"
         )
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dlrm_factory.errors import ArchiveError
+from dlrm_factory.tools.archive.model_config import MODEL_CONFIG_FILE
 from dlrm_factory.tools.archive.staging import (
     HANDLER_FILE,
-    MODEL_CONFIG_FILE,
     Progress,
     check_replaceable,
     disk_errors,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import importlib.util
-import os
 import secrets
 import shlex
 import shutil
@@ -15,9 +14,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.errors import ArchiveError, WeightsError
 from dlrm_factory.goldens import add_goldens
+from dlrm_factory.tools.archive.group_replay import replay_in_group
+from dlrm_factory.tools.archive.model_config import MODEL_CONFIG_FILE, model_config
+from dlrm_factory.tools.archive.reading import link_or_copy
 from dlrm_factory.weights.checkpoint import Checkpoint, open_checkpoint
 from dlrm_factory.weights.seal import GOLDENS_FILE, HANDLER_FILE, TABLE_FILE
 from dlrm_factory.weights.sealed import SealedWeights, reseal, seal_weights
@@ -25,12 +26,10 @@ from dlrm_factory.weights.sealed import SealedWeights, reseal, seal_weights
 __all__ = [
     "HANDLER_FILE",
     "LEFT_OUT",
-    "MODEL_CONFIG_FILE",
     "Progress",
     "archiver_command",
     "check_replaceable",
     "fill_stage",
-    "model_config",
     "open_weights",
     "pack_code",
     "replace_folder",
@@ -41,11 +40,6 @@ __all__ = [
 # holds that nothing packed imports it but the front doors, and that what is packed keeps to a server's packages.
 LEFT_OUT = "tools"
 
-MODEL_CONFIG_FILE = "model-config.yaml"
-_HEAD = """\
-# How TorchServe runs this model, from `serving` and `sharding.device` of declaration.yaml.
-# What stands here wins over config.properties.
-"""
 _MAX_FIGURE = 200  # characters
 Progress = Callable[[int, int], None]
 Weights = Checkpoint | SealedWeights
@@ -78,25 +72,6 @@ def _copy_package(source: Path, target: Path, *, leave_out: frozenset[str]) -> N
     shutil.copytree(source, target, ignore=ignored, copy_function=shutil.copyfile)
 
 
-def model_config(declaration: DLRMDeclaration) -> str:
-    """The file's text: one key of TorchServe's a line, each with its meaning."""
-    serving = declaration.serving
-    lines: list[tuple[str, int | str, str]] = [
-        ("minWorkers", serving.min_workers, "worker processes at start"),
-        ("maxWorkers", serving.max_workers, "the most workers TorchServe keeps until it is scaled"),
-        ("batchSize", serving.batch_requests, "the most requests handed to a worker at once"),
-        ("maxBatchDelay", serving.batch_delay_ms, "ms a batch's first request waits for others"),
-        ("responseTimeout", serving.response_timeout_s, "s until a batch fails and its worker is restarted"),
-        ("startupTimeout", serving.startup_timeout_s, "s a worker may take to load the model"),
-        (
-            "deviceType",
-            "gpu" if declaration.sharding.device == "cuda" else "cpu",
-            "where the model is computed",
-        ),
-    ]
-    return _HEAD + "".join(f"{key}: {value}  # {meaning}\n" for key, value, meaning in lines)
-
-
 def stage(weights: Path, folder: Path, *, force: bool = False, progress: Progress | None = None) -> None:
     """Write the content of an archive into ``folder``, all or nothing.
 
@@ -126,19 +101,25 @@ def open_weights(path: Path) -> Weights:
 def fill_stage(weights: Weights, folder: Path, *, progress: Progress | None = None) -> None:
     """Write code, model-config.yaml and sealed weights with golden requests into the empty ``folder``.
 
-    OSError if it cannot be. WeightsError if the weights give scores that are not finite.
+    The golden requests are made by one process, and must be reproduced by a group of as many ranks as a worker has.
+
+    OSError if it cannot be written. WeightsError if the weights give scores that are not finite, or others in a group.
     """
     pack_code(folder)
     (folder / MODEL_CONFIG_FILE).write_text(model_config(weights.declaration), encoding="utf-8")
     if isinstance(weights, Checkpoint):
         seal_weights(weights, folder, progress=progress, training=_figures(weights))
         add_goldens(folder, real_rows=weights.golden_rows, trained=weights)
-        return
-    for name in weights.files:
-        _link_or_copy(weights.folder / name, folder / name)
-    reseal(folder, weights.seal)
-    if GOLDENS_FILE not in weights.files:
-        add_goldens(folder)
+    else:
+        for name in weights.files:
+            link_or_copy(weights.folder / name, folder / name)
+        reseal(folder, weights.seal)
+        if GOLDENS_FILE not in weights.files:
+            add_goldens(folder)
+    ranks = weights.declaration.sharding.local_world_size
+    if ranks > 1:
+        # This host need not have the GPUs of the one that serves.
+        replay_in_group(folder, ranks, device="cpu", compiled=False)
 
 
 def _figures(checkpoint: Checkpoint) -> dict[str, str]:
@@ -211,11 +192,3 @@ def disk_errors(target: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error
         raise ArchiveError(f"{target}: cannot be written: {why}") from error
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    """A hard link, for table files are large; a copy where the disk cannot link."""
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -47,7 +47,8 @@ def verify(path: Path, *, ranks: int | None = None) -> Verification:
 
     Args:
         path: a ``.mar``, a ``.tar.gz``, or the folder of an archive or of sealed weights.
-        ranks: replay the golden requests through a group of so many new processes too.
+        ranks: replay the golden requests through a group of so many new processes too; None for as many as a worker
+            of the archive has, if that is more than one.
 
     Raises:
         ArchiveError: the archive is damaged, was not made by dlrm, or this disk has no room to unpack it.
@@ -56,6 +57,9 @@ def verify(path: Path, *, ranks: int | None = None) -> Verification:
     with unpacked_weights(path) as folder:
         check_archive(path, folder)
         found = verify_weights(folder)
+        if ranks is None:
+            declared = SealedWeights(folder).declaration.sharding.local_world_size
+            ranks = declared if declared > 1 else None
         return found if ranks is None else replace(found, group=replay_in_group(folder, ranks))
 
 

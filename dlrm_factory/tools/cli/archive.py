@@ -191,7 +191,10 @@ def verify(
     strict: Strict = False,
     ranks: Annotated[
         int | None,
-        typer.Option(min=1, help="Replay the golden requests through a group of so many processes too."),
+        typer.Option(
+            min=1,
+            help="Replay the golden requests through a group of so many processes too. Default: as the archive says.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

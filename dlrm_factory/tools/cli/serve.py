@@ -62,6 +62,9 @@ def serve(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Workers of each model. Default: as the archive says.")
     ] = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="Processes of each worker. Default: as the archive says.")
+    ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds until the models must be ready.")] = 600.0,
     run_dir: Annotated[Path, typer.Option(help="Folder for tokens, logs and state.")] = Path(".dlrm"),
     ts_config: Annotated[
@@ -91,6 +94,7 @@ def serve(
         ts_config=ts_config,
         token_auth=not no_token_auth,
         workers=workers,
+        ranks=ranks,
         timeout=timeout,
         log_level=log_level,
         access_log=access_log,

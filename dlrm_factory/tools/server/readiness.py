@@ -256,7 +256,8 @@ def wait_for_workers(
         doing = load_step(marks.since(marks.run_dir.model_log), model) if marks and ready < wanted else ""
         tell(Progress(model=model, ready=ready, present=len(workers), wanted=wanted, doing=doing))
         seen |= {worker.pid: worker for worker in workers if worker.pid > 0}
-        gone = set(seen) - {worker.pid for worker in workers}
+        # By id: while a group of ranks starts, TorchServe takes one rank's pid after the other for the worker's.
+        gone = {pid for pid, worker in seen.items() if worker.id not in {each.id for each in workers}}
         if len(workers) == ready == wanted and not (marks and any(_lives(pid) for pid in gone)):
             if wanted:
                 wait_until_answering(client, model, deadline=deadline)

@@ -90,6 +90,11 @@ class RunDir:
         return self.root / "logs"
 
     @property
+    def staged(self) -> Path:
+        """Folder of models that are served with another number of ranks than their archives say."""
+        return self.root / "tmp" / "ranks"
+
+    @property
     def model_log(self) -> Path:
         return self.logs / "model_log.log"
 

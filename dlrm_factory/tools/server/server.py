@@ -21,6 +21,7 @@ from dlrm_factory.tools.server.processes import (
     server_processes,
     stop_processes,
 )
+from dlrm_factory.tools.server.ranks import with_other_ranks
 from dlrm_factory.tools.server.readiness import LogMarks, Progress, wait_for_models, wait_for_server
 from dlrm_factory.tools.server.rundir import RunDir, ServerState
 from dlrm_factory.tools.server.settings import ServerSettings, base_config, server_settings
@@ -50,6 +51,7 @@ class ServeOptions:
         ts_config: base settings; None for ``./config.properties``, else the shipped ones.
         token_auth: False switches tokens off.
         workers: workers of each model; None leaves it to the archive.
+        ranks: processes of each worker; None leaves it to the archive.
         timeout: seconds until the models must be ready.
         log_level: of TorchServe's own messages: warn, info or debug.
         access_log: one line a request.
@@ -62,6 +64,7 @@ class ServeOptions:
     ts_config: Path | None = None
     token_auth: bool = True
     workers: int | None = None
+    ranks: int | None = None
     timeout: float = 600.0
     log_level: str = "warn"
     access_log: bool = False
@@ -102,6 +105,7 @@ def start_server(options: ServeOptions, tell: Callable[[Progress], None] = lambd
         run_dir.clear()
         run_dir.prepare()
         check_space(models, run_dir.root)
+        models = with_other_ranks(models, options.ranks, run_dir.staged)
         settings = server_settings(
             base_config(options.ts_config),
             model_store=options.model_store.resolve(),

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import yaml
 
 from dlrm_factory.config import tiny
+from dlrm_factory.config.declaration import ShardingOptions
 from dlrm_factory.tools.archive.listing import read_archive_listing
+from dlrm_factory.tools.archive.model_config import model_config
 from dlrm_factory.tools.archive.sealing import archive_model
-from dlrm_factory.tools.archive.staging import model_config
 
 DOCS = (Path(__file__).resolve().parents[3] / "docs/archive.md").read_text(encoding="utf-8")
 
 
 def test_every_key_of_model_config_is_explained() -> None:
-    for key in yaml.safe_load(model_config(tiny())):
+    group = msgspec.structs.replace(tiny(), sharding=ShardingOptions(world_size=2))
+    for key in yaml.safe_load(model_config(group)):
         assert f"| `{key}` |" in DOCS
 
 

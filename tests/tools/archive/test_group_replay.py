@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from support.batches import uncompiled
 from support.sharding import mixed_shardings
 from typer.testing import CliRunner
 
+from dlrm_factory.config.declaration import ShardingOptions
 from dlrm_factory.errors import DLRMError, WeightsError
 from dlrm_factory.goldens import Goldens, add_goldens, read_goldens
 from dlrm_factory.goldens.file import write_goldens
 from dlrm_factory.scorer import EAGER_TOLERANCE
+from dlrm_factory.tools.archive import verification
 from dlrm_factory.tools.archive.group_replay import replay_in_group
 from dlrm_factory.tools.bench.score import RandomWeights
 from dlrm_factory.tools.cli.main import app
@@ -52,6 +55,20 @@ def test_a_wrong_expectation_is_named(sealed: Path) -> None:
     reseal(sealed, read_seal(sealed))
     with pytest.raises(DLRMError, match=f"golden request 1 of {len(goldens)} "):
         replay_in_group(sealed, 2)
+
+
+def test_declared_ranks_are_replayed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(verification, "replay_in_group", lambda _, ranks: asked.append(ranks))
+    sharding = ShardingOptions(world_size=4, hosts=2)
+    seal_weights(
+        RandomWeights(msgspec.structs.replace(uncompiled(mixed_shardings()), sharding=sharding)), tmp_path
+    )
+    add_goldens(tmp_path)
+    # One process verifies all else, whatever is declared.
+    verification.verify(tmp_path)
+    verification.verify(tmp_path, ranks=3)
+    assert asked == [2, 3]
 
 
 def test_without_golden_requests(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import yaml
 
-import dlrm_factory.tools.archive.staging as staging
 from dlrm_factory.batch import FeatureBatch
 from dlrm_factory.config import ServingOptions, read_declaration, tiny
 from dlrm_factory.errors import ArchiveError, WeightsError
 from dlrm_factory.scorer import Scorer
-from dlrm_factory.tools.archive.staging import archiver_command, model_config, stage
+from dlrm_factory.tools.archive import reading, staging
+from dlrm_factory.tools.archive.model_config import model_config
+from dlrm_factory.tools.archive.staging import archiver_command, stage
 
 
 def test_a_checkpoint_is_staged_in_the_layout_of_an_archive(checkpoint: Path, tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_sealed_weights_are_copied_where_the_disk_cannot_link(
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
     stage(checkpoint, tmp_path / "first")
-    monkeypatch.setattr(staging.os, "link", no_link)
+    monkeypatch.setattr(reading.os, "link", no_link)
     stage(tmp_path / "first", tmp_path / "second")
     first, second = tmp_path / "first/tables.bin", tmp_path / "second/tables.bin"
     assert not first.samefile(second)

@@ -36,5 +36,13 @@ def test_more_threads_than_cores_are_told(archive: Path) -> None:
     )
 
 
+def test_each_rank_has_its_threads(archive: Path) -> None:
+    (archive / "model-config.yaml").write_text("parallelType: pp\ntorchrun: {nproc-per-node: 3}\n")
+    assert core_oversubscription(archive, 1, cores=6) is None
+    assert core_oversubscription(archive, 1, cores=5) == (
+        "1 worker of 6 threads share 5 cores: no more requests are answered than by 1, and each waits longer"
+    )
+
+
 def test_other_archives_say_nothing(tmp_path: Path) -> None:
     assert core_oversubscription(tmp_path, 99, cores=1) is None
