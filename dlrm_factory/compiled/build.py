@@ -120,7 +120,7 @@ def _log(scratch: Path, kind: Kind) -> Path:
 
 
 def _failure(scratch: Path, kind: Kind, status: int) -> str | None:
-    """Why there is no library of ``kind``; None if there is one. ``status``: of the process that was to compile it."""
+    """Reason for which there is no library of ``kind``; None if there is one. ``status``: of the compiling process."""
     if _built(scratch, kind).is_file():
         return None
     try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -20,6 +18,7 @@ import torch
 import xxhash
 from support.batches import random_batch, random_state
 from support.checkout import ROOT
+from support.processes import end_of, ranks
 from support.sharding import DTYPES, declared, mixed_shardings
 
 from dlrm_factory import scorer as scorer_module
@@ -472,10 +471,10 @@ def _build_slowly(folder, target, precision, seconds):
     target.with_suffix(".json").write_bytes(msgspec.json.encode({target.name: checksum(target)}))
 
 
-def _worker(folder, precision, declaration_bytes):
+def _worker(folder, precision, declaration_bytes, cache):
     from dlrm_factory.config import parse_declaration
 
-    logging.disable(logging.CRITICAL)
+    os.environ["DLRM_CACHE_DIR"] = cache  # the environment is that of the server of forks
     dense_library.compiler = lambda: "g++"
     dense_library.build_in_subprocess = _build_slowly
     declaration = parse_declaration(declaration_bytes)
@@ -495,16 +494,9 @@ def test_one_process_builds_and_the_others_wait(tmp_path):
 
     declaration = mixed_shardings()
     folder = seal(declaration, tmp_path)
-    context = multiprocessing.get_context("spawn")
-    workers = [
-        context.Process(target=_worker, args=(folder, "fp32", dump_declaration(declaration)))
-        for _ in range(3)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-        assert worker.exitcode == 0
+    arguments = (folder, "fp32", dump_declaration(declaration), os.environ["DLRM_CACHE_DIR"])
+    with ranks(_worker, *arguments, size=3) as workers:
+        assert end_of(workers, within_s=60) == [0, 0, 0]
     assert (cache_folder() / "builds").read_text() == "built\n"
     assert len(set((cache_folder() / "tried").read_text().split())) == 3
     assert verdicts(cache_folder()) == ['{"engine":"compiled","reason":""}\n']

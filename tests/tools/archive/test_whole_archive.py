@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.depth import examples
 from typer.testing import CliRunner
 
 from dlrm_factory.errors import DLRMError, ServingError, WeightsError
@@ -24,7 +25,7 @@ from dlrm_factory.tools.cli.main import app
 from dlrm_factory.tools.server.store import find_models
 from dlrm_factory.weights.sealed import SealedWeights
 
-FLIPS = 60
+FLIPS = examples(25)
 
 
 @pytest.fixture(scope="module")

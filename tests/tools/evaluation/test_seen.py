@@ -119,7 +119,7 @@ def test_the_command_shows_them(folder, tmp_path):
     assert "item_id: none seen" in done.stdout
     text = (tmp_path / "report.html").read_text()
     assert "By ids seen in training" in text
-    assert "item_id: none seen</span>" in text
+    assert "none seen</span></th>" in text
     done = CliRunner().invoke(app, [*arguments, "--json"])
     (item,) = [each for each in json.loads(done.stdout)["seen"] if each["feature"] == "item_id"]
     assert item["share_not_seen"] == pytest.approx(share)
