@@ -37,6 +37,7 @@ from dlrm_factory.errors import DLRMError
 from dlrm_factory.factory import BuiltDLRM, DLRMFactory
 from dlrm_factory.features import Vocabularies
 from dlrm_factory.host.memory_limit import memory_limit
+from dlrm_factory.weights.few_pages import FewPages
 from dlrm_factory.weights.held_out import HELD_OUT_FILE
 from dlrm_factory.weights.sealed import SealedWeights
 
@@ -68,15 +69,18 @@ class Scorer:
         lookup: DirectLookup | None = None,
         vocabularies: Vocabularies | None = None,
         is_bounded: bool = False,
+        few_pages: FewPages | None = None,
     ) -> None:
         """``lookup`` reads the tables straight from their file; without it the sharded module does.
 
         Args:
             vocabularies: kept for who encodes requests.
             is_bounded: held-out samples travel with the weights, which bound what a narrower precision costs.
+            few_pages: made of the file before its lookups were, for tools: bounds the pages that these keep.
         """
         self.built = built
         self._is_bounded = is_bounded
+        self._few_pages = few_pages
         self.vocabularies = vocabularies
         self._lookup = lookup
         self._compiled: SizedDense | None = None
@@ -85,9 +89,13 @@ class Scorer:
         self._to_model = torch.tensor(order)
 
     @classmethod
-    def load(cls, folder: Path, *, device: str | None = None) -> Scorer:
-        """A scorer over the sealed weights in ``folder``, tables mapped, in one process; eager so far."""
+    def load(cls, folder: Path, *, device: str | None = None, release: bool = False) -> Scorer:
+        """A scorer over the sealed weights in ``folder``, tables mapped, in one process; eager so far.
+
+        ``release``: keep few of the tables' pages in this process's memory, see `FewPages`. For tools, not for servers.
+        """
         sealed = SealedWeights(folder)
+        few_pages = FewPages(sealed.declaration, sealed.tables) if release else None
         built = DLRMFactory(sealed.declaration).build(weights=sealed, device=device)
         sealed.tables.prepare_lookups(memory_limit())
         on_cpu = built.device.type == "cpu"
@@ -97,6 +105,7 @@ class Scorer:
             lookup=lookup,
             vocabularies=sealed.vocabularies,
             is_bounded=(folder / HELD_OUT_FILE).is_file(),
+            few_pages=few_pages if on_cpu else None,
         )
 
     @property
@@ -169,13 +178,20 @@ class Scorer:
         if self._compiled is None or self._lookup is None:
             return self.reference_logits(batch)
         if len(batch) <= SIZES[-1]:
-            return self._compiled(to_dense(batch), self._lookup.pool(batch, self._compiled.dtype))
+            return self._compiled(to_dense(batch), self._pool_directly(batch, self._compiled.dtype))
         # Of larger batches the pooled vectors would leave the CPU's cache before the dense parts read them.
         return np.concatenate([self.logits(piece) for piece in split(batch, SIZES[-1])])
 
     @torch.no_grad()
     def reference_logits(self, batch: FeatureBatch) -> Float32:
         """Click logits by the DistributedModelParallel model, eagerly: float32 [B]. B is at least 1."""
+        if self._few_pages is None:
+            return self._whole_reference_logits(batch)
+        return np.concatenate(
+            [self._whole_reference_logits(piece) for piece in self._few_pages.pieces(batch)]
+        )
+
+    def _whole_reference_logits(self, batch: FeatureBatch) -> Float32:
         padded = pad_samples(batch)
         dense = to_dense(padded, device=self.built.device)
         sparse = to_keyed_jagged_tensor(padded, self.declaration, device=self.built.device)
@@ -188,7 +204,13 @@ class Scorer:
 
         B is at least 1.
         """
-        return self.pool_sharded(batch) if self._lookup is None else self._lookup.pool(batch)
+        return self.pool_sharded(batch) if self._lookup is None else self._pool_directly(batch, torch.float32)
+
+    def _pool_directly(self, batch: FeatureBatch, dtype: torch.dtype) -> torch.Tensor:
+        assert self._lookup is not None
+        if self._few_pages is None:
+            return self._lookup.pool(batch, dtype)
+        return torch.cat([self._lookup.pool(piece, dtype) for piece in self._few_pages.pieces(batch)])
 
     @torch.no_grad()
     def pool_sharded(self, batch: FeatureBatch) -> torch.Tensor:
@@ -248,10 +270,9 @@ class Scorer:
     @torch.no_grad()
     def _largest_difference(self, compiled: SizedDense, probes: Probes) -> float:
         """Largest difference of a probability from the eager one, over batches of 1 and of several samples."""
-        assert self._lookup is not None
         found = [0.0]
         for batch, eager in probes:
-            fast = probabilities(compiled(to_dense(batch), self._lookup.pool(batch, compiled.dtype)))
+            fast = probabilities(compiled(to_dense(batch), self._pool_directly(batch, compiled.dtype)))
             found.append(float(np.abs(eager - fast).max()))
         return max(found) if np.isfinite(found).all() else np.inf
 

@@ -22,6 +22,7 @@ from dlrm_factory.features import FeatureEncoder, Vocabularies
 from dlrm_factory.features.ids import unmix_int64
 from dlrm_factory.goldens.file import Golden, Goldens, write_goldens
 from dlrm_factory.scorer import Scorer, probabilities
+from dlrm_factory.weights.few_pages import FewPages
 from dlrm_factory.weights.rows import RowSource
 from dlrm_factory.weights.sealed import SealedWeights, reseal
 
@@ -153,9 +154,10 @@ def golden_batch(
 def _scorer(sealed: SealedWeights) -> Scorer:
     """Eager and alone in this process, wherever the declaration would put the tables."""
     alone = msgspec.structs.replace(sealed.declaration, sharding=ShardingOptions())
+    few_pages = FewPages(alone, sealed.tables)
     built = DLRMFactory(alone).build(weights=sealed, device="cpu")
     lookup = DirectLookup(alone, sealed.tables)
-    return Scorer(built, lookup=lookup, vocabularies=sealed.vocabularies)
+    return Scorer(built, lookup=lookup, vocabularies=sealed.vocabularies, few_pages=few_pages)
 
 
 def _make(scorer: Scorer, real_rows: Sequence[Row], trained: RowSource | None) -> Goldens:

@@ -26,6 +26,7 @@ __all__ = ["FileKind", "align", "map_file", "read_head"]
 _PREFIX = struct.Struct("<8sQQ")
 _MAX_HEADER = 16 << 20
 _ALIGNMENT = 64
+_MAP_NORESERVE = 0x4000  # of Linux's mman.h, which Python does not name
 
 Header = TypeVar("Header", bound=msgspec.Struct)
 
@@ -72,10 +73,16 @@ def align(offset: int) -> int:
     return -(-offset // _ALIGNMENT) * _ALIGNMENT
 
 
-def map_file(path: Path, name: str) -> mmap.mmap:
-    """All of the file, read-only. WeightsError if there is none or it cannot be mapped."""
+def map_file(path: Path, name: str, *, private: bool = False) -> mmap.mmap:
+    """All of the file, read-only. WeightsError if there is none or it cannot be mapped.
+
+    ``private``: pages may be written, and are then copies of this process's own; the file is never changed.
+    """
     try:
         with path.open("rb") as file:
+            if private:  # no memory is set aside for copies: a file may be larger than all there is
+                flags, prot = mmap.MAP_PRIVATE | _MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+                return mmap.mmap(file.fileno(), 0, flags=flags, prot=prot)
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise WeightsError(f"{path}: there is no such {name}") from None

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import torch
 import xxhash
 
@@ -31,11 +32,14 @@ from dlrm_factory.host.checked_file import FileKind, align, map_file
 from dlrm_factory.model.dtypes import encode_rows, row_bytes
 from dlrm_factory.weights.rows import BLOCK_ROWS, RowSource
 
-__all__ = ["Progress", "StoredTable", "TableFile", "create_table_file", "write_table_file"]
+__all__ = ["PAGE", "Progress", "StoredTable", "TableFile", "create_table_file", "write_table_file"]
 
 Progress = Callable[[int, int], None]
 
 logger = logging.getLogger(__name__)
+
+PAGE = mmap.PAGESIZE
+_MADV_POPULATE_WRITE = 23  # of Linux's mman.h, which Python does not name
 
 _FLOAT = 4  # bytes
 _NO_DIGEST = "0" * 16
@@ -124,6 +128,30 @@ class TableFile:
                 format_bytes(len(self._map)),
                 format_bytes(memory),
             )
+
+    def map_privately(self) -> None:
+        """Map the file anew, for `copy_pages`. Nobody writes to the mapping, which takes memory for copied pages only.
+
+        Tensors that were taken before keep the old one.
+        """
+        self._map = map_file(self.path, _KIND.name, private=True)
+        self.bytes = _as_tensor(np.frombuffer(self._map, dtype=np.uint8))
+
+    def copy_pages(self, pages: npt.NDArray[np.int64]) -> None:
+        """Copy ``pages``, ascending, of a private mapping into memory, each without its neighbours in the page cache.
+
+        Linux before 5.14 cannot; there they are read as of any mapping.
+        """
+        for run in np.split(pages, np.flatnonzero(np.diff(pages) != 1) + 1):
+            if len(run):
+                # Advice alone; rows outside the file are for the lookup to refuse.
+                with contextlib.suppress(OSError, ValueError):
+                    self._map.madvise(_MADV_POPULATE_WRITE, int(run[0]) * PAGE, len(run) * PAGE)
+
+    def release(self) -> None:
+        """Give back the pages that were read or copied; they stay in the page cache."""
+        with contextlib.suppress(OSError):  # advice alone
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     def verify(self, *, release: bool = False) -> None:
         """Read every row and compare checksums. WeightsError names the damaged table.

@@ -6,18 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.mapped_files import resident
 
 from dlrm_factory.host.mapped_pages import MappedPages
 
 SIZE = 1 << 20  # elements: 4 MiB
-
-
-def resident(path: Path) -> int:
-    """Bytes of ``path`` that this process has in memory."""
-    lines = Path("/proc/self/smaps").read_text().splitlines()
-    starts = [place for place, line in enumerate(lines) if line.endswith(str(path))]
-    rss = (next(line for line in lines[start:] if line.startswith("Rss:")) for start in starts)
-    return sum(int(line.split()[1]) << 10 for line in rss)
 
 
 def mapped(path: Path, *, shared: bool) -> torch.Tensor:

@@ -74,7 +74,7 @@ def verify_weights(folder: Path, *, build: bool = True) -> Verification:
     sealed = SealedWeights(folder, again=True)
     # As a worker does: packages are compiled for a number of threads.
     torch.set_num_threads(sealed.declaration.serving.threads)
-    scorer = Scorer.load(folder)
+    scorer = Scorer.load(folder, release=True)
     held_out = read_held_out(folder)
     if held_out is not None:
         held_out.check(sealed.declaration, str(folder / HELD_OUT_FILE))
