@@ -33,7 +33,7 @@ from dlrm_factory.weights.checkpoint import save_checkpoint
 pytestmark = pytest.mark.integration
 
 SEED = 20_240_229
-BROKEN, GOOD, GONE = examples(3200), examples(1200), examples(100)
+BROKEN, GOOD, GONE = examples(1600), examples(600), examples(60)
 CONNECTIONS = 48
 NO_LONGER_THAN_S = 20.0  # one answer, under that load
 # Long enough for what came together to be served together, so that good and broken requests share batches.

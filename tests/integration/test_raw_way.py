@@ -47,8 +47,8 @@ BODY = {
 # Code of its own for one of the two archives: were the installed code used, its scores would be real ones.
 PATCH = """
 
-def probabilities(logits: Float32) -> Float32:
-    return np.full(len(logits), 0.25, dtype=np.float32)
+def answered_probabilities(logits: npt.NDArray[np.floating]) -> Float64:
+    return np.full(len(logits), 0.25)
 """
 
 
@@ -113,8 +113,8 @@ def archive(folder: Path, staged: str, name: str, environment: dict[str, str]) -
         ["dlrm", "stage", "tiny.safetensors", "--output", staged, "--model-name", name], folder, environment
     )
     if name == "patched":
-        scorer = folder / staged / "dlrm_factory/scorer.py"
-        scorer.write_text(scorer.read_text(encoding="utf-8") + PATCH, encoding="utf-8")
+        answers = folder / staged / "dlrm_factory/requests/answers.py"
+        answers.write_text(answers.read_text(encoding="utf-8") + PATCH, encoding="utf-8")
         expect(folder / staged, 0.25)
     run(shlex.split(printed.splitlines()[-1]), folder, environment)
 

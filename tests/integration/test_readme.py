@@ -46,7 +46,7 @@ def test_the_commands_of_the_readme_in_their_order(tmp_path):
     again = "\ndlrm preset demo --output work/demo.yaml"
     status = '\nif [ -n "$(git status --porcelain)" ]; then git status; exit 1; fi'
     try:
-        done = run_bash(git + script + again + status, folder, timeout=480)
+        done = run_bash(git + script + again + status, folder, timeout=600)
         assert done.returncode == 0, done.output[-4000:]
     finally:
         run_bash("dlrm stop || true; torchserve --stop || true", folder) if processes_of(folder) else None

@@ -34,6 +34,7 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENTS = 20
+PAUSE_S = 0.01  # or new workers would have no core to start on
 TIMEOUT_S = 15.0
 # What a raw client must take for "send it again": docs/serving.md lists them.
 RETRYABLE = {
@@ -107,6 +108,7 @@ class Load:
                 # A connection that an earlier error has closed.
                 connection.close()
             self.slowest = max(self.slowest, time.monotonic() - start)
+            self._stopped.wait(PAUSE_S)
         connection.close()
 
     def check(self, right: Callable[[int, bytes], bool], *, all_answered: bool = True) -> int:
