@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.batches import uncompiled
 from support.server import serving
 from typer.testing import CliRunner
 
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("bench")
-    archive = archive_random_model(criteo_of_size(parse_bytes("1MB")), folder)
+    archive = archive_random_model(uncompiled(criteo_of_size(parse_bytes("1MB"))), folder)
     with serving(archive.parent, "dlrm=dlrm", run_dir=folder / "run") as running:
         yield running
 
