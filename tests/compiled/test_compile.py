@@ -12,33 +12,23 @@ from types import SimpleNamespace
 
 import msgspec
 import numpy as np
-import psutil
 import pytest
 import torch
 import xxhash
-from support.batches import random_batch, random_state
+from support.batches import random_batch
 from support.checkout import ROOT
+from support.compiled import seal
 from support.processes import end_of, ranks
 from support.sharding import DTYPES, declared, mixed_shardings
 
 from dlrm_factory import scorer as scorer_module
 from dlrm_factory.batch import split
 from dlrm_factory.compiled import best_precision, dense_library, library_path
-from dlrm_factory.compiled.build import build_in_subprocess, compiler, few_samples_library, is_built
+from dlrm_factory.compiled.build import compiler, few_samples_library, is_built
 from dlrm_factory.compiled.dense_library import FEW_SAMPLES, cache_folder
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.goldens import add_goldens
 from dlrm_factory.scorer import Scorer, probabilities
-from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
-from dlrm_factory.weights.sealed import seal_weights
-
-
-def seal(declaration, folder, *, precision="fp32", seed=5):
-    serving = msgspec.structs.replace(declaration.serving, precision=precision)
-    declaration = msgspec.structs.replace(declaration, serving=serving)
-    save_checkpoint(folder / "c.safetensors", declaration, random_state(declaration, seed=seed))
-    seal_weights(open_checkpoint(folder / "c.safetensors"), folder / "sealed")
-    return folder / "sealed"
 
 
 @pytest.fixture(autouse=True)
@@ -122,51 +112,6 @@ def test_a_host_that_cannot_start_the_compiler_stays_eager(tmp_path, monkeypatch
     scorer.compile(folder)
     assert scorer.engine == "eager"
     assert "could not be compiled (Resource temporarily unavailable); scoring eagerly" in caplog.text
-
-
-# In place of the compiler's process: ends with ``status`` and leaves ``files`` in the scratch folder.
-PRETENDED = """
-import sys
-from pathlib import Path
-files, status = {files!r}, {status}
-for name, text in files.items():
-    (Path(sys.argv[1]) / name).write_text(text)
-sys.stderr.write("Traceback\\nRuntimeError: no such thing\\n")
-sys.exit(status)
-"""
-
-
-@pytest.mark.parametrize(
-    ("files", "status", "failure"),
-    [
-        ({}, 1, "the compiler failed (status 1): RuntimeError: no such thing"),
-        ({"few.so": "code"}, -9, "the compiler failed (status -9): RuntimeError: no such thing"),
-        ({"many.so": "code", "few.log": "\nKeyError: avx\n"}, 0, None),
-        ({"many.so": "code", "few.so": "code"}, 0, None),
-    ],
-    ids=["nothing", "killed", "many", "both"],
-)
-def test_what_the_compiler_leaves(tmp_path, monkeypatch, caplog, files, status, failure):
-    popen = subprocess.Popen
-
-    def start(command, **settings):
-        code = PRETENDED.format(files=files, status=status)
-        if status < 0:
-            code = code.replace(
-                "sys.exit(status)", "sys.stderr.flush(); import os; os.kill(os.getpid(), -status)"
-            )
-        return popen([sys.executable, "-c", code, command[-2]], **settings)
-
-    monkeypatch.setattr(subprocess, "Popen", start)
-    folder = seal(mixed_shardings(), tmp_path)
-    library = library_path(folder, mixed_shardings(), "fp32")
-    assert build_in_subprocess(folder, library, "fp32") == failure
-    assert is_built(library) == (failure is None)
-    assert few_samples_library(library).is_file() == (failure is None and "few.so" in files)
-    expected = "few.log" in files
-    assert (
-        "No code of its own for a few samples on this host: the compiler failed: KeyError" in caplog.text
-    ) is expected
 
 
 WITHOUT_RUNNER = """
@@ -338,25 +283,6 @@ def test_compiling_gives_up_before_the_worker_is_late(built, tmp_path, start, se
     declaration = msgspec.structs.replace(mixed_shardings(), serving=serving)
     worker(seal(declaration, tmp_path / "late"))
     assert built.builds == [seconds]
-
-
-def test_a_compiler_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path, monkeypatch):
-    popen, started = subprocess.Popen, []
-
-    def start(*arguments, **settings):
-        started.append(popen(["sh", "-c", "sleep 60 & wait"], **settings))
-        return started[-1]
-
-    monkeypatch.setattr(subprocess, "Popen", start)
-    folder = seal(mixed_shardings(), tmp_path)
-    library = library_path(folder, mixed_shardings(), "fp32")
-    assert "took too long; raise serving.startup_timeout_s" in build_in_subprocess(
-        folder, library, "fp32", 0.1
-    )
-    (process,) = started
-    assert process.returncode is not None
-    running = [each.pid for each in psutil.process_iter() if each.status() != psutil.STATUS_ZOMBIE]
-    assert process.pid not in [os.getpgid(pid) for pid in running if psutil.pid_exists(pid)]
 
 
 def test_code_that_cannot_be_loaded_is_not_used(built, monkeypatch, caplog):
