@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from support.depth import DEPTHS, examples
+from xdist.scheduler import LoadFileScheduling
 
 TESTS = Path(__file__).parent
 
@@ -27,6 +28,12 @@ FIRST = (
     "tools/training/test_ranks.py",
     "integration",
     "compiled",
+)
+# Files with the fixture `tiny_server`.
+ASK_ONE_SERVER = (
+    "integration/test_bodies.py",
+    "integration/test_request_kinds.py",
+    "integration/test_stock_clients.py",
 )
 # What only a test with the mark may start, known by a word of its command.
 NEEDS_MARK = {
@@ -47,6 +54,9 @@ def host_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield Path(os.environ["DLRM_CACHE_DIR"])
 
 
+# Java compiles what it runs often a second time, at length: servers of tests end before that is paid back.
+os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
+
 # A machine that does other work besides is no fault of a test: no example has a time limit.
 for _name in DEPTHS:
     settings.register_profile(
@@ -63,6 +73,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((i for i, first in enumerate(FIRST) if name.startswith(first)), len(FIRST))
 
     items.sort(key=place)
+
+
+class FileScheduling(LoadFileScheduling):
+    """Files of tests, each in one process; those that ask one server in the same."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "integration/conftest.py" if file.endswith(ASK_ONE_SERVER) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FileScheduling:
+    return FileScheduling(config, log)
 
 
 def pytest_collection_finish() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
+import os
 import signal
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +27,11 @@ __all__ = ["launch"]
 
 _Result = TypeVar("_Result")
 
+# Imported once, in a process that each rank is forked from.
+_PRELOADED = ["dlrm_factory.factory", "dlrm_factory.tools.launch"]
+# What torch says of a rank's place, to the rank alone.
+_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
+
 
 def launch(function: Callable[..., _Result], *arguments: Any, processes: int) -> _Result:
     """Call ``function(*arguments)`` in ``processes`` new processes, which torch.distributed finds as ranks 0, 1, ….
@@ -39,6 +46,8 @@ def launch(function: Callable[..., _Result], *arguments: Any, processes: int) ->
         DLRMError: with the message of the first one that a rank raised, or what else ended a rank.
     """
     _quiet_elastic()
+    multiprocessing.set_forkserver_preload(_PRELOADED)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_PLACE)}
     with tempfile.TemporaryDirectory(prefix="dlrm-ranks-") as folder:
         config = LaunchConfig(
             min_nodes=1,
@@ -49,11 +58,11 @@ def launch(function: Callable[..., _Result], *arguments: Any, processes: int) ->
             rdzv_endpoint="localhost:0",
             max_restarts=0,
             monitor_interval=0.1,
-            start_method="spawn",
+            start_method="forkserver",
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
         try:
-            results = elastic_launch(config, _rank)(function, *arguments)
+            results = elastic_launch(config, _rank)(environment, function, *arguments)
         except ChildFailedError as failed:
             rank, failure = failed.get_first_failure()
             message = _first_error(Path(folder)) or f"rank {rank} of {processes} ended: {failure.message}"
@@ -74,8 +83,11 @@ def _quiet_elastic() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _rank(function: Callable[..., _Result], *arguments: Any) -> _Result | None:
-    """Run ``function`` as one rank; rank 0 returns its result."""
+def _rank(
+    environment: Mapping[str, str], function: Callable[..., _Result], *arguments: Any
+) -> _Result | None:
+    """Run ``function`` as one rank; rank 0 returns its result. ``environment``: of the process that called `launch`."""
+    os.environ.update(environment)
     # An interrupt reaches the ranks too; they need not say so.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     quiet_libraries()
