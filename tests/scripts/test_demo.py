@@ -28,6 +28,10 @@ def test_the_demos_archive_is_known(
     tmp_path: Path, declaration: DLRMDeclaration | None, is_demo: bool
 ) -> None:
     if declaration is not None:
+        (tmp_path / "MAR-INF").mkdir()
+        manifest = '{"model": {"modelName": "dlrm", "handler": "dlrm_handler.py"}}'
+        (tmp_path / "MAR-INF" / "MANIFEST.json").write_text(manifest)
+        (tmp_path / "dlrm_handler.py").touch()
         (tmp_path / "declaration.yaml").write_text(dump_declaration(declaration), encoding="utf-8")
     done = subprocess.run([sys.executable, SCRIPT, "is_demo", tmp_path], capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0 if is_demo else 1, b"")
