@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import operator
 import os
 import threading
 import time
@@ -17,45 +19,68 @@ import torch
 
 from dlrm_factory.batch import FeatureBatch, SharedContext
 from dlrm_factory.compiled import Precision
+from dlrm_factory.compiled.sizes import SIZES
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import GroupError, RankError
 from dlrm_factory.factory import BuiltDLRM
 from dlrm_factory.features import Vocabularies
-from dlrm_factory.ranks.follower import BACKGROUND, BUILD, EAGERLY, compile_rank, write_reason
+from dlrm_factory.ranks.follower import (
+    BACKGROUND,
+    BFLOAT16,
+    BUILD,
+    EAGERLY,
+    REASON_BYTES,
+    compile_rank,
+    write_reason,
+)
 from dlrm_factory.ranks.group import RankGroup
+from dlrm_factory.ranks.layout import Layout, RankLayout
 from dlrm_factory.ranks.messages import Command, Head, Messages
-from dlrm_factory.ranks.slices import Slice, check_batch, cut
-from dlrm_factory.ranks.step import ANSWER_HEAD, FAILED, LOOKUP_S, TOTAL_S, RankStep
+from dlrm_factory.ranks.routing import Router
+from dlrm_factory.ranks.slices import arrange, check_batch, cut, even_sizes, whole
+from dlrm_factory.ranks.step import ANSWER_HEAD, AnswerHead, RankStep
 from dlrm_factory.scorer import Scorer
 
-__all__ = ["RankedScorer", "StepTimes", "end_process_soon"]
+__all__ = ["MAX_SLICE", "MIN_SPREAD", "RankedScorer", "StepTimes", "end_process_soon"]
 
 logger = logging.getLogger(__name__)
 
 Float32 = npt.NDArray[np.float32]
 
+# Up to so many samples a message to each rank and back takes longer than the leader's dense parts.
+MIN_SPREAD = 64
+MAX_SLICE = SIZES[-1]
 _ANSWERS_LEAVE_S = 1.0
 _TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTimes:
-    """Seconds of the last batch's parts, and its bytes.
+    """Seconds of the last batch's parts, and its bytes. Larger batches than a step takes are the sum of their steps.
 
     Fields:
         scatter: cutting, packing and sending.
-        lookup: the slowest rank's lookup, with TorchRec's exchange.
-        dense: the slowest rank's dense parts.
+        lookup, exchange, dense: the slowest rank's lookups, its wait for other ranks' vectors, and its dense parts.
         gather: until all answers were there, after the leader had its own.
-        scattered, gathered: bytes that left and reached the leader by scatter and gather.
+        sent: bytes that left any rank for another.
     """
 
     scatter: float
     lookup: float
+    exchange: float
     dense: float
     gather: float
-    scattered: int
-    gathered: int
+    sent: int
+
+    def __add__(self, other: StepTimes) -> StepTimes:
+        return StepTimes(
+            scatter=self.scatter + other.scatter,
+            lookup=self.lookup + other.lookup,
+            exchange=self.exchange + other.exchange,
+            dense=self.dense + other.dense,
+            gather=self.gather + other.gather,
+            sent=self.sent + other.sent,
+        )
 
 
 def end_process_soon(error: GroupError) -> None:
@@ -73,17 +98,27 @@ class RankedScorer:
     """Scores batches with the ranks of a group, as `Scorer` does alone. Only rank 0 has one; the others `follow`."""
 
     def __init__(
-        self, scorer: Scorer, group: RankGroup, *, on_loss: Callable[[GroupError], None] = end_process_soon
+        self,
+        scorer: Scorer,
+        group: RankGroup,
+        *,
+        on_loss: Callable[[GroupError], None] = end_process_soon,
+        min_spread: int = MIN_SPREAD,
     ) -> None:
         """Wait until every rank has loaded its part and follows.
 
-        ``scorer``: of this rank's part of the model. ``on_loss``: called once, when the group is lost.
+        Args:
+            scorer: of this rank's part of the model.
+            on_loss: called once, when the group is lost.
+            min_spread: samples from which on every rank scores its slice; the dense parts of fewer are the leader's.
         """
         self.scorer = scorer
         self.times: StepTimes | None = None
         self._group = group
-        self._messages = Messages(group, scorer.declaration)
-        self._step = RankStep(scorer)
+        self.min_spread = min_spread
+        self._messages = Messages(group, scorer.built.device)
+        self._step = RankStep(scorer, group)
+        self._router = Router(self._step.layout, scorer.declaration)
         self._on_loss = on_loss
         self._lost: GroupError | None = None
         self._lock = threading.Lock()
@@ -142,12 +177,12 @@ class RankedScorer:
         flags = BACKGROUND * background | BUILD * build
         with self._in_group():
             for batch in probes:
-                whole = Slice(batch=batch, spans=np.empty((0, 2), dtype=np.int32))
-                self._messages.send(Head(command=Command.PROBE), [whole] * self._group.size)
+                self._send_whole(batch)
             head = Head(command=Command.COMPILE, flags=flags)
+            self._messages.expect([ANSWER_HEAD] * self._group.size, patiently=True)
             self._messages.send(head)
             own = compile_rank(self.scorer, self._step, head, folder, list(probes))
-            self._check(self._messages.gather(own, patiently=True))
+            self._check(self._messages.collect(own))
 
     def lose(self, error: GroupError) -> None:
         """Count the group as lost, if it is not yet: every further call raises ``error``. For signal handlers too."""
@@ -163,46 +198,69 @@ class RankedScorer:
             self._lost = GroupError("the group of ranks was stopped")
 
     def _score(self, batch: FeatureBatch, shared: SharedContext | None, *, flags: int) -> Float32:
-        size = len(batch)
-        if size == 0:
+        if len(batch) == 0:
             return np.empty(0, dtype=np.float32)
         check_batch(batch, self.declaration)
         if shared is not None:
             check_batch(shared.bags, self.declaration)
-        started = time.perf_counter()
-        slices = list(cut(batch, shared, self._group.size))
+        if not flags & EAGERLY and self.scorer.pooled_dtype is torch.bfloat16:
+            flags |= BFLOAT16
         with self._in_group():
-            largest = slices[0].samples
-            self._messages.send(Head(command=Command.SCORE, flags=flags, answer=largest), slices)
-            sent = time.perf_counter()
-            own = self._step.score(slices[0], largest, eagerly=bool(flags & EAGERLY))
-            done = time.perf_counter()
-            answers = self._messages.gather(own)
-            self._note_times(sent - started, time.perf_counter() - done, answers)
-            self._check(answers)
-        logits = [
-            answer[ANSWER_HEAD : ANSWER_HEAD + piece.samples]
-            for answer, piece in zip(answers, slices, strict=True)
-        ]
-        return torch.cat(logits).numpy()
+            # Vectors of larger slices would leave the CPU's cache before the dense parts read them.
+            steps = [
+                self._take_step(*piece, flags) for piece in cut(batch, shared, MAX_SLICE * self._group.size)
+            ]
+        self.times = functools.reduce(operator.add, (times for _, times in steps))
+        return np.concatenate([logits for logits, _ in steps])
 
-    def _note_times(self, scatter: float, gather: float, answers: list[torch.Tensor]) -> None:
-        self.times = StepTimes(
-            scatter=scatter,
-            lookup=max(float(answer[LOOKUP_S]) for answer in answers),
-            dense=max(float(answer[TOTAL_S] - answer[LOOKUP_S]) for answer in answers),
-            gather=gather,
-            scattered=self._messages.sent_bytes,
-            gathered=sum(4 * answer.numel() for answer in answers[1:]),
+    def sizes(self, samples: int) -> list[int]:
+        """Samples of a step that each rank scores: slices, or all by the leader. Not more than `MAX_SLICE` a rank."""
+        ranks = self._group.size
+        return even_sizes(samples, ranks) if samples >= self.min_spread else [samples, *[0] * (ranks - 1)]
+
+    def _take_step(
+        self, batch: FeatureBatch, shared: SharedContext | None, flags: int
+    ) -> tuple[Float32, StepTimes]:
+        started = time.perf_counter()
+        sizes = self.sizes(len(batch))
+        parcels = self._router.route(arrange(batch, shared, sizes))
+        self._messages.expect([ANSWER_HEAD + size for size in sizes])
+        part = self._messages.send(Head(command=Command.SCORE, flags=flags), parcels)
+        assert part is not None
+        sent = time.perf_counter()
+        dtype = torch.bfloat16 if flags & BFLOAT16 else torch.float32
+        own = self._step.score(part, dtype=dtype, eagerly=bool(flags & EAGERLY))
+        done = time.perf_counter()
+        answers = self._messages.collect(own)
+        gathered = time.perf_counter() - done
+        self._check(answers)
+        heads = [AnswerHead(*answer[:ANSWER_HEAD].tolist()) for answer in answers]
+        returned = sum(4 * answer.numel() for answer in answers[1:])
+        times = StepTimes(
+            scatter=sent - started,
+            lookup=max(head.lookup for head in heads),
+            exchange=max(head.exchange for head in heads),
+            dense=max(head.dense for head in heads),
+            gather=gathered,
+            sent=self._messages.sent_bytes + returned + int(sum(head.sent for head in heads)),
         )
+        return torch.cat([answer[ANSWER_HEAD:] for answer in answers]).numpy(), times
+
+    def _send_whole(self, batch: FeatureBatch) -> None:
+        """Let every rank keep ``batch``, all of it, as if all its tables were replicated."""
+        layout = Layout(ranks=(RankLayout((), ()),), replicated=tuple(range(len(batch.lengths))), means=())
+        (parcel,) = Router(layout, self.declaration, as_given=True).route(whole(batch))
+        self._messages.send(Head(command=Command.PROBE), [parcel] * self._group.size)
+        self._messages.collect(torch.empty(0))
 
     def _check(self, answers: list[torch.Tensor]) -> None:
         """RankError if a rank failed, with what it says."""
-        failed = [rank for rank, answer in enumerate(answers) if answer[FAILED]]
+        failed = [rank for rank, answer in enumerate(answers) if answer[0]]
         if not failed:
             return
+        self._messages.expect([REASON_BYTES] * self._group.size, torch.uint8)
         self._messages.send(Head(command=Command.REASON))
-        reasons = self._messages.gather(write_reason(self._step))
+        reasons = self._messages.collect(write_reason(self._step))
         texts = {
             rank: bytes(reasons[rank].numpy()).rstrip(b"\0").decode("utf-8", "replace") for rank in failed
         }

@@ -60,6 +60,7 @@ def test_ranks_equal_one_process(found: dict[str, dict], size: int) -> None:
     for name, declaration in cases.items():
         expected = ranked.score_cases(alone(declaration), size)
         assert_close(found[str(size)][name], expected)
+        assert_close(found[str(size)][f"{name}, spread"], expected)
         spread.append(np.ptp(expected[2]))
     # So that another sample's score, or another row's, would show.
     assert min(spread) > 1000 * TOLERANCE
