@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -12,49 +13,60 @@ from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.ranks.group import RankGroup
 from dlrm_factory.ranks.layout import Layout
 
-__all__ = ["Assembly", "Exchange"]
+__all__ = ["Assembly", "Exchange", "Flight"]
+
+
+@dataclass(frozen=True)
+class Flight:
+    """An exchange under way.
+
+    Fields:
+        received: the own rows' vectors, of each rank: [own rows, that rank's columns]; there once it was waited for.
+        sent: kept until then.
+        works: of torch.distributed.
+        sent_bytes: to other ranks.
+    """
+
+    received: list[torch.Tensor]
+    sent: torch.Tensor
+    works: list[dist.Work]
+    sent_bytes: int
 
 
 class Exchange:
     """One message from each rank to each other, for all tables: point to point, over gloo or NCCL.
 
-    gloo's all-to-all copies twice and waits in threads of its own: it takes twice as long. For one thread at a time;
-    the next exchange overwrites what this one has received.
+    gloo's all-to-all copies more and waits in threads of its own: it takes twice as long. For one thread at a time. Two
+    exchanges may be under way; a third overwrites what the first has received.
     """
 
     def __init__(self, group: RankGroup, layout: Layout) -> None:
         self._group = group
         self._columns = [part.columns for part in layout.ranks]
-        self._room = torch.empty(0)
-        self._works: list[dist.Work] = []
-        self.sent_bytes = 0
+        self._rooms = [torch.empty(0), torch.empty(0)]
 
-    def start(self, pooled: torch.Tensor, rows: Sequence[int]) -> list[torch.Tensor]:
-        """Send each rank its rows of ``pooled``, [sum of rows, own columns]; `wait` before the vectors are used.
-
-        Gives the own rows' vectors, of each rank: [own rows, that rank's columns]. ``rows``: of each rank's slice.
-        """
+    def start(self, pooled: torch.Tensor, rows: Sequence[int]) -> Flight:
+        """Send each rank its rows of ``pooled``, [sum of rows, own columns]; ``rows``: of each rank's slice."""
         rank, group = self._group.rank, self._group.exchange
         parts = list(pooled.split(list(rows)))
         received = self._receive_into(rows[rank], pooled)
         received[rank] = parts[rank]
+        outgoing = [(peer, parts[peer]) for peer in self._peers() if parts[peer].numel()]
         operations = [
             dist.P2POp(dist.irecv, received[peer], group=group, group_peer=peer)
             for peer in self._peers()
             if received[peer].numel()
         ]
-        outgoing = [(peer, parts[peer]) for peer in self._peers() if parts[peer].numel()]
         operations += [dist.P2POp(dist.isend, part, group=group, group_peer=peer) for peer, part in outgoing]
-        self._works = dist.batch_isend_irecv(operations) if operations else []
-        self.sent_bytes = sum(part.numel() * part.element_size() for _, part in outgoing)
-        return received
+        works = dist.batch_isend_irecv(operations) if operations else []
+        sent = sum(part.numel() * part.element_size() for _, part in outgoing)
+        return Flight(received, pooled, works, sent)
 
-    def wait(self) -> None:
+    def wait(self, flight: Flight) -> None:
         """Raises what torch.distributed raises when a rank is gone or late. On CUDA the stream waits, not the host."""
-        works, self._works = self._works, []
-        for work in works:
+        for work in flight.works:
             # NCCL has its deadline from the group; one given here would make the host wait.
-            work.wait() if self._room.is_cuda else work.wait(self._group.deadline)
+            work.wait() if flight.sent.is_cuda else work.wait(self._group.deadline)
 
     def _peers(self) -> Iterator[int]:
         """The other ranks, the next one first, so that not all send to one."""
@@ -63,9 +75,10 @@ class Exchange:
 
     def _receive_into(self, rows: int, like: torch.Tensor) -> list[torch.Tensor]:
         needed = rows * sum(self._columns)
-        if self._room.numel() < needed or self._room.dtype is not like.dtype:
-            self._room = torch.empty(2 * needed, dtype=like.dtype, device=like.device)
-        places = self._room[:needed].split([rows * columns for columns in self._columns])
+        self._rooms.reverse()
+        if self._rooms[0].numel() < needed or self._rooms[0].dtype is not like.dtype:
+            self._rooms[0] = torch.empty(2 * needed, dtype=like.dtype, device=like.device)
+        places = self._rooms[0][:needed].split([rows * columns for columns in self._columns])
         return [place.view(rows, columns) for place, columns in zip(places, self._columns, strict=True)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ __all__ = [
     "BFLOAT16",
     "BUILD",
     "EAGERLY",
+    "MORE",
     "REASON_BYTES",
     "compile_rank",
     "follow",
@@ -29,7 +31,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-EAGERLY, BFLOAT16 = 1, 2
+EAGERLY, BFLOAT16, MORE = 1, 2, 4
 BACKGROUND, BUILD = 1, 2
 REASON_BYTES = 2048
 
@@ -55,7 +57,9 @@ def follow(scorer: Scorer, group: RankGroup, *, folder: Path | None = None) -> N
                 return
             if head.command is Command.SCORE:
                 dtype = torch.bfloat16 if head.flags & BFLOAT16 else torch.float32
-                messages.answer(step.score(part, dtype=dtype, eagerly=bool(head.flags & EAGERLY)))
+                parts = _parts(messages, head, part)
+                for answer in step.score(parts, dtype=dtype, eagerly=bool(head.flags & EAGERLY)):
+                    messages.answer(answer)
             elif head.command is Command.PROBE:
                 probes.append(_kept(part, len(scorer.declaration.sparse_features)))
             elif head.command is Command.COMPILE:
@@ -65,6 +69,14 @@ def follow(scorer: Scorer, group: RankGroup, *, folder: Path | None = None) -> N
                 messages.answer(write_reason(step))
         except Exception as error:
             raise GroupError(f"rank {group.rank} of {group.size} cannot follow any more: {error}") from error
+
+
+def _parts(messages: Messages, head: Head, part: Part) -> Iterator[Part]:
+    """Parts of all steps of a batch, of which ``head`` and ``part`` are the first."""
+    yield part
+    while head.flags & MORE:
+        head, part = messages.receive()
+        yield part
 
 
 def compile_rank(
@@ -88,8 +100,9 @@ def compile_rank(
 
 
 def write_reason(step: RankStep) -> torch.Tensor:
-    """The error of the rank's last step: uint8 [REASON_BYTES], UTF-8, zeros behind it."""
+    """The rank's first error since this was last asked: uint8 [REASON_BYTES], UTF-8, zeros behind it."""
     text = step.reason.encode()[:REASON_BYTES]
+    step.reason = ""
     answer = np.zeros(REASON_BYTES, dtype=np.uint8)
     answer[: len(text)] = np.frombuffer(text, dtype=np.uint8)
     return torch.from_numpy(answer)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
-import operator
 import os
 import threading
 import time
@@ -29,13 +27,15 @@ from dlrm_factory.ranks.follower import (
     BFLOAT16,
     BUILD,
     EAGERLY,
+    MORE,
     REASON_BYTES,
     compile_rank,
     write_reason,
 )
 from dlrm_factory.ranks.group import RankGroup
 from dlrm_factory.ranks.layout import Layout, RankLayout
-from dlrm_factory.ranks.messages import Command, Head, Messages
+from dlrm_factory.ranks.messages import Command, Expected, Head, Messages
+from dlrm_factory.ranks.parcels import Part
 from dlrm_factory.ranks.routing import Router
 from dlrm_factory.ranks.slices import arrange, check_batch, cut, even_sizes, whole
 from dlrm_factory.ranks.step import ANSWER_HEAD, AnswerHead, RankStep
@@ -56,7 +56,7 @@ _TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h
 
 @dataclass(frozen=True, kw_only=True)
 class StepTimes:
-    """Seconds of the last batch's parts, and its bytes. Larger batches than a step takes are the sum of their steps.
+    """Seconds of the last batch's parts, and its bytes. Those of a batch of several steps are the steps' sums.
 
     Fields:
         scatter: cutting, packing and sending.
@@ -72,15 +72,14 @@ class StepTimes:
     gather: float
     sent: int
 
-    def __add__(self, other: StepTimes) -> StepTimes:
-        return StepTimes(
-            scatter=self.scatter + other.scatter,
-            lookup=self.lookup + other.lookup,
-            exchange=self.exchange + other.exchange,
-            dense=self.dense + other.dense,
-            gather=self.gather + other.gather,
-            sent=self.sent + other.sent,
-        )
+
+@dataclass(frozen=True)
+class _UnderWay:
+    """A step that was sent: its answers, the seconds that this took, and the bytes."""
+
+    expected: Expected
+    scatter: float
+    sent_bytes: int
 
 
 def end_process_soon(error: GroupError) -> None:
@@ -92,6 +91,21 @@ def end_process_soon(error: GroupError) -> None:
     timer = threading.Timer(_ANSWERS_LEAVE_S, os._exit, args=(_TEMPORARY_FAILURE,))
     timer.daemon = True
     timer.start()
+
+
+def _step_times(
+    under_way: Sequence[_UnderWay], answers: Sequence[Sequence[torch.Tensor]], gather: float
+) -> StepTimes:
+    heads = [[AnswerHead(*answer[:ANSWER_HEAD].tolist()) for answer in step] for step in answers]
+    sent = sum(step.sent_bytes for step in under_way) + sum(int(head.sent) for step in heads for head in step)
+    return StepTimes(
+        scatter=sum(step.scatter for step in under_way),
+        lookup=sum(max(head.lookup for head in step) for step in heads),
+        exchange=sum(max(head.exchange for head in step) for step in heads),
+        dense=sum(max(head.dense for head in step) for step in heads),
+        gather=gather,
+        sent=sent + sum(4 * answer.numel() for step in answers for answer in step[1:]),
+    )
 
 
 class RankedScorer:
@@ -179,10 +193,10 @@ class RankedScorer:
             for batch in probes:
                 self._send_whole(batch)
             head = Head(command=Command.COMPILE, flags=flags)
-            self._messages.expect([ANSWER_HEAD] * self._group.size, patiently=True)
-            self._messages.send(head)
+            expected = self._messages.expect([ANSWER_HEAD] * self._group.size, patiently=True)
+            self._messages.tell(head)
             own = compile_rank(self.scorer, self._step, head, folder, list(probes))
-            self._check(self._messages.collect(own))
+            self._check([self._messages.collect(expected, own)])
 
     def lose(self, error: GroupError) -> None:
         """Count the group as lost, if it is not yet: every further call raises ``error``. For signal handlers too."""
@@ -194,7 +208,7 @@ class RankedScorer:
         """Let the followers end. Nothing can be scored afterwards."""
         if self._lost is None:
             with self._in_group():
-                self._messages.send(Head(command=Command.STOP))
+                self._messages.tell(Head(command=Command.STOP))
             self._lost = GroupError("the group of ranks was stopped")
 
     def _score(self, batch: FeatureBatch, shared: SharedContext | None, *, flags: int) -> Float32:
@@ -205,62 +219,58 @@ class RankedScorer:
             check_batch(shared.bags, self.declaration)
         if not flags & EAGERLY and self.scorer.pooled_dtype is torch.bfloat16:
             flags |= BFLOAT16
+        # Vectors of larger slices would leave the CPU's cache before the dense parts read them.
+        pieces = list(cut(batch, shared, MAX_SLICE * self._group.size))
         with self._in_group():
-            # Vectors of larger slices would leave the CPU's cache before the dense parts read them.
-            steps = [
-                self._take_step(*piece, flags) for piece in cut(batch, shared, MAX_SLICE * self._group.size)
-            ]
-        self.times = functools.reduce(operator.add, (times for _, times in steps))
-        return np.concatenate([logits for logits, _ in steps])
+            under_way: list[_UnderWay] = []
+            dtype = torch.bfloat16 if flags & BFLOAT16 else torch.float32
+            parts = self._send_steps(pieces, flags, under_way)
+            own = list(self._step.score(parts, dtype=dtype, eagerly=bool(flags & EAGERLY)))
+            done = time.perf_counter()
+            answers = [self._messages.collect(s.expected, a) for s, a in zip(under_way, own, strict=True)]
+            self._messages.flush()
+            self.times = _step_times(under_way, answers, time.perf_counter() - done)
+            self._check(answers)
+        return torch.cat([answer[ANSWER_HEAD:] for step in answers for answer in step]).numpy()
+
+    def _send_steps(
+        self,
+        pieces: Sequence[tuple[FeatureBatch, SharedContext | None]],
+        flags: int,
+        under_way: list[_UnderWay],
+    ) -> Iterator[Part]:
+        """The leader's own part of each piece, when the others' are sent. Adds to ``under_way``."""
+        for place, (batch, shared) in enumerate(pieces, start=1):
+            started = time.perf_counter()
+            sizes = self.sizes(len(batch))
+            parcels = self._router.route(arrange(batch, shared, sizes))
+            more = MORE * (place < len(pieces))
+            expected = self._messages.expect([ANSWER_HEAD + size for size in sizes])
+            part = self._messages.send(Head(command=Command.SCORE, flags=flags | more), parcels)
+            taken = time.perf_counter() - started
+            under_way.append(_UnderWay(expected, taken, self._messages.sent_bytes))
+            yield part
 
     def sizes(self, samples: int) -> list[int]:
         """Samples of a step that each rank scores: slices, or all by the leader. Not more than `MAX_SLICE` a rank."""
         ranks = self._group.size
         return even_sizes(samples, ranks) if samples >= self.min_spread else [samples, *[0] * (ranks - 1)]
 
-    def _take_step(
-        self, batch: FeatureBatch, shared: SharedContext | None, flags: int
-    ) -> tuple[Float32, StepTimes]:
-        started = time.perf_counter()
-        sizes = self.sizes(len(batch))
-        parcels = self._router.route(arrange(batch, shared, sizes))
-        self._messages.expect([ANSWER_HEAD + size for size in sizes])
-        part = self._messages.send(Head(command=Command.SCORE, flags=flags), parcels)
-        assert part is not None
-        sent = time.perf_counter()
-        dtype = torch.bfloat16 if flags & BFLOAT16 else torch.float32
-        own = self._step.score(part, dtype=dtype, eagerly=bool(flags & EAGERLY))
-        done = time.perf_counter()
-        answers = self._messages.collect(own)
-        gathered = time.perf_counter() - done
-        self._check(answers)
-        heads = [AnswerHead(*answer[:ANSWER_HEAD].tolist()) for answer in answers]
-        returned = sum(4 * answer.numel() for answer in answers[1:])
-        times = StepTimes(
-            scatter=sent - started,
-            lookup=max(head.lookup for head in heads),
-            exchange=max(head.exchange for head in heads),
-            dense=max(head.dense for head in heads),
-            gather=gathered,
-            sent=self._messages.sent_bytes + returned + int(sum(head.sent for head in heads)),
-        )
-        return torch.cat([answer[ANSWER_HEAD:] for answer in answers]).numpy(), times
-
     def _send_whole(self, batch: FeatureBatch) -> None:
         """Let every rank keep ``batch``, all of it, as if all its tables were replicated."""
         layout = Layout(ranks=(RankLayout((), ()),), replicated=tuple(range(len(batch.lengths))), means=())
         (parcel,) = Router(layout, self.declaration, as_given=True).route(whole(batch))
         self._messages.send(Head(command=Command.PROBE), [parcel] * self._group.size)
-        self._messages.collect(torch.empty(0))
+        self._messages.flush()
 
-    def _check(self, answers: list[torch.Tensor]) -> None:
-        """RankError if a rank failed, with what it says."""
-        failed = [rank for rank, answer in enumerate(answers) if answer[0]]
+    def _check(self, steps: Sequence[Sequence[torch.Tensor]]) -> None:
+        """RankError if a rank failed in a step, with what it says."""
+        failed = sorted({rank for answers in steps for rank, answer in enumerate(answers) if answer[0]})
         if not failed:
             return
-        self._messages.expect([REASON_BYTES] * self._group.size, torch.uint8)
-        self._messages.send(Head(command=Command.REASON))
-        reasons = self._messages.collect(write_reason(self._step))
+        expected = self._messages.expect([REASON_BYTES] * self._group.size, torch.uint8)
+        self._messages.tell(Head(command=Command.REASON))
+        reasons = self._messages.collect(expected, write_reason(self._step))
         texts = {
             rank: bytes(reasons[rank].numpy()).rstrip(b"\0").decode("utf-8", "replace") for rank in failed
         }

@@ -6,18 +6,20 @@ A step starts with one message to each rank: a head and, for most batches, the r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import IntEnum
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
 from dlrm_factory.ranks.group import PATIENCE, RankGroup
 from dlrm_factory.ranks.parcels import Parcel, Part, Shape
 
-__all__ = ["Command", "Head", "Messages"]
+__all__ = ["Command", "Expected", "Head", "Messages"]
 
 # Followers wait with room for so much, and gloo lets a message be shorter than the room for it.
 FIRST_BYTES = 1 << 18
@@ -44,17 +46,27 @@ class Command(IntEnum):
 class Head:
     """Start of a step, the same for all ranks.
 
-    ``flags``: SCORE: 1 to score eagerly, 2 for vectors in bfloat16. COMPILE: 1 in the background, 2 to build.
+    ``flags``: SCORE: 1 to score eagerly, 2 for vectors in bfloat16, 4 if the next step is of the same batch. COMPILE:
+    1 in the background, 2 to build.
     """
 
     command: Command
     flags: int = 0
 
 
-class Messages:
-    """Sends and receives with buffers of its own, which the next step overwrites. For one thread at a time.
+@dataclass(frozen=True)
+class Expected:
+    """Answers on their way to the leader: room for them, and what torch.distributed knows of each."""
 
-    Every method but `sent_bytes` may raise what torch.distributed raises when a rank is gone or late.
+    answers: list[tuple[torch.Tensor, dist.Work]]
+    deadline: timedelta
+
+
+class Messages:
+    """Sends and receives with buffers of its own. For one thread at a time.
+
+    A part lies in a buffer until the step after the next is sent or received. Every method but `sent_bytes` may raise
+    what torch.distributed raises when a rank is gone or late.
     """
 
     def __init__(self, group: RankGroup, device: torch.device) -> None:
@@ -62,95 +74,105 @@ class Messages:
         self._group = group
         self._device = device
         self._pinned = device.type == "cuda"
-        leads = group.rank == 0
-        self._buffers = [self._empty(FIRST_BYTES) for _ in range(group.size if leads else 1)]
-        self._large = self._empty(0)
-        self._sends: list[dist.Work] = []
-        self._answers: list[tuple[torch.Tensor, dist.Work]] = []
-        self._deadline = group.deadline
+        ranks = group.size if group.rank == 0 else 1
+        self._sets = [[self._empty(FIRST_BYTES) for _ in range(ranks)] for _ in range(2)]
+        self._sends: list[list[dist.Work]] = [[], []]
         self.sent_bytes = 0
 
-    def send(self, head: Head, parcels: Sequence[Parcel] = ()) -> Part | None:
-        """The leader's way: ``head`` to all ranks, and ``parcels``, if there are any, one to each. Gives its own part.
+    def send(self, head: Head, parcels: Iterable[Parcel]) -> Part:
+        """The leader's way: ``head`` to all ranks, and to each its parcel, the last rank's first. Gives its own part.
 
-        `collect` waits until they have gone. Without parcels they have gone already.
+        `flush` waits until they have gone.
         """
+        self._next_set()
         self.sent_bytes = 0
-        for rank in range(self._group.size - 1, -1, -1):  # its own last: the others are waiting
-            parcel = parcels[rank] if parcels else None
-            size = parcel.size if parcel else 0
-            apart = _HEAD_BYTES + size > FIRST_BYTES
-            buffer = self._room(rank, _HEAD_BYTES + size)
+        for rank, parcel in zip(range(self._group.size - 1, -1, -1), parcels, strict=True):
+            size = _HEAD_BYTES + parcel.size
+            buffer = self._room(rank, size)
             written = buffer.numpy()
-            shape = parcel.shape if parcel else _NOTHING
-            written[:_HEAD_BYTES].view(np.int32)[:] = (head.command, head.flags, size if apart else 0, *shape)
-            if parcel:
-                parcel.write(written[_HEAD_BYTES:])
-            if rank == 0:
-                break
-            first = _HEAD_BYTES if apart else _HEAD_BYTES + size
-            self._sends.append(self._group.steps.send([buffer[:first]], rank, 0))
-            if apart:
-                self._sends.append(self._group.data.send([buffer[first : first + size]], rank, 0))
-            self.sent_bytes += _HEAD_BYTES + size
-        if not parcels:
-            self._finish_sends()
-            return None
-        return Part.read(buffer[_HEAD_BYTES : _HEAD_BYTES + size], shape, device=self._device)
+            apart = parcel.size if size > FIRST_BYTES else 0
+            _write_head(written, head, apart, parcel.shape)
+            parcel.write(written[_HEAD_BYTES:])
+            if rank:
+                first = size - apart
+                self._sends[0].append(self._group.steps.send([buffer[:first]], rank, 0))
+                if apart:
+                    self._sends[0].append(self._group.data.send([buffer[first:size]], rank, 0))
+                self.sent_bytes += size
+        return Part.read(buffer[_HEAD_BYTES:size], parcel.shape, device=self._device)
+
+    def tell(self, head: Head) -> None:
+        """The leader's way: ``head`` alone to all ranks, which is gone when this returns."""
+        self._next_set()
+        for rank in range(1, self._group.size):
+            buffer = self._room(rank, _HEAD_BYTES)
+            _write_head(buffer.numpy(), head, 0, _NOTHING)
+            self._sends[0].append(self._group.steps.send([buffer[:_HEAD_BYTES]], rank, 0))
+        self.flush()
 
     def receive(self) -> tuple[Head, Part]:
-        """A follower's way: wait for the leader's next step. The part lies in this object's buffers."""
-        first = self._buffers[0]
-        self._group.steps.recv([first], 0, 0).wait(PATIENCE)
+        """A follower's way: wait for the leader's next step."""
+        self._next_set()
+        first = self._sets[0][0]
+        self._group.steps.recv([first[:FIRST_BYTES]], 0, 0).wait(PATIENCE)
         command, flags, apart, *numbers = first[:_HEAD_BYTES].numpy().view(np.int32).tolist()
-        body = first[_HEAD_BYTES:]
+        shape = Shape(*numbers)
         if apart:
-            if self._large.numel() < apart:
-                self._large = self._empty(2 * apart)
-            body = self._large[:apart]
-            self._group.data.recv([body], 0, 0).wait(self._group.deadline)
+            fields = first[:_HEAD_BYTES]
+            first = self._room(0, _HEAD_BYTES + apart)
+            first[:_HEAD_BYTES] = fields
+            self._group.data.recv([first[_HEAD_BYTES : _HEAD_BYTES + apart]], 0, 0).wait(self._group.deadline)
         return Head(command=Command(command), flags=flags), Part.read(
-            body, Shape(*numbers), device=self._device
+            first[_HEAD_BYTES:], shape, device=self._device
         )
 
     def expect(
         self, sizes: Sequence[int], dtype: torch.dtype = torch.float32, *, patiently: bool = False
-    ) -> None:
+    ) -> Expected:
         """The leader's way: be ready for an answer of ``sizes[rank]`` numbers from every follower.
 
         ``patiently``: without a deadline.
         """
         group = self._group.patience if patiently else self._group.data
-        answers = [torch.empty(size, dtype=dtype) for size in sizes]
-        self._answers = [
-            (answer, group.recv([answer], rank, 0)) for rank, answer in enumerate(answers) if rank
-        ]
-        self._deadline = PATIENCE if patiently else self._group.deadline
+        answers = [torch.empty(size, dtype=dtype) for size in sizes[1:]]
+        works = [group.recv([answer], rank, 0) for rank, answer in enumerate(answers, start=1)]
+        deadline = PATIENCE if patiently else self._group.deadline
+        return Expected(list(zip(answers, works, strict=True)), deadline)
 
-    def collect(self, own: torch.Tensor) -> list[torch.Tensor]:
-        """Answers of all ranks, ``own`` first, that were expected."""
-        answers = [own]
-        for answer, work in self._answers:
-            work.wait(self._deadline)
-            answers.append(answer)
-        self._answers = []
-        self._finish_sends()
-        return answers
+    def collect(self, expected: Expected, own: torch.Tensor) -> list[torch.Tensor]:
+        """Answers of all ranks, ``own`` first."""
+        for _, work in expected.answers:
+            work.wait(expected.deadline)
+        return [own, *(answer for answer, _ in expected.answers)]
+
+    def flush(self) -> None:
+        """Wait until everything has gone."""
+        for works in self._sends:
+            for work in works:
+                work.wait(self._group.deadline)
+            works.clear()
 
     def answer(self, answer: torch.Tensor, *, patiently: bool = False) -> None:
         """A follower's way."""
         group = self._group.patience if patiently else self._group.data
         group.send([answer], 0, 0).wait(PATIENCE if patiently else self._group.deadline)
 
-    def _finish_sends(self) -> None:
-        sends, self._sends = self._sends, []
-        for work in sends:
+    def _next_set(self) -> None:
+        self._sets.reverse()
+        self._sends.reverse()
+        for work in self._sends[0]:
             work.wait(self._group.deadline)
+        self._sends[0].clear()
 
     def _room(self, rank: int, size: int) -> torch.Tensor:
-        if self._buffers[rank].numel() < size:
-            self._buffers[rank] = self._empty(2 * size)
-        return self._buffers[rank]
+        buffers = self._sets[0]
+        if buffers[rank].numel() < size:
+            buffers[rank] = self._empty(2 * size)
+        return buffers[rank]
 
     def _empty(self, size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
+
+
+def _write_head(target: npt.NDArray[np.uint8], head: Head, apart: int, shape: Shape) -> None:
+    target[:_HEAD_BYTES].view(np.int32)[:] = (head.command, head.flags, apart, *shape)

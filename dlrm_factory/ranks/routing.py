@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,16 +32,15 @@ class Router:
         self._means = np.array(mean_features(layout), dtype=np.int64)
         self._ranks = [_RankRoute(part) for part in layout.ranks]
 
-    def route(self, arranged: Arranged) -> list[Parcel]:
-        """One parcel a rank."""
+    def route(self, arranged: Arranged) -> Iterator[Parcel]:
+        """One parcel a rank, the last rank's first: the leader's own can wait."""
         batch = arranged.batch
         rows = _Rows(batch, batch.weights if self._as_given else pooling_weights(batch, self._declaration))
-        parcels, first = [], 0
-        for rank, route in enumerate(self._ranks):
-            last = first + arranged.rows[rank]
-            parcels.append(self._parcel(rows, route, arranged, rank, first, last))
-            first = last
-        return parcels
+        last = rows.count
+        for rank in range(len(self._ranks) - 1, -1, -1):
+            first = last - arranged.rows[rank]
+            yield self._parcel(rows, self._ranks[rank], arranged, rank, first, last)
+            last = first
 
     def _parcel(
         self, rows: _Rows, route: _RankRoute, arranged: Arranged, rank: int, first: int, last: int

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
-from dlrm_factory.ranks.exchange import Assembly, Exchange
+from dlrm_factory.ranks.exchange import Assembly, Exchange, Flight
 from dlrm_factory.ranks.group import RankGroup
 from dlrm_factory.ranks.layout import layout_of
 from dlrm_factory.ranks.lookup import RankLookup, kernels_of
@@ -37,11 +39,23 @@ class AnswerHead(NamedTuple):
 ANSWER_HEAD = len(AnswerHead._fields)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Begun:
+    """A part whose vectors are under way; ``lookup`` and ``exchange``: seconds so far."""
+
+    part: Part
+    flight: Flight
+    replicated: torch.Tensor
+    failed: bool
+    lookup: float
+    exchange: float
+
+
 class RankStep:
     """Scores parts of batches with a rank's part of the model.
 
     Errors of the lookup and of the dense parts are noted, and the rank takes part in the exchange all the same: the
-    other ranks wait for it.
+    other ranks wait for it. ``reason`` is the first error since it was last cleared.
     """
 
     def __init__(self, scorer: Scorer, group: RankGroup) -> None:
@@ -62,43 +76,66 @@ class RankStep:
             else (False, apart.index(f))
             for f in self.layout.means
         ]
+        self._failed = False
         self.reason = ""
         for kernel in kernels_of(built.model):
             kernel.on_error = self.note
 
     def note(self, error: Exception) -> None:
-        """Keep the step's first error, for the leader."""
+        """Keep the first error, for the leader."""
         logger.error("A step failed on this rank", exc_info=error)
+        self._failed = True
         self.reason = self.reason or f"{type(error).__name__}: {error}"
 
     @torch.no_grad()
-    def score(self, part: Part, *, dtype: torch.dtype, eagerly: bool) -> torch.Tensor:
-        """The answer: float32 [ANSWER_HEAD + samples], the logits of the rank's own samples last.
+    def score(self, parts: Iterable[Part], *, dtype: torch.dtype, eagerly: bool) -> Iterator[torch.Tensor]:
+        """An answer for each part: float32 [ANSWER_HEAD + samples], the logits of the rank's own samples last.
 
-        ``dtype``: of the vectors that cross. Raises what the exchange raises, after which the group cannot go on.
+        The vectors of the next part cross while the dense parts of one are computed. ``dtype``: of these vectors.
+        Raises what the exchange raises, after which the group cannot go on.
         """
-        self.reason = ""
-        answer = torch.zeros(ANSWER_HEAD + part.samples)
+        before: _Begun | None = None
+        for part in parts:
+            begun = self._begin(part, dtype)
+            if before is not None:
+                yield self._finish(before, eagerly)
+            before = begun
+        if before is not None:
+            yield self._finish(before, eagerly)
+
+    def _begin(self, part: Part, dtype: torch.dtype) -> _Begun:
+        self._failed = False
         started = time.perf_counter()
         pooled = self._look_up_sharded(part, dtype)
         looked_up = time.perf_counter()
-        received = self._exchange.start(pooled, part.rows)
+        flight = self._exchange.start(pooled, part.rows)
         sent = time.perf_counter()
         replicated = self._look_up_replicated(part, dtype)
-        between = time.perf_counter()
-        self._exchange.wait()
-        there = time.perf_counter()
-        if part.samples and not self.reason:
-            self._interact(part, received, replicated, answer, eagerly)
-        answer[:ANSWER_HEAD] = torch.tensor(
-            AnswerHead(
-                failed=float(bool(self.reason)),
-                lookup=looked_up - started + between - sent,
-                exchange=sent - looked_up + there - between,
-                dense=time.perf_counter() - there,
-                sent=self._exchange.sent_bytes,
-            )
+        return _Begun(
+            part=part,
+            flight=flight,
+            replicated=replicated,
+            failed=self._failed,
+            lookup=looked_up - started + time.perf_counter() - sent,
+            exchange=sent - looked_up,
         )
+
+    def _finish(self, begun: _Begun, eagerly: bool) -> torch.Tensor:
+        answer = torch.zeros(ANSWER_HEAD + begun.part.samples)
+        self._failed = begun.failed
+        started = time.perf_counter()
+        self._exchange.wait(begun.flight)
+        there = time.perf_counter()
+        if begun.part.samples and not self._failed:
+            self._interact(begun, answer, eagerly)
+        head = AnswerHead(
+            failed=float(self._failed),
+            lookup=begun.lookup,
+            exchange=begun.exchange + there - started,
+            dense=time.perf_counter() - there,
+            sent=begun.flight.sent_bytes,
+        )
+        answer[:ANSWER_HEAD] = torch.tensor(head)
         return answer
 
     def _look_up_sharded(self, part: Part, dtype: torch.dtype) -> torch.Tensor:
@@ -117,16 +154,10 @@ class RankStep:
             self.note(error)
             return torch.empty(rows, 0, dtype=dtype, device=self._means.device)
 
-    def _interact(
-        self,
-        part: Part,
-        received: list[torch.Tensor],
-        replicated: torch.Tensor,
-        answer: torch.Tensor,
-        eagerly: bool,
-    ) -> None:
+    def _interact(self, begun: _Begun, answer: torch.Tensor, eagerly: bool) -> None:
+        part = begun.part
         try:
-            pooled = self._assemble(received, replicated)
+            pooled = self._assemble(begun.flight.received, begun.replicated)
             if part.mean_lengths is not None and self._mean_rows:
                 self._divide(pooled, part)
             for context, (start, stop) in enumerate(part.spans, start=part.samples):
