@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,8 @@ import torch.distributed as dist
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.ranks.group import RankGroup
 from dlrm_factory.ranks.layout import Layout
+
+_ByPeer: TypeAlias = list[tuple[int, torch.Tensor]]
 
 __all__ = ["Assembly", "Exchange", "Flight"]
 
@@ -40,27 +42,38 @@ class Exchange:
     exchanges may be under way; a third overwrites what the first has received.
     """
 
-    def __init__(self, group: RankGroup, layout: Layout) -> None:
+    def __init__(self, group: RankGroup, layout: Layout, device: torch.device) -> None:
         self._group = group
         self._columns = [part.columns for part in layout.ranks]
         self._rooms = [torch.empty(0), torch.empty(0)]
+        if device.type == "cuda":
+            # NCCL wants all ranks in a group's first call, and a rank without tables may have nothing to send.
+            dist.all_reduce(torch.zeros(1, device=device), group=group.exchange)
 
     def start(self, pooled: torch.Tensor, rows: Sequence[int]) -> Flight:
         """Send each rank its rows of ``pooled``, [sum of rows, own columns]; ``rows``: of each rank's slice."""
-        rank, group = self._group.rank, self._group.exchange
+        rank = self._group.rank
         parts = list(pooled.split(list(rows)))
         received = self._receive_into(rows[rank], pooled)
         received[rank] = parts[rank]
+        incoming = [(peer, received[peer]) for peer in self._peers() if received[peer].numel()]
         outgoing = [(peer, parts[peer]) for peer in self._peers() if parts[peer].numel()]
-        operations = [
-            dist.P2POp(dist.irecv, received[peer], group=group, group_peer=peer)
-            for peer in self._peers()
-            if received[peer].numel()
-        ]
-        operations += [dist.P2POp(dist.isend, part, group=group, group_peer=peer) for peer, part in outgoing]
-        works = dist.batch_isend_irecv(operations) if operations else []
-        sent = sum(part.numel() * part.element_size() for _, part in outgoing)
-        return Flight(received, pooled, works, sent)
+        works = self._cross(incoming, outgoing) if incoming or outgoing else []
+        return Flight(received, pooled, works, sum(part.nbytes for _, part in outgoing))
+
+    def _cross(self, incoming: _ByPeer, outgoing: _ByPeer) -> list[dist.Work]:
+        group = self._group.exchange
+        if (incoming + outgoing)[0][1].is_cuda:
+            # NCCL must know of both directions at once, or two ranks that send wait for one another.
+            operations = [
+                dist.P2POp(dist.irecv, part, group=group, group_peer=peer) for peer, part in incoming
+            ]
+            operations += [
+                dist.P2POp(dist.isend, part, group=group, group_peer=peer) for peer, part in outgoing
+            ]
+            return dist.batch_isend_irecv(operations)
+        works = [group.recv([part], peer, 0) for peer, part in incoming]
+        return works + [group.send([part], peer, 0) for peer, part in outgoing]
 
     def wait(self, flight: Flight) -> None:
         """Raises what torch.distributed raises when a rank is gone or late. On CUDA the stream waits, not the host."""
@@ -85,38 +98,54 @@ class Exchange:
 class Assembly:
     """Vectors of all ranks' blocks → those of the features, partial sums added."""
 
-    def __init__(self, layout: Layout, declaration: DLRMDeclaration, device: torch.device) -> None:
-        dim, features = declaration.embedding_dim, len(declaration.sparse_features)
-        blocks = [(b.feature, b.column, b.columns) for part in layout.ranks for b in part.blocks]
-        blocks += [(feature, 0, dim) for feature in layout.replicated]
-        self._shape = (features, dim)
-        # Column shards are multiples of this many columns, which move as one.
-        self._unit = math.gcd(dim, *(number for _, *numbers in blocks for number in numbers))
-        sources: list[list[int]] = [[] for _ in range(features * dim // self._unit)]
-        place = 0
-        for feature, column, columns in blocks:
-            for each in range(columns // self._unit):
-                sources[(feature * dim + column) // self._unit + each].append(place)
-                place += 1
-        self._first = torch.tensor([found[0] for found in sources], device=device)
-        self._is_in_order = [found[0] for found in sources] == list(range(place))
+    def __init__(self, layout: Layout, declaration: DLRMDeclaration) -> None:
+        self._shape = (len(declaration.sparse_features), declaration.embedding_dim)
+        found: dict[tuple[int, int], list[_Piece]] = {}
+        for rank, part in enumerate(layout.ranks):
+            start = 0
+            for block in part.blocks:
+                piece = _Piece(rank, start, block.columns)
+                found.setdefault((block.feature, block.column), []).append(piece)
+                start += block.columns
+        for place, feature in enumerate(layout.replicated):
+            dim = declaration.embedding_dim
+            found[feature, 0] = [_Piece(len(layout.ranks), place * dim, dim)]
+        # Copied in one pass, whole runs of columns at a time.
+        self._first = list(_runs([found[key][0] for key in sorted(found)]))
         self._partial = [
-            tuple(torch.tensor(column, device=device) for column in zip(*layer, strict=True))
-            for layer in _layers(sources)
+            (feature * declaration.embedding_dim + column, piece)
+            for (feature, column), pieces in found.items()
+            for piece in pieces[1:]
         ]
 
     def __call__(self, received: Sequence[torch.Tensor], replicated: torch.Tensor) -> torch.Tensor:
         """[rows, F, D], features in declared order, of [rows, columns] of each rank and of the replicated features."""
-        rows = replicated.shape[0]
-        parts = [part for part in (*received, replicated) if part.shape[1]]
-        units = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).view(rows, -1, self._unit)
-        pooled = units if self._is_in_order else units.index_select(1, self._first)
-        for target, source in self._partial:
-            pooled.index_add_(1, target, units.index_select(1, source))
-        return pooled.view(rows, *self._shape)
+        sources = [*received, replicated]
+        parts = [sources[piece.source].narrow(1, piece.start, piece.columns) for piece in self._first]
+        pooled = torch.cat(parts, dim=1)
+        for column, piece in self._partial:
+            added = sources[piece.source].narrow(1, piece.start, piece.columns)
+            pooled.narrow(1, column, piece.columns).add_(added)
+        return pooled.view(replicated.shape[0], *self._shape)
 
 
-def _layers(sources: list[list[int]]) -> Iterator[list[tuple[int, int]]]:
-    """(target, source) of second, third, … partial sums."""
-    for layer in range(1, max(len(found) for found in sources)):
-        yield [(target, found[layer]) for target, found in enumerate(sources) if layer < len(found)]
+class _Piece(NamedTuple):
+    """Columns [start, start + columns) of what came from a rank, or, after these, of the replicated features."""
+
+    source: int
+    start: int
+    columns: int
+
+
+def _runs(pieces: Sequence[_Piece]) -> Iterator[_Piece]:
+    """``pieces`` in order, neighbours that lie beside one another as one."""
+    run: _Piece | None = None
+    for piece in pieces:
+        if run is not None and (piece.source, piece.start) == (run.source, run.start + run.columns):
+            run = run._replace(columns=run.columns + piece.columns)
+            continue
+        if run is not None:
+            yield run
+        run = piece
+    if run is not None:
+        yield run

@@ -47,8 +47,8 @@ logger = logging.getLogger(__name__)
 
 Float32 = npt.NDArray[np.float32]
 
-# Up to so many samples a message to each rank and back takes longer than the leader's dense parts.
-MIN_SPREAD = 64
+# Of fewer samples, dense features to each rank, and logits back, take longer than the leader's dense parts.
+MIN_SPREAD = 128
 MAX_SLICE = SIZES[-1]
 _ANSWERS_LEAVE_S = 1.0
 _TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h
@@ -245,8 +245,8 @@ class RankedScorer:
             sizes = self.sizes(len(batch))
             parcels = self._router.route(arrange(batch, shared, sizes))
             more = MORE * (place < len(pieces))
-            expected = self._messages.expect([ANSWER_HEAD + size for size in sizes])
             part = self._messages.send(Head(command=Command.SCORE, flags=flags | more), parcels)
+            expected = self._messages.expect([ANSWER_HEAD + size for size in sizes])
             taken = time.perf_counter() - started
             under_way.append(_UnderWay(expected, taken, self._messages.sent_bytes))
             yield part

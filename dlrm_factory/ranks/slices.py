@@ -89,13 +89,14 @@ def check_batch(batch: FeatureBatch, declaration: DLRMDeclaration) -> None:
         raise ValueError(f"dense has shape {batch.dense.shape}, not [B, {len(declaration.dense_features)}]")
     if batch.lengths.shape != (len(features), len(batch)):
         raise ValueError(f"lengths has shape {batch.lengths.shape}, not [{len(features)}, {len(batch)}]")
-    counts = batch.lengths.sum(axis=1, dtype=np.int64)
-    if len(batch.values) != counts.sum():
-        raise ValueError(f"{len(batch.values)} ids are given, but lengths sum up to {counts.sum()}")
+    ids = batch.lengths.size if batch.one_each else int(batch.lengths.sum())
+    if len(batch.values) != ids:
+        raise ValueError(f"{len(batch.values)} ids are given, but lengths sum up to {ids}")
     if batch.weights is not None and not declaration.is_weighted:
         raise ValueError("weights are given to a model without weighted features")
     if batch.in_range or not len(batch.values):
         return
+    counts = batch.lengths.sum(axis=1, dtype=np.int64)
     rows = np.repeat(
         [declaration.table(feature.table).num_embeddings for feature in declaration.sparse_features], counts
     )

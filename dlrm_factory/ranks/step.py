@@ -65,8 +65,8 @@ class RankStep:
         self.lookup = RankLookup(built.model, self.layout, group.rank, declaration)
         self._own = self.layout.ranks[group.rank]
         self._rank = group.rank
-        self._exchange = Exchange(group, self.layout)
-        self._assemble = Assembly(self.layout, declaration, built.device)
+        self._exchange = Exchange(group, self.layout, built.device)
+        self._assemble = Assembly(self.layout, declaration)
         apart = mean_features(self.layout)
         # Places, among the lengths of a part, of those of each feature that pools by the mean.
         self._means = torch.tensor(self.layout.means, device=built.device, dtype=torch.int64)
