@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from dlrm_factory.ranks.exchange import Assembly, Exchange, Flight
@@ -19,6 +21,8 @@ from dlrm_factory.ranks.routing import mean_features
 from dlrm_factory.scorer import Scorer
 
 __all__ = ["ANSWER_HEAD", "AnswerHead", "RankStep"]
+
+Float32 = npt.NDArray[np.float32]
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +125,7 @@ class RankStep:
         )
 
     def _finish(self, begun: _Begun, eagerly: bool) -> torch.Tensor:
-        answer = torch.zeros(ANSWER_HEAD + begun.part.samples)
+        answer = np.zeros(ANSWER_HEAD + begun.part.samples, dtype=np.float32)
         self._failed = begun.failed
         started = time.perf_counter()
         self._exchange.wait(begun.flight)
@@ -135,8 +139,8 @@ class RankStep:
             dense=time.perf_counter() - there,
             sent=begun.flight.sent_bytes,
         )
-        answer[:ANSWER_HEAD] = torch.tensor(head)
-        return answer
+        answer[:ANSWER_HEAD] = head
+        return torch.from_numpy(answer)
 
     def _look_up_sharded(self, part: Part, dtype: torch.dtype) -> torch.Tensor:
         rows = sum(part.rows)
@@ -154,7 +158,7 @@ class RankStep:
             self.note(error)
             return torch.empty(rows, 0, dtype=dtype, device=self._means.device)
 
-    def _interact(self, begun: _Begun, answer: torch.Tensor, eagerly: bool) -> None:
+    def _interact(self, begun: _Begun, answer: Float32, eagerly: bool) -> None:
         part = begun.part
         try:
             pooled = self._assemble(begun.flight.received, begun.replicated)
@@ -162,8 +166,7 @@ class RankStep:
                 self._divide(pooled, part)
             for context, (start, stop) in enumerate(part.spans, start=part.samples):
                 pooled[start:stop] += pooled[context]
-            logits = self._scorer.interact(part.dense, pooled[: part.samples], eagerly=eagerly)
-            answer[ANSWER_HEAD:] = torch.from_numpy(logits)
+            answer[ANSWER_HEAD:] = self._scorer.interact(part.dense, pooled[: part.samples], eagerly=eagerly)
         except Exception as error:
             self.note(error)
 

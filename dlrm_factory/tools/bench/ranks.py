@@ -17,7 +17,7 @@ import torch
 from dlrm_factory.batch import FeatureBatch, to_dense
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.ranks import RankedScorer, RankGroup, StepTimes, follow, load_rank
-from dlrm_factory.ranks.leader import MAX_SLICE
+from dlrm_factory.ranks.leader import MAX_SLICE, MIN_SPREAD
 from dlrm_factory.ranks.traffic import plan_traffic
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.tools.bench.score import RandomWeights, one_hot_batch
@@ -30,11 +30,12 @@ __all__ = ["RankTiming", "measure_ranks"]
 _TIMEOUT_S = 120.0
 _PINGS = 200
 _MIN_CALLS = 5
+_CALLS_A_TURN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankTiming:
-    """One batch size in one group. The group and one process take turns, call by call.
+    """One batch size in one group. The group and one process take turns: call by call, of large batches 8 calls each.
 
     Fields:
         ranks, batch: processes, and samples at once.
@@ -163,15 +164,19 @@ def _measure(
     single: list[float] = []
     steps: list[StepTimes] = []
     end = time.perf_counter() + seconds
+    # Lone requests come after other work, large batches after one another.
+    turn = 1 if len(batch) < MIN_SPREAD else _CALLS_A_TURN
     while time.perf_counter() < end or len(together) < _MIN_CALLS:
-        start = time.perf_counter()
-        ranked.logits(batch)
-        together.append(time.perf_counter() - start)
-        assert ranked.times is not None
-        steps.append(ranked.times)
-        start = time.perf_counter()
-        _score_alone(alone, batch)
-        single.append(time.perf_counter() - start)
+        for _ in range(turn):
+            start = time.perf_counter()
+            ranked.logits(batch)
+            together.append(time.perf_counter() - start)
+            assert ranked.times is not None
+            steps.append(ranked.times)
+        for _ in range(turn):
+            start = time.perf_counter()
+            _score_alone(alone, batch)
+            single.append(time.perf_counter() - start)
 
     def median(part: Callable[[StepTimes], float]) -> float:
         return 1e3 * statistics.median(part(step) for step in steps)

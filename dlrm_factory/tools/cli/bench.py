@@ -214,7 +214,8 @@ def ranks(
         "ranks", "batch", "p50", "p99", "samples/s", "scatter", "lookup", "exchange", "dense", "gather", "ping",
         "bytes", "least", "ratio",
     )  # fmt: skip
-    table = Table(*(Column(header, no_wrap=True, justify="right") for header in headers))
+    columns = (Column(header, no_wrap=True, justify="right") for header in headers)
+    table = Table(*columns, padding=(0, 0), pad_edge=False)
     for timing in timings:
         alone = (
             f"{timing.alone:.2f}",
