@@ -1,4 +1,4 @@
-"""One model over several processes: rank 0 leads, sends each rank the ids of its rows, and gets logits; the others follow.
+"""One model over several processes: rank 0 leads, sends each rank the ids of its rows, and gets logits.
 
 ::
 
@@ -13,7 +13,7 @@ A batch of some samples is scored by the leader alone; of a large one each rank 
 holds the tables; ids are routed here, for the leader has all of them and TorchRec's exchange, made for ranks that each
 have their own batch, would first let ranks tell one another how many they send.
 
-Messages go from one process to another over torch.distributed: over gloo, but for vectors between GPUs, which NCCL takes.
+Messages go from one process to another over torch.distributed: gloo, and NCCL for vectors between GPUs.
 """
 
 from dlrm_factory.ranks.follower import follow
