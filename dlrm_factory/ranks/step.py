@@ -1,79 +1,223 @@
-"""What each rank does with its slice, the leader too."""
+"""Step of a batch on one rank, the leader too: lookup, exchange, dense parts."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from dlrm_factory.batch import FeatureBatch, to_dense
-from dlrm_factory.model.quantize import QuantizedEmbeddingBag
-from dlrm_factory.ranks.slices import Slice
+from dlrm_factory.ranks.exchange import Assembly, Exchange, Flight
+from dlrm_factory.ranks.group import RankGroup
+from dlrm_factory.ranks.layout import Layout, layout_of
+from dlrm_factory.ranks.lookup import RankLookup, Shards, kernels_of, shards_of
+from dlrm_factory.ranks.parcels import Part
+from dlrm_factory.ranks.routing import mean_features
 from dlrm_factory.scorer import Scorer
 
-__all__ = ["ANSWER_HEAD", "FAILED", "LOOKUP_S", "TOTAL_S", "RankStep"]
+__all__ = ["ANSWER_HEAD", "AnswerHead", "RankStep"]
+
+Float32 = npt.NDArray[np.float32]
 
 logger = logging.getLogger(__name__)
 
-# An answer: float32, these fields, then the logits.
-FAILED, LOOKUP_S, TOTAL_S, ANSWER_HEAD = 0, 1, 2, 3
+
+class AnswerHead(NamedTuple):
+    """Start of an answer, float32; the logits of the rank's own samples follow.
+
+    ``failed``: 0 or 1. ``lookup``, ``exchange``, ``dense``: seconds. ``sent``: bytes, of vectors to other ranks.
+    """
+
+    failed: float
+    lookup: float
+    exchange: float
+    dense: float
+    sent: float
+
+
+ANSWER_HEAD = len(AnswerHead._fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Begun:
+    """Rows whose vectors are under way; ``lookup`` and ``exchange``: seconds so far."""
+
+    part: Part
+    view: _View
+    flight: Flight
+    replicated: torch.Tensor
+    lookup: float
+    exchange: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """A step under way: samples, and the contexts that they share."""
+
+    samples: _Begun
+    contexts: _Begun | None
+    failed: bool
+
+
+class _View:
+    """All that depends on the features that rows have ids of.
+
+    ``means``: these features, where they pool by the mean. ``mean_rows``: places of their lengths among those of the
+    replicated features (True), or among the others.
+    """
+
+    def __init__(
+        self, shards: Shards, layout: Layout, features: Sequence[int], rank: int, scorer: Scorer
+    ) -> None:
+        self.layout = layout
+        self.columns = [part.columns for part in layout.ranks]
+        self.lookup = RankLookup(shards, layout, features, rank, scorer.declaration)
+        self.assemble = Assembly(layout, features, scorer.declaration)
+        apart, near = mean_features(layout), layout.replicated
+        self.means = torch.tensor(
+            [features[feature] for feature in layout.means], device=scorer.built.device, dtype=torch.int64
+        )
+        self.mean_rows = [(f in near, near.index(f) if f in near else apart.index(f)) for f in layout.means]
 
 
 class RankStep:
-    """Scores slices with a rank's part of the model.
+    """Scores parts of batches with a rank's part of the model.
 
     Errors of the lookup and of the dense parts are noted, and the rank takes part in the exchange all the same: the
-    other ranks wait for it.
+    other ranks wait for it. ``reason`` is the first error since it was last cleared.
     """
 
-    def __init__(self, scorer: Scorer) -> None:
+    def __init__(self, scorer: Scorer, group: RankGroup) -> None:
         self._scorer = scorer
+        built = scorer.built
+        self.layout = layout_of(built.plan, scorer.declaration)
+        self._rank = group.rank
+        self._exchange = Exchange(group, built.device)
+        self._shards = shards_of(built.model)
+        self._views: dict[bytes, _View] = {}
+        self._failed = False
         self.reason = ""
-        for module in scorer.built.model.modules():
-            for kernel in getattr(module, "kernels", ()):
-                if isinstance(kernel, QuantizedEmbeddingBag):
-                    kernel.on_error = self.note
+        for kernel in kernels_of(built.model):
+            kernel.on_error = self.note
 
     def note(self, error: Exception) -> None:
-        """Keep the step's first error, for the leader."""
+        """Keep the first error, for the leader."""
         logger.error("A step failed on this rank", exc_info=error)
+        self._failed = True
         self.reason = self.reason or f"{type(error).__name__}: {error}"
 
-    def score(self, piece: Slice, size: int, *, eagerly: bool) -> torch.Tensor:
-        """The answer: float32 [ANSWER_HEAD + size], the logits of the slice's samples first.
+    @torch.no_grad()
+    def score(
+        self, steps: Iterable[Sequence[Part]], *, dtype: torch.dtype, eagerly: bool
+    ) -> Iterator[torch.Tensor]:
+        """An answer for each step: float32 [ANSWER_HEAD + samples], the logits of the rank's own samples last.
 
-        Raises what the exchange raises, after which the group cannot go on.
+        A step is the part of the samples and, if they share any, that of their contexts. The vectors of the next step
+        cross while the dense parts of one are computed. ``dtype``: of these vectors. Raises what the exchange raises,
+        after which the group cannot go on.
         """
-        self.reason = ""
-        answer = torch.zeros(ANSWER_HEAD + size)
-        started = time.perf_counter()
-        pooled = self._scorer.pool_sharded(piece.batch if len(piece.batch) else self._blank())
-        answer[LOOKUP_S] = time.perf_counter() - started
-        if piece.samples:
-            self._interact(piece, pooled, answer, eagerly)
-        answer[FAILED] = float(bool(self.reason))
-        answer[TOTAL_S] = time.perf_counter() - started
-        return answer
+        before: _Step | None = None
+        for parts in steps:
+            self._failed = False
+            samples, *contexts = [self._begin(part, dtype) for part in parts]
+            step = _Step(samples=samples, contexts=contexts[0] if contexts else None, failed=self._failed)
+            if before is not None:
+                yield self._finish(before, eagerly)
+            before = step
+        if before is not None:
+            yield self._finish(before, eagerly)
 
-    def _interact(self, piece: Slice, pooled: torch.Tensor, answer: torch.Tensor, eagerly: bool) -> None:
-        samples = piece.samples
+    def _begin(self, part: Part, dtype: torch.dtype) -> _Begun:
+        started = time.perf_counter()
+        view = self._view(part.features)
+        pooled = self._look_up_sharded(view, part, dtype)
+        looked_up = time.perf_counter()
+        flight = self._exchange.start(pooled, part.rows, view.columns)
+        sent = time.perf_counter()
+        replicated = self._look_up_replicated(view, part, dtype)
+        return _Begun(
+            part=part,
+            view=view,
+            flight=flight,
+            replicated=replicated,
+            lookup=looked_up - started + time.perf_counter() - sent,
+            exchange=sent - looked_up,
+        )
+
+    def _finish(self, step: _Step, eagerly: bool) -> torch.Tensor:
+        samples = len(step.samples.part.dense)
+        answer = np.zeros(ANSWER_HEAD + samples, dtype=np.float32)
+        self._failed = step.failed
+        both = [step.samples] if step.contexts is None else [step.samples, step.contexts]
+        started = time.perf_counter()
+        for begun in both:
+            self._exchange.wait(begun.flight)
+        there = time.perf_counter()
+        if samples and not self._failed:
+            self._interact(step, answer, eagerly)
+        answer[:ANSWER_HEAD] = AnswerHead(
+            failed=float(self._failed),
+            lookup=sum(begun.lookup for begun in both),
+            exchange=sum(begun.exchange for begun in both) + there - started,
+            dense=time.perf_counter() - there,
+            sent=sum(begun.flight.sent_bytes for begun in both),
+        )
+        return torch.from_numpy(answer)
+
+    def _view(self, features: bytes) -> _View:
+        if features not in self._views:
+            count = len(self._scorer.declaration.sparse_features)
+            chosen = list(range(count))
+            if features:
+                bits = np.unpackbits(np.frombuffer(features, dtype=np.uint8), count=count)
+                chosen = np.flatnonzero(bits).tolist()
+            layout = self.layout.only(chosen) if features else self.layout
+            self._views[features] = _View(self._shards, layout, chosen, self._rank, self._scorer)
+        return self._views[features]
+
+    def _look_up_sharded(self, view: _View, part: Part, dtype: torch.dtype) -> torch.Tensor:
+        rows = sum(part.rows)
         try:
-            for context, (start, stop) in enumerate(piece.spans.tolist(), start=samples):
-                pooled[start:stop] += pooled[context]
-            dense = to_dense(piece.batch)[:samples]
-            logits: npt.NDArray[np.float32] = self._scorer.interact(dense, pooled[:samples], eagerly=eagerly)
-            answer[ANSWER_HEAD : ANSWER_HEAD + samples] = torch.from_numpy(logits)
+            return view.lookup.sharded(part.sharded, rows, dtype)
+        except Exception as error:
+            self.note(error)
+            return torch.zeros(rows, view.columns[self._rank], dtype=dtype, device=part.dense.device)
+
+    def _look_up_replicated(self, view: _View, part: Part, dtype: torch.dtype) -> torch.Tensor:
+        rows = part.rows[self._rank]
+        try:
+            return view.lookup.replicated(part.replicated, rows, dtype)
+        except Exception as error:
+            self.note(error)
+            return torch.empty(rows, 0, dtype=dtype, device=part.dense.device)
+
+    def _interact(self, step: _Step, answer: Float32, eagerly: bool) -> None:
+        part = step.samples.part
+        try:
+            pooled = _pooled(step.samples)
+            if step.contexts is not None and part.spans:
+                shared = _pooled(step.contexts)
+                for context, (start, stop) in enumerate(part.spans):
+                    pooled[start:stop] += shared[context]
+            answer[ANSWER_HEAD:] = self._scorer.interact(part.dense, pooled, eagerly=eagerly)
         except Exception as error:
             self.note(error)
 
-    def _blank(self) -> FeatureBatch:
-        """One sample with empty bags: TorchRec's exchange takes no batch without samples."""
-        declaration = self._scorer.declaration
-        return FeatureBatch(
-            dense=np.zeros((1, len(declaration.dense_features)), dtype=np.float32),
-            lengths=np.zeros((len(declaration.sparse_features), 1), dtype=np.int32),
-            values=np.empty(0, dtype=np.int64),
-        )
+
+def _pooled(begun: _Begun) -> torch.Tensor:
+    """Vectors of the own rows, [rows, F, D]; zeros for the features that no row has ids of."""
+    part, view = begun.part, begun.view
+    pooled = view.assemble(begun.flight.received, begun.replicated)
+    if part.mean_lengths is not None and view.mean_rows:
+        own = part.replicated.lengths
+        assert own is not None
+        lengths = torch.stack([(own if near else part.mean_lengths)[row] for near, row in view.mean_rows])
+        # Sums → means: by the whole bag's length, wherever its rows lie.
+        factors = lengths.clamp(min=1).float().reciprocal().T.unsqueeze(2)
+        pooled[:, view.means] = (pooled[:, view.means] * factors).to(pooled.dtype)
+    return pooled
