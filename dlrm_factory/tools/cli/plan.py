@@ -32,13 +32,23 @@ def plan(
         Literal["cpu", "cuda"] | None, typer.Option(help="cpu or cuda. It need not be here.")
     ] = None,
     memory: Annotated[str | None, typer.Option(help="Memory a rank has for tables, e.g. 80GB.")] = None,
+    replicate_below: Annotated[
+        str | None,
+        typer.Option(help="Copy automatic tables below this to every rank, e.g. 64MB; 0 for none."),
+    ] = None,
     training: Annotated[bool, typer.Option("--training", help="Plan the fp32 tables of training.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     image: Annotated[Path | None, typer.Option(help="Also draw the plan: a .svg, .png or .pdf file.")] = None,
 ) -> None:
     """Print where TorchRec's planner puts each table, on hardware that need not be here."""
     declared = declaration_of(config)
-    options = {"world_size": world_size, "hosts": hosts, "device": device, "memory": memory}
+    options = {
+        "world_size": world_size,
+        "hosts": hosts,
+        "device": device,
+        "memory": memory,
+        "replicate_below": replicate_below,
+    }
     changes = {name: value for name, value in options.items() if value is not None}
     if changes:
         sharding = msgspec.convert(
