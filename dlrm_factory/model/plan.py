@@ -14,6 +14,7 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
 from torchrec.distributed.planner.constants import CROSS_NODE_BANDWIDTH, INTRA_NODE_BANDWIDTH
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
+from torchrec.distributed.planner.proposers import GreedyProposer, UniformProposer
 from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator, EmbeddingStorageEstimator
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError, ShardingOption, Storage, Topology
@@ -31,6 +32,7 @@ __all__ = ["Mode", "PlacedShard", "PlacedTable", "TablePlan", "has_fused_optimiz
 
 Mode = Literal["float", "quantized"]
 _PLANNED_BATCH = 512
+_MAX_WORSE = 8  # plans in a row before a proposer is left
 _MIN_COLUMNS = 4  # fbgemm's kernels take column shards in multiples of 4
 
 
@@ -305,6 +307,13 @@ def _make_planner(
         enumerator=EmbeddingEnumerator(
             topology=topology, batch_size=_PLANNED_BATCH, constraints=constraints, estimator=estimators
         ),
+        # Whole tables first, which are split, the largest one first, until all fit. TorchRec's own list of proposers
+        # begins with a search of up to 10,000 plans, and copies every plan that is better than those before.
+        proposer=[
+            GreedyProposer(use_depth=False, threshold=_MAX_WORSE),
+            GreedyProposer(threshold=_MAX_WORSE),
+            UniformProposer(),
+        ],
         partitioner=BalancedPartitioner(),
         performance_model=SlowestAndMean(topology),
         # `memory` is what the tables may take; the caller has already set the rest aside.
