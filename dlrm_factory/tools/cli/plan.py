@@ -77,11 +77,8 @@ def plan(
     from dlrm_factory.model.hardware import hardware_of
     from dlrm_factory.tools.capacity import ServingHosts, capacity_of, hosts_for, parse_network, traffic_of
 
-    capacity, costs, host = (
-        None,
-        _costs(cost or []),
-        ServingHosts(cores=cores, network=parse_network(network), batch=batch),
-    )
+    costs, host = _costs(cost or []), ServingHosts(cores=cores, network=parse_network(network), batch=batch)
+    capacity, lacking = None, ""
     if traffic is not None and world_size is None and hosts is None and declared.sharding.world_size == 1:
         per_rank = hardware_of(declared.sharding).memory
         made, capacity, lacking = hosts_for(declared, traffic, memory=per_rank, host=host, costs=costs)
