@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     from dlrm_factory.tools.archive.sealing import archive_model
     from dlrm_factory.tools.archive.staging import stage
     from dlrm_factory.tools.archive.verification import verify
+    from dlrm_factory.tools.capacity import (
+        Capacity,
+        ServingCosts,
+        ServingHosts,
+        capacity_of,
+        hosts_for,
+        traffic_of,
+    )
     from dlrm_factory.tools.evaluation import EvaluationSource, evaluate, write_report
     from dlrm_factory.tools.importing import first_declaration, import_weights
     from dlrm_factory.tools.init import draft_declaration
@@ -33,6 +41,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BuiltDLRM": "factory",
+    "Capacity": "tools.capacity",
     "DLRMDeclaration": "config",
     "DLRMError": "errors",
     "DLRMFactory": "factory",
@@ -41,7 +50,10 @@ _HOMES = {
     "Hardware": "model.hardware",
     "Scorer": "scorer",
     "ServeOptions": "tools.server",
+    "ServingCosts": "tools.capacity",
+    "ServingHosts": "tools.capacity",
     "archive_model": "tools.archive.sealing",
+    "capacity_of": "tools.capacity",
     "criteo": "config",
     "draft_declaration": "tools.init",
     "draw_plan": "tools.plan_picture",
@@ -49,6 +61,7 @@ _HOMES = {
     "dump_declaration": "config",
     "evaluate": "tools.evaluation",
     "first_declaration": "tools.importing",
+    "hosts_for": "tools.capacity",
     "import_weights": "tools.importing",
     "open_checkpoint": "weights.checkpoint",
     "preset": "config",
@@ -58,6 +71,7 @@ _HOMES = {
     "stage": "tools.archive.staging",
     "start_server": "tools.server",
     "stop_server": "tools.server",
+    "traffic_of": "tools.capacity",
     "train": "tools.training",
     "tune": "tools.tuning",
     "verify": "tools.archive.verification",
@@ -66,6 +80,7 @@ _HOMES = {
 
 __all__ = [
     "BuiltDLRM",
+    "Capacity",
     "DLRMDeclaration",
     "DLRMError",
     "DLRMFactory",
@@ -74,7 +89,10 @@ __all__ = [
     "Hardware",
     "Scorer",
     "ServeOptions",
+    "ServingCosts",
+    "ServingHosts",
     "archive_model",
+    "capacity_of",
     "criteo",
     "draft_declaration",
     "draw_plan",
@@ -82,6 +100,7 @@ __all__ = [
     "dump_declaration",
     "evaluate",
     "first_declaration",
+    "hosts_for",
     "import_weights",
     "open_checkpoint",
     "preset",
@@ -91,6 +110,7 @@ __all__ = [
     "stage",
     "start_server",
     "stop_server",
+    "traffic_of",
     "train",
     "tune",
     "verify",

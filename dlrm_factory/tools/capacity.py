@@ -64,7 +64,7 @@ class ServingCosts:
     request_us: float = 8.0
     gflops: float = 290.0
     lookup_ns: float = 45.0
-    copy_ns: float = 0.5
+    copy_ns: float = 0.65
     exchange_us: float = 1000.0
 
     def __post_init__(self) -> None:

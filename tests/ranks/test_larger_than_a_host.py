@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import hosts
+from support import small_hosts
 from support.mapped_files import cached
 from support.memory_groups import memory_groups
 from support.processes import end_of, ranks
@@ -41,7 +41,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     folder = tmp_path_factory.mktemp("hosts")
     folders = [folder / "a", folder / "b"]
     folders[0].mkdir()
-    seal_weights(RandomWeights(hosts.large_model(ROWS)), folders[0])
+    seal_weights(RandomWeights(small_hosts.large_model(ROWS)), folders[0])
     shutil.copytree(folders[0], folders[1])
     for each in folders:
         SealedWeights(each)  # proves it, so that its ranks need not read it whole
@@ -63,7 +63,7 @@ def why_unbounded(folder: Path) -> str | None:
             pass
     except OSError as error:
         return f"no control group of memory can be made here: {error}"
-    hosts.drop_from_cache(folder)
+    small_hosts.drop_from_cache(folder)
     if cached(folder / "tables.bin"):
         return f"the file system of {folder} keeps its files in memory"
     return None
@@ -72,8 +72,8 @@ def why_unbounded(folder: Path) -> str | None:
 def serve(folders: list[Path], groups: list | None, out: Path) -> list[dict[str, Any]]:
     out.mkdir(exist_ok=True)
     for folder in folders:
-        hosts.drop_from_cache(folder)
-    with ranks(hosts.serve, folders, groups, out, size=len(folders)) as processes:
+        small_hosts.drop_from_cache(folder)
+    with ranks(small_hosts.serve, folders, groups, out, size=len(folders)) as processes:
         assert end_of(processes, within_s=60) == [0] * len(folders)
     return [json.loads((out / f"{rank}.json").read_text()) for rank in range(len(folders))]
 

@@ -106,7 +106,7 @@ def plan(
     if image is not None:
         from dlrm_factory.tools.plan_picture import draw_plan
 
-        draw_plan(made, image)
+        draw_plan(made, image, crossing)
         if not json:
             print(f"picture: {image}")
 
