@@ -14,16 +14,14 @@ __all__ = ["replica_sets"]
 def replica_sets(
     declaration: DLRMDeclaration, hardware: Hardware, sizes: Mapping[str, int]
 ) -> Iterator[frozenset[str]]:
-    """Sets of ``auto`` tables to replicate, to be tried in turn: the first that the memory may hold, then half as many.
+    """Sets of ``auto`` tables to replicate, to be tried in turn: all that the memory may hold, half as many, none.
 
     A table is replicated if it is smaller than ``sharding.replicate_below``, smallest first, as long as a rank has
-    room for all replicas and for its even part of the rest. The last set is empty. ``sizes``: bytes of each table.
+    room for all replicas and for its even part of the rest. ``sizes``: bytes of each table.
     """
     small = _small_tables(declaration, hardware, sizes)
-    while small:
-        yield frozenset(small)
-        small = small[: len(small) // 2]
-    yield frozenset()
+    for count in sorted({len(small), len(small) // 2, 0}, reverse=True):
+        yield frozenset(small[:count])
 
 
 def _small_tables(declaration: DLRMDeclaration, hardware: Hardware, sizes: Mapping[str, int]) -> list[str]:

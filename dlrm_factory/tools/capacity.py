@@ -12,9 +12,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dlrm_factory.config.declaration import DLRMDeclaration
-from dlrm_factory.config.sizes import format_bytes
 from dlrm_factory.errors import PlanError
 from dlrm_factory.factory import DLRMFactory
+from dlrm_factory.model.dtypes import row_bytes
 from dlrm_factory.model.hardware import Hardware
 from dlrm_factory.model.model import make_model
 from dlrm_factory.model.plan import TablePlan
@@ -25,8 +25,10 @@ __all__ = [
     "FORMULA",
     "MAX_HOSTS",
     "Capacity",
+    "Deployment",
     "ServingCosts",
     "ServingHosts",
+    "best_use",
     "capacity_of",
     "hosts_for",
     "parse_network",
@@ -37,16 +39,18 @@ MAX_HOSTS = 256
 _NETWORK = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([MG])bit(?:/s)?\s*", re.IGNORECASE)
 
 FORMULA = """\
-core time = (request_us + flops / (1000 gflops) + 2 bytes copy_ns / 1000) / hosts + lookups lookup_ns / 1000
+core time = (request_us + flops / (1000 gflops) + 2 bytes copy_ns / 1000 + messages message_us / B) / hosts
+            + lookups lookup_ns / 1000
 samples/s = the least of 10^6 cores / core time, and network / (8 bytes_out)
-batch     = exchange_us + B (request_us + (flops / (1000 gflops) + 2 bytes copy_ns / 1000) / ranks
-            + lookups lookup_ns / 1000) + B 8 bytes_out / network
+batch     = B (request_us + (flops / (1000 gflops) + 2 bytes copy_ns / 1000) / ranks + lookups lookup_ns / 1000)
+            + 4 (ranks - 1) message_us + B 8 bytes_out / network
 groups    = samples/s x batch / B, rounded up
 p99       = batch + batch / (groups (1 - load)) x ln(100 C), if 100 C is over 1
 
 core time, batch in microseconds, of the busiest host or rank. bytes: that cross between ranks, a sample; bytes_out:
-that the busiest host sends. lookups: rows that the busiest host, or rank, reads. B: samples in a batch. load: rate
-over samples/s. C: Erlang's C, the share of batches that wait where `groups` serve, whose times are exponential."""
+that the busiest host sends. messages: that ranks send and receive for a batch, 2 (ranks - 1) (ranks + 2).
+lookups: rows that the busiest host, or rank, reads. B: samples in a batch. load: rate over samples/s. C: Erlang's C,
+the share of batches that wait where `groups` serve, whose times are exponential."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +62,14 @@ class ServingCosts:
         gflops: of the dense parts, 10^9 floating-point operations a second.
         lookup_ns: reading a row of a large table, nanoseconds.
         copy_ns: sending, or receiving, a byte, nanoseconds.
-        exchange_us: a batch's messages between ranks, but for their bytes, microseconds.
+        message_us: sending, or receiving, a message between ranks, but for its bytes, microseconds.
     """
 
     request_us: float = 8.0
     gflops: float = 290.0
     lookup_ns: float = 45.0
     copy_ns: float = 0.65
-    exchange_us: float = 1000.0
+    message_us: float = 250.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -132,14 +136,6 @@ class Capacity:
         wait = self.batch_ms / (self.groups * (1 - load)) * math.log(max(1.0, 100 * waiting))
         return self.batch_ms + wait
 
-    def to_dict(self, rate: float | None = None) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        found = dataclasses.asdict(self) | {"samples_per_s": self.samples_per_s, "limit": self.limit}
-        if rate is not None:
-            found |= {"rate": rate, "load": rate / self.samples_per_s}
-            found["p99_ms"] = self.p99_ms(rate) if rate < self.samples_per_s else None
-        return found
-
 
 def parse_network(text: str) -> float:
     """``"25Gbit"`` → 25e9 bits a second. PlanError for other text."""
@@ -175,19 +171,21 @@ def capacity_of(
     traffic = traffic_of(plan, declaration)
     dense = _dense_flops(declaration) / (1000 * costs.gflops)
     copies = 2 * traffic["ranks"].total * costs.copy_ns / 1000
+    # Of each rank with each other: vectors both ways; of each with the leader: ids there, logits back.
+    messages = 2 * ranks * (ranks - 1) + 4 * (ranks - 1)
     by_rank = plan.rank_lookups()
     parts = {
         "request": costs.request_us / hosts,
         "dense": dense / hosts,
         "lookup": max(_by_host(plan, by_rank)) * costs.lookup_ns / 1000,
-        "exchange": copies / hosts,
+        "exchange": (copies + messages * costs.message_us / host.batch) / hosts,
     }
     bytes_out = _busiest_sender(plan, declaration, traffic["hosts"])
     cores_limit = 1e6 * host.cores / sum(parts.values())
     network_limit = host.network / (8 * bytes_out) if bytes_out else math.inf
     a_sample = costs.request_us + (dense + copies) / ranks + max(by_rank) * costs.lookup_ns / 1000
     on_the_wire = 1e6 * 8 * bytes_out / host.network
-    batch_us = (costs.exchange_us if ranks > 1 else 0) + host.batch * (a_sample + on_the_wire)
+    batch_us = 4 * (ranks - 1) * costs.message_us + host.batch * (a_sample + on_the_wire)
     return Capacity(
         hosts=hosts,
         bytes=max(plan.host_bytes()),
@@ -200,6 +198,39 @@ def capacity_of(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """Hosts in ``sets``, each of which holds all tables by ``plan`` and has ``capacity``."""
+
+    sets: int
+    plan: TablePlan
+    capacity: Capacity
+
+    @property
+    def hosts(self) -> int:
+        return self.sets * self.capacity.hosts
+
+    @property
+    def samples_per_s(self) -> float:
+        return self.sets * self.capacity.samples_per_s
+
+    def p99_ms(self, rate: float) -> float:
+        """`Capacity.p99_ms` at ``rate`` samples/s of all sets together."""
+        return self.capacity.p99_ms(rate / self.sets)
+
+    def to_dict(self, rate: float) -> dict[str, Any]:
+        """Plain data, for JSON; null where there is no bound."""
+        found = dataclasses.asdict(self.capacity)
+        found |= {"samples_per_s": self.capacity.samples_per_s, "limit": self.capacity.limit}
+        found |= {
+            "sets": self.sets,
+            "rate": rate,
+            "load": rate / self.samples_per_s,
+            "p99_ms": self.p99_ms(rate),
+        }
+        return {name: None if value == math.inf else value for name, value in found.items()}
+
+
 def hosts_for(
     declaration: DLRMDeclaration,
     rate: float,
@@ -209,56 +240,76 @@ def hosts_for(
     load: float = 0.7,
     host: ServingHosts | None = None,
     costs: ServingCosts | None = None,
-) -> tuple[TablePlan, Capacity, str]:
-    """The fewest hosts that serve ``rate`` samples/s: their plan, their capacity, and what fewer lack.
-
-    That is ``memory`` where fewer cannot hold the tables, or a `Capacity.limit`, or "" where there are none fewer.
+) -> Deployment:
+    """The fewest hosts that serve ``rate`` samples/s, in as many sets as are needed.
 
     Args:
         memory: bytes a rank has for tables.
         ranks: of a group, on each host.
-        load: the most that ``rate`` may be of the capacity.
+        load: the most that ``rate`` may be of what the hosts can serve.
 
-    PlanError if `MAX_HOSTS` are too few.
+    PlanError if `MAX_HOSTS` cannot hold the tables.
     """
+    found = [
+        Deployment(sets=math.ceil(rate / load / capacity.samples_per_s), plan=plan, capacity=capacity)
+        for plan, capacity in _possible_sets(declaration, MAX_HOSTS, memory, ranks, host, costs)
+    ]
+    return min(found, key=lambda each: (each.hosts, -each.samples_per_s))
 
-    def attempt(hosts: int) -> tuple[TablePlan, Capacity] | None:
-        hardware = Hardware(world_size=hosts * ranks, hosts=hosts, memory=memory)
+
+def best_use(
+    declaration: DLRMDeclaration,
+    hosts: int,
+    *,
+    memory: int,
+    ranks: int = 1,
+    host: ServingHosts | None = None,
+    costs: ServingCosts | None = None,
+) -> Deployment:
+    """The sets of at most ``hosts`` hosts that serve most samples/s; arguments as of `hosts_for`.
+
+    PlanError if they cannot hold the tables.
+    """
+    found = [
+        Deployment(sets=hosts // capacity.hosts, plan=plan, capacity=capacity)
+        for plan, capacity in _possible_sets(declaration, hosts, memory, ranks, host, costs)
+    ]
+    return max(found, key=lambda each: each.samples_per_s)
+
+
+def _possible_sets(
+    declaration: DLRMDeclaration,
+    most: int,
+    memory: int,
+    ranks: int,
+    host: ServingHosts | None,
+    costs: ServingCosts | None,
+) -> list[tuple[TablePlan, Capacity]]:
+    """Sets of up to ``most`` hosts: the smallest that holds the tables, and some larger ones."""
+    total = sum(
+        table.num_embeddings * row_bytes(table.dtype, table.embedding_dim) for table in declaration.tables
+    )
+    smallest = max(1, math.ceil(total / (memory * ranks)))
+    plans = {}
+    while 2 * smallest <= most and not plans:  # else there is one set of them all
         try:
-            plan = DLRMFactory(declaration).plan(hardware=hardware)
+            plans[smallest] = _plan_of(declaration, smallest, memory, ranks)
         except PlanError:
-            if hosts >= MAX_HOSTS:
-                raise
-            return None
-        return plan, capacity_of(plan, declaration, host=host, costs=costs)
-
-    too_few, lacking, hosts, best = 0, "", 1, None
-    while best is None or hosts - too_few > 1:
-        tried = hosts if best is None else (too_few + hosts) // 2
-        found = attempt(tried)
-        if found is not None and found[1].samples_per_s * load >= rate:
-            hosts, best = tried, found
-            continue
-        too_few, lacking = tried, "memory" if found is None else found[1].limit
-        if best is None:
-            if found is not None and hosts >= MAX_HOSTS:
-                raise PlanError(_too_few(*found, rate))
-            hosts = min(MAX_HOSTS, 2 * hosts)
-    return *best, lacking
+            smallest += max(1, smallest // 16)
+    larger = {smallest + 1, 2 * smallest, 4 * smallest} if plans else {most}
+    if most < 4 * smallest:
+        larger.add(most)
+    for size in larger:
+        if size <= most and size not in plans:
+            plans[size] = _plan_of(declaration, size, memory, ranks)
+    return [
+        (plan, capacity_of(plan, declaration, host=host, costs=costs)) for _, plan in sorted(plans.items())
+    ]
 
 
-def _too_few(plan: TablePlan, capacity: Capacity, rate: float) -> str:
-    split = [table.name for table in plan.tables if table.sharding == "row_wise"]
-    why = (
-        f"; {len(split)} tables are split by rows, so that every rank sends a vector for every sample: give ranks "
-        "more memory, or split these tables by columns (sharding: column_wise), of which each is sent once"
-        if split
-        else ""
-    )
-    return (
-        f"{MAX_HOSTS} hosts serve {capacity.samples_per_s:,.0f} samples/s, not {rate:,.0f}; "
-        f"the limit is {capacity.limit} ({format_bytes(capacity.bytes_out)} a sample leave a host){why}"
-    )
+def _plan_of(declaration: DLRMDeclaration, hosts: int, memory: int, ranks: int) -> TablePlan:
+    hardware = Hardware(world_size=hosts * ranks, hosts=hosts, memory=memory)
+    return DLRMFactory(declaration).plan(hardware=hardware)
 
 
 def _by_host(plan: TablePlan, by_rank: list[float]) -> list[float]:

@@ -9,10 +9,11 @@ import dlrm_factory
 
 def test_exports_are_pinned():
     assert dlrm_factory.__all__ == [
-        "BuiltDLRM", "Capacity", "DLRMDeclaration", "DLRMError", "DLRMFactory", "EvaluationSource",
+        "BuiltDLRM", "Capacity", "DLRMDeclaration", "DLRMError", "DLRMFactory", "Deployment", "EvaluationSource",
         "FeatureBatch", "Hardware", "Scorer", "ServeOptions", "ServingCosts", "ServingHosts", "archive_model",
-        "capacity_of", "criteo", "draft_declaration", "draw_plan", "draw_tuning", "dump_declaration", "evaluate",
-        "first_declaration", "hosts_for", "import_weights", "open_checkpoint", "preset", "read_declaration",
+        "best_use", "capacity_of", "criteo", "draft_declaration", "draw_plan", "draw_tuning",
+        "dump_declaration", "evaluate", "first_declaration", "hosts_for", "import_weights",
+        "open_checkpoint", "preset", "read_declaration",
         "save_checkpoint", "scale_workers", "stage", "start_server", "stop_server",
         "traffic_of", "train", "tune", "verify", "write_report",
     ]  # fmt: skip

@@ -29,7 +29,7 @@ SLACK = 2 * MB  # pages that the kernel reads or maps around those that were tou
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """What each rank of one and of two hosts found. ``reason``: why there is no bounded host, if so."""
+    """Findings of each rank of one and of two hosts. ``reason``: why there is no bounded host, if so."""
 
     one: list[dict[str, Any]]
     two: list[dict[str, Any]]

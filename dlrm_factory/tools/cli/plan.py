@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dlrm_factory.config import DLRMDeclaration
     from dlrm_factory.model.plan import PlacedTable, TablePlan
     from dlrm_factory.ranks.traffic import Traffic
-    from dlrm_factory.tools.capacity import Capacity, ServingCosts, ServingHosts
+    from dlrm_factory.tools.capacity import Deployment, ServingCosts, ServingHosts
 
 __all__ = ["plan"]
 
@@ -55,7 +55,7 @@ def plan(
         list[str] | None,
         typer.Option(
             help="NAME=NUMBER, your own measurement for --traffic; may be repeated: "
-            "request_us, gflops, lookup_ns, copy_ns, exchange_us."
+            "request_us, gflops, lookup_ns, copy_ns, message_us."
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -75,34 +75,39 @@ def plan(
 
     from dlrm_factory.factory import DLRMFactory
     from dlrm_factory.model.hardware import hardware_of
-    from dlrm_factory.tools.capacity import ServingHosts, capacity_of, hosts_for, parse_network, traffic_of
+    from dlrm_factory.tools.capacity import (
+        Deployment,
+        ServingHosts,
+        capacity_of,
+        hosts_for,
+        parse_network,
+        traffic_of,
+    )
 
     costs, host = _costs(cost or []), ServingHosts(cores=cores, network=parse_network(network), batch=batch)
-    capacity, lacking = None, ""
+    deployment: Deployment | None = None
     if traffic is not None and world_size is None and hosts is None and declared.sharding.world_size == 1:
         per_rank = hardware_of(declared.sharding).memory
-        made, capacity, lacking = hosts_for(declared, traffic, memory=per_rank, host=host, costs=costs)
+        deployment = hosts_for(declared, traffic, memory=per_rank, host=host, costs=costs)
+        made = deployment.plan
     else:
         made = DLRMFactory(declared).plan(mode="float" if training else "quantized")
         if traffic is not None:
             capacity = capacity_of(made, declared, host=host, costs=costs)
+            deployment = Deployment(sets=1, plan=made, capacity=capacity)
     crossing = {} if training else traffic_of(made, declared)
     if json:
         found = made.to_dict()
         if crossing:
             found["traffic"] = {name: {**vars(each), "total": each.total} for name, each in crossing.items()}
-        if capacity is not None:
-            found["capacity"] = capacity.to_dict(traffic) | {
-                "fewer_lack": lacking or None,
-                "host": vars(host),
-                "costs": vars(costs),
-            }
+        if deployment is not None and traffic is not None:
+            found["capacity"] = deployment.to_dict(traffic) | {"host": vars(host), "costs": vars(costs)}
         print(jsonlib.dumps(found, indent=2))
     else:
         console = Console(width=None if Console().is_terminal else 120)
         _print(console, made, crossing)
-        if capacity is not None and traffic is not None:
-            _print_capacity(console, capacity, traffic, lacking, host, costs)
+        if deployment is not None and traffic is not None:
+            _print_capacity(console, deployment, traffic, host, costs)
     if image is not None:
         from dlrm_factory.tools.plan_picture import draw_plan
 
@@ -182,10 +187,11 @@ def _print_traffic(console: Console, crossing: dict[str, Traffic]) -> None:
 
 
 def _print_capacity(
-    console: Console, capacity: Capacity, rate: float, lacking: str, host: ServingHosts, costs: ServingCosts
+    console: Console, deployment: Deployment, rate: float, host: ServingHosts, costs: ServingCosts
 ) -> None:
     from dlrm_factory.tools.capacity import FORMULA
 
+    capacity = deployment.capacity
     parts = Table(f"of {capacity.hosts} hosts the busiest", "a sample", "samples/s of all hosts")
     for name, time in capacity.parts.items():
         most = f"{1e6 * host.cores / time:,.0f}" if time else "-"
@@ -195,21 +201,26 @@ def _print_capacity(
     wire = f"{capacity.network_limit:,.0f}" if capacity.bytes_out else "-"
     parts.add_row(f"network: {host.network / 1e9:g} Gbit/s", f"{capacity.bytes_out:,.1f} B out", wire)
     console.print(parts)
-    load, p99 = rate / capacity.samples_per_s, capacity.p99_ms(rate)
     console.print(
-        f"{capacity.hosts} {'host serves' if capacity.hosts == 1 else 'hosts serve'} {capacity.samples_per_s:,.0f} "
-        f"samples/s; the limit is {capacity.limit}. {format_bytes(capacity.bytes)} of tables a host. "
-        f"{capacity.groups} groups at once, {capacity.batch_ms:.1f} ms a batch of {host.batch}."
+        f"{_counted(capacity.hosts, 'host serves', 'hosts serve')} {capacity.samples_per_s:,.0f} samples/s; "
+        f"the limit is {capacity.limit}. {format_bytes(capacity.bytes)} of tables a host. "
+        f"{_counted(capacity.groups, 'group', 'groups')} at once, {capacity.batch_ms:.1f} ms a batch of {host.batch}."
     )
+    if deployment.sets > 1:
+        console.print(
+            f"{deployment.sets} such sets, {deployment.hosts} hosts in all, serve {deployment.samples_per_s:,.0f}."
+        )
+    load, p99 = rate / deployment.samples_per_s, deployment.p99_ms(rate)
     console.print(
         f"At {rate:,.0f} samples/s: load {load:.0%}, p99 of a batch "
         + (f"{p99:.1f} ms." if load < 1 else "without a bound: that is more than they serve.")
     )
-    if lacking:
-        missing = "memory for the tables" if lacking == "memory" else f"time for it; their limit is {lacking}"
-        console.print(f"Fewer hosts have not the {missing}.")
     console.print("\nThe formula:\n" + FORMULA, highlight=False)
     console.print("with " + ", ".join(f"{name} {value:g}" for name, value in vars(costs).items()))
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def _where(placed: PlacedTable, world_size: int) -> str:
