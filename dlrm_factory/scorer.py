@@ -118,6 +118,11 @@ class Scorer:
         return "eager" if self._compiled is None else "compiled"
 
     @property
+    def pooled_dtype(self) -> torch.dtype:
+        """Dtype of the pooled vectors that the dense parts take now, without a conversion."""
+        return torch.float32 if self._compiled is None else self._compiled.dtype
+
+    @property
     def precision(self) -> Precision:
         """Precision of the dense parts, once compiled: the declared one.
 
@@ -223,7 +228,7 @@ class Scorer:
     def interact(self, dense: torch.Tensor, pooled: torch.Tensor, *, eagerly: bool = False) -> Float32:
         """Click logits, float32 [B], of dense features [B, n] and pooled vectors [B, F, D] in declared order.
 
-        ``eagerly``: never by compiled code.
+        Pooled vectors may be float32 or bfloat16. ``eagerly``: never by compiled code.
         """
         if eagerly or self._compiled is None:
             return self._interact_eagerly(dense, pooled)
@@ -231,7 +236,7 @@ class Scorer:
 
     def _interact_eagerly(self, dense: torch.Tensor, pooled: torch.Tensor) -> Float32:
         model = self.built.model.module
-        in_order = pad_rows(pooled).index_select(1, self._to_model.to(pooled.device))
+        in_order = pad_rows(pooled.float()).index_select(1, self._to_model.to(pooled.device))
         embedded = model.dense_arch(pad_rows(dense.to(self.built.device)))
         logits: torch.Tensor = model.over_arch(model.inter_arch(embedded, in_order))
         return logits.reshape(-1)[: dense.shape[0]].float().cpu().numpy()

@@ -9,16 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from fbgemm_gpu.split_embedding_configs import SparseType
-from fbgemm_gpu.split_table_batched_embeddings_ops_common import (
-    BoundsCheckMode,
-    EmbeddingLocation,
-    PoolingMode,
-)
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 
 from dlrm_factory.batch import FeatureBatch
+from dlrm_factory.compiled.nbit_lookup import NBitLookup
 from dlrm_factory.config.declaration import DLRMDeclaration
-from dlrm_factory.model.dtypes import SPARSE_TYPES
 from dlrm_factory.weights.table_file import TableFile
 
 __all__ = ["DirectLookup"]
@@ -36,38 +31,17 @@ class DirectLookup:
         self._dim = declaration.embedding_dim
         self._features = len(declaration.sparse_features)
         tables = [declaration.table(feature.table) for feature in declaration.sparse_features]
-        dtypes = {table.dtype for table in tables}
-        widest = {dtype: self._dim if dtype in dtypes else 0 for dtype in SPARSE_TYPES}
         self._rows_per_table = torch.tensor([table.num_embeddings for table in tables])
         self._mean = np.array([table.pooling == "mean" for table in tables])
         self._any_mean = bool(self._mean.any())
         self._longest_offsets = torch.empty(0, dtype=torch.int64)
         self._cached_offsets: dict[int, torch.Tensor] = {}
-        empty = torch.empty(0, dtype=torch.uint8)
-        # By position, in the order that fbgemm declares: names take a third of a small batch's lookup.
-        self._before = (
-            file.bytes,  # dev_weights
-            empty,  # uvm_weights
-            torch.full((self._features,), EmbeddingLocation.HOST.value, dtype=torch.int32),
-            torch.tensor([file.tables[table.name].offset for table in tables]),  # weights_offsets
-            torch.tensor([SPARSE_TYPES[table.dtype].as_int() for table in tables], dtype=torch.uint8),
-            torch.arange(self._features + 1, dtype=torch.int32) * self._dim,  # D_offsets
-            self._features * self._dim,  # total_D
-            0,  # max_int2_D
-            *(widest[dtype] for dtype in ("int4", "int8", "fp16", "fp32")),
+        self._look_up = NBitLookup(
+            file.bytes,
+            places=[file.tables[table.name].offset for table in tables],
+            dtypes=[table.dtype for table in tables],
+            columns=[self._dim] * self._features,
         )
-        # One call serves sum and mean: means are sums divided afterwards.
-        self._pooling = int(PoolingMode.SUM)
-        self._output_dtype = {
-            torch.float32: SparseType.FP32.as_int(),
-            torch.bfloat16: SparseType.BF16.as_int(),
-        }
-        self._after = (
-            torch.empty(0, 0, dtype=torch.uint8),  # lxu_cache_weights
-            torch.empty(0, dtype=torch.int32),  # lxu_cache_locations
-            1,  # row_alignment
-        )
-        self._look_up = torch.ops.fbgemm.int_nbit_split_embedding_codegen_lookup_function.default
         self._check_bounds = torch.ops.fbgemm.bounds_check_indices.default
         self._warning = torch.zeros(1, dtype=torch.int64)
 
@@ -82,10 +56,8 @@ class DirectLookup:
         if not batch.in_range:
             self._check_rows(batch, indices, offsets)
         # Half the bytes to write and to read again where the dense parts take bfloat16 anyway.
-        output = self._output_dtype[torch.float32 if self._any_mean else dtype]
-        pooled: torch.Tensor = self._look_up(
-            *self._before, indices, offsets, self._pooling, weights, output, *self._after
-        ).view(len(batch), self._features, self._dim)
+        output = torch.float32 if self._any_mean else dtype
+        pooled = self._look_up(indices, offsets, weights, output).view(len(batch), self._features, self._dim)
         return (pooled * self._mean_factors(batch)).to(dtype) if self._any_mean else pooled
 
     def _check_rows(self, batch: FeatureBatch, indices: torch.Tensor, offsets: torch.Tensor) -> None:

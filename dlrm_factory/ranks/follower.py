@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,25 @@ from dlrm_factory.batch import FeatureBatch
 from dlrm_factory.errors import GroupError
 from dlrm_factory.ranks.group import RankGroup
 from dlrm_factory.ranks.messages import Command, Head, Messages
-from dlrm_factory.ranks.step import ANSWER_HEAD, FAILED, RankStep
+from dlrm_factory.ranks.parcels import Part
+from dlrm_factory.ranks.step import ANSWER_HEAD, RankStep
 from dlrm_factory.scorer import Scorer
 
-__all__ = ["BACKGROUND", "BUILD", "EAGERLY", "REASON_BYTES", "follow", "write_reason"]
+__all__ = [
+    "BACKGROUND",
+    "BFLOAT16",
+    "BUILD",
+    "EAGERLY",
+    "MORE",
+    "REASON_BYTES",
+    "compile_rank",
+    "follow",
+    "write_reason",
+]
 
 logger = logging.getLogger(__name__)
 
-EAGERLY = 1
+EAGERLY, BFLOAT16, MORE = 1, 2, 4
 BACKGROUND, BUILD = 1, 2
 REASON_BYTES = 2048
 
@@ -34,26 +46,37 @@ def follow(scorer: Scorer, group: RankGroup, *, folder: Path | None = None) -> N
     GroupError if the leader or another rank is gone. Then this process should end, by `os._exit`: Python's own way out
     may wait for ranks that are gone.
     """
-    messages = Messages(group, scorer.declaration)
-    step = RankStep(scorer)
+    messages = Messages(group, scorer.built.device)
+    step = RankStep(scorer, group)
     probes: list[FeatureBatch] = []
     group.begin()
     while True:
         try:
-            head, piece = messages.receive()
+            head, part = messages.receive()
             if head.command is Command.STOP:
                 return
             if head.command is Command.SCORE:
-                messages.gather(step.score(piece, head.answer, eagerly=bool(head.flags & EAGERLY)))
+                dtype = torch.bfloat16 if head.flags & BFLOAT16 else torch.float32
+                parts = _parts(messages, head, part)
+                for answer in step.score(parts, dtype=dtype, eagerly=bool(head.flags & EAGERLY)):
+                    messages.answer(answer)
             elif head.command is Command.PROBE:
-                probes.append(_kept(piece.batch))
+                probes.append(_kept(part, len(scorer.declaration.sparse_features)))
             elif head.command is Command.COMPILE:
-                messages.gather(compile_rank(scorer, step, head, folder, probes), patiently=True)
+                messages.answer(compile_rank(scorer, step, head, folder, probes), patiently=True)
                 probes = []
             else:
-                messages.gather(write_reason(step))
+                messages.answer(write_reason(step))
         except Exception as error:
             raise GroupError(f"rank {group.rank} of {group.size} cannot follow any more: {error}") from error
+
+
+def _parts(messages: Messages, head: Head, part: Part) -> Iterator[Part]:
+    """Parts of all steps of a batch, of which ``head`` and ``part`` are the first."""
+    yield part
+    while head.flags & MORE:
+        head, part = messages.receive()
+        yield part
 
 
 def compile_rank(
@@ -72,25 +95,28 @@ def compile_rank(
         except Exception as error:
             step.note(error)
     answer = torch.zeros(ANSWER_HEAD)
-    answer[FAILED] = float(bool(step.reason))
+    answer[0] = float(bool(step.reason))
     return answer
 
 
 def write_reason(step: RankStep) -> torch.Tensor:
-    """The error of the rank's last step: uint8 [REASON_BYTES], UTF-8, zeros behind it."""
+    """The rank's first error since this was last asked: uint8 [REASON_BYTES], UTF-8, zeros behind it."""
     text = step.reason.encode()[:REASON_BYTES]
+    step.reason = ""
     answer = np.zeros(REASON_BYTES, dtype=np.uint8)
     answer[: len(text)] = np.frombuffer(text, dtype=np.uint8)
     return torch.from_numpy(answer)
 
 
-def _kept(batch: FeatureBatch) -> FeatureBatch:
-    """A copy outside of the message's buffers."""
+def _kept(part: Part, features: int) -> FeatureBatch:
+    """The whole batch that a part holds, outside of the message's buffers."""
+    bags = part.replicated
+    lengths = np.ones((features, part.samples)) if bags.lengths is None else bags.lengths.cpu().numpy()
     return FeatureBatch(
-        dense=batch.dense.copy(),
-        lengths=batch.lengths.copy(),
-        values=batch.values.copy(),
-        weights=None if batch.weights is None else batch.weights.copy(),
-        one_each=batch.one_each,
-        in_range=batch.in_range,
+        dense=part.dense.cpu().numpy().copy(),
+        lengths=lengths.astype(np.int32),
+        values=bags.values.cpu().numpy().astype(np.int64),
+        weights=None if bags.weights is None else bags.weights.cpu().numpy().copy(),
+        one_each=bags.lengths is None,
+        in_range=True,
     )

@@ -9,10 +9,10 @@ import torch.distributed as dist
 
 from dlrm_factory.model.shard import process_group
 
-__all__ = ["RankGroup"]
+__all__ = ["PATIENCE", "RankGroup"]
 
 # A follower waits for its leader's next batch however long it takes; a leader that ends closes the connection.
-_IDLE = timedelta(days=3650)
+PATIENCE = timedelta(days=3650)
 _LOADING = timedelta(minutes=10)
 
 
@@ -49,12 +49,17 @@ class RankGroup:
         return cls(
             rank=world.rank(),
             size=world.size(),
-            steps=dist.new_group(timeout=_IDLE, backend="gloo"),
-            patience=dist.new_group(timeout=_IDLE, backend="gloo"),
+            steps=dist.new_group(timeout=PATIENCE, backend="gloo"),
+            patience=dist.new_group(timeout=PATIENCE, backend="gloo"),
             data=dist.new_group(timeout=_LOADING, backend="gloo"),
             exchange=dist.new_group(timeout=_LOADING),
             timeout_s=timeout_s,
         )
+
+    @property
+    def deadline(self) -> timedelta:
+        """For `Work.wait` of messages from one rank to another over gloo."""
+        return timedelta(seconds=self.timeout_s)
 
     def begin(self) -> None:
         """Wait until every rank has loaded its part; from now on each collective has its deadline.
@@ -65,5 +70,5 @@ class RankGroup:
         # The leader's step leaves it only when each follower has come to wait for it.
         bounded = [self.data, self.exchange] if self.rank else [self.steps, self.data, self.exchange]
         for group in bounded:
-            # torch's own way to shorten a time-out, which has no public name.
+            # torch's own way to shorten a time-out, which has no public name. Collectives alone heed it.
             dist.distributed_c10d._set_pg_timeout(timedelta(seconds=self.timeout_s), group)

@@ -73,16 +73,20 @@ def layout_of(plan: TablePlan, declaration: DLRMDeclaration) -> Layout:
     """The layout of the ranks that ``plan`` was made for."""
     placed = {table.name: table for table in plan.tables}
     tables = [placed[feature.table] for feature in declaration.sparse_features]
-    replicated = tuple(f for f, table in enumerate(tables) if table.sharding == "data_parallel")
+    replicated = [f for f, table in enumerate(tables) if table.sharding == "data_parallel"]
     # The weights of a weighted model hold its means, see `dlrm_factory.batch.jagged`.
     means = () if declaration.is_weighted else tuple(f for f, t in enumerate(tables) if t.pooling == "mean")
     ranks = tuple(_rank_layout(tables, rank) for rank in range(plan.hardware.world_size))
-    return Layout(ranks=ranks, replicated=replicated, means=means)
+    in_order = sorted(replicated, key=lambda f: _lookup_of(tables[f]))
+    return Layout(ranks=ranks, replicated=tuple(in_order), means=means)
 
 
 def _rank_layout(tables: list[PlacedTable], rank: int) -> RankLayout:
     held = list(_held(tables, rank))
-    streams = sorted({stream for stream, _ in held}, key=lambda s: (not s.whole, s.feature, s.start))
+    streams = sorted(
+        {stream for stream, _ in held},
+        key=lambda s: (not s.whole, _lookup_of(tables[s.feature]), s.feature, s.start),
+    )
     places = {stream: place for place, stream in enumerate(streams)}
     blocks = [
         Block(places[stream], stream.feature, tables[stream.feature].name, shard.column_offset, shard.columns)
@@ -91,6 +95,11 @@ def _rank_layout(tables: list[PlacedTable], rank: int) -> RankLayout:
     return RankLayout(
         streams=tuple(streams), blocks=tuple(sorted(blocks, key=lambda b: (b.stream, b.column)))
     )
+
+
+def _lookup_of(table: PlacedTable) -> tuple[str, str, str]:
+    """What tables of one of TorchRec's lookups have in common: beside one another they need one call on CUDA too."""
+    return table.sharding, table.dtype, table.pooling
 
 
 def _held(tables: list[PlacedTable], rank: int) -> Iterator[tuple[Stream, PlacedShard]]:

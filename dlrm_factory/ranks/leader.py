@@ -17,45 +17,69 @@ import torch
 
 from dlrm_factory.batch import FeatureBatch, SharedContext
 from dlrm_factory.compiled import Precision
+from dlrm_factory.compiled.sizes import SIZES
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import GroupError, RankError
 from dlrm_factory.factory import BuiltDLRM
 from dlrm_factory.features import Vocabularies
-from dlrm_factory.ranks.follower import BACKGROUND, BUILD, EAGERLY, compile_rank, write_reason
+from dlrm_factory.ranks.follower import (
+    BACKGROUND,
+    BFLOAT16,
+    BUILD,
+    EAGERLY,
+    MORE,
+    REASON_BYTES,
+    compile_rank,
+    write_reason,
+)
 from dlrm_factory.ranks.group import RankGroup
-from dlrm_factory.ranks.messages import Command, Head, Messages
-from dlrm_factory.ranks.slices import Slice, check_batch, cut
-from dlrm_factory.ranks.step import ANSWER_HEAD, FAILED, LOOKUP_S, TOTAL_S, RankStep
+from dlrm_factory.ranks.layout import Layout, RankLayout
+from dlrm_factory.ranks.messages import Command, Expected, Head, Messages
+from dlrm_factory.ranks.parcels import Part
+from dlrm_factory.ranks.routing import Router
+from dlrm_factory.ranks.slices import arrange, check_batch, cut, even_sizes, whole
+from dlrm_factory.ranks.step import ANSWER_HEAD, AnswerHead, RankStep
 from dlrm_factory.scorer import Scorer
 
-__all__ = ["RankedScorer", "StepTimes", "end_process_soon"]
+__all__ = ["MAX_SLICE", "MIN_SPREAD", "RankedScorer", "StepTimes", "end_process_soon"]
 
 logger = logging.getLogger(__name__)
 
 Float32 = npt.NDArray[np.float32]
 
+# Of fewer samples, dense features to each rank, and logits back, take longer than the leader's dense parts.
+MIN_SPREAD = 128
+MAX_SLICE = SIZES[-1]
 _ANSWERS_LEAVE_S = 1.0
 _TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTimes:
-    """Seconds of the last batch's parts, and its bytes.
+    """Seconds of the last batch's parts, and its bytes. Those of a batch of several steps are the steps' sums.
 
     Fields:
         scatter: cutting, packing and sending.
-        lookup: the slowest rank's lookup, with TorchRec's exchange.
-        dense: the slowest rank's dense parts.
+        lookup, exchange, dense: the slowest rank's lookups, its wait for other ranks' vectors, and its dense parts.
         gather: until all answers were there, after the leader had its own.
-        scattered, gathered: bytes that left and reached the leader by scatter and gather.
+        sent: bytes that left any rank for another.
     """
 
     scatter: float
     lookup: float
+    exchange: float
     dense: float
     gather: float
-    scattered: int
-    gathered: int
+    sent: int
+
+
+@dataclass(frozen=True)
+class _UnderWay:
+    """A step that was sent: its answers, the seconds that this took, and the bytes."""
+
+    expected: Expected
+    scatter: float
+    sent_bytes: int
 
 
 def end_process_soon(error: GroupError) -> None:
@@ -69,21 +93,46 @@ def end_process_soon(error: GroupError) -> None:
     timer.start()
 
 
+def _step_times(
+    under_way: Sequence[_UnderWay], answers: Sequence[Sequence[torch.Tensor]], gather: float
+) -> StepTimes:
+    heads = [[AnswerHead(*answer[:ANSWER_HEAD].tolist()) for answer in step] for step in answers]
+    sent = sum(step.sent_bytes for step in under_way) + sum(int(head.sent) for step in heads for head in step)
+    return StepTimes(
+        scatter=sum(step.scatter for step in under_way),
+        lookup=sum(max(head.lookup for head in step) for step in heads),
+        exchange=sum(max(head.exchange for head in step) for step in heads),
+        dense=sum(max(head.dense for head in step) for step in heads),
+        gather=gather,
+        sent=sent + sum(4 * answer.numel() for step in answers for answer in step[1:]),
+    )
+
+
 class RankedScorer:
     """Scores batches with the ranks of a group, as `Scorer` does alone. Only rank 0 has one; the others `follow`."""
 
     def __init__(
-        self, scorer: Scorer, group: RankGroup, *, on_loss: Callable[[GroupError], None] = end_process_soon
+        self,
+        scorer: Scorer,
+        group: RankGroup,
+        *,
+        on_loss: Callable[[GroupError], None] = end_process_soon,
+        min_spread: int = MIN_SPREAD,
     ) -> None:
         """Wait until every rank has loaded its part and follows.
 
-        ``scorer``: of this rank's part of the model. ``on_loss``: called once, when the group is lost.
+        Args:
+            scorer: of this rank's part of the model.
+            on_loss: called once, when the group is lost.
+            min_spread: samples from which on every rank scores its slice; the dense parts of fewer are the leader's.
         """
         self.scorer = scorer
         self.times: StepTimes | None = None
         self._group = group
-        self._messages = Messages(group, scorer.declaration)
-        self._step = RankStep(scorer)
+        self.min_spread = min_spread
+        self._messages = Messages(group, scorer.built.device)
+        self._step = RankStep(scorer, group)
+        self._router = Router(self._step.layout, scorer.declaration)
         self._on_loss = on_loss
         self._lost: GroupError | None = None
         self._lock = threading.Lock()
@@ -142,12 +191,12 @@ class RankedScorer:
         flags = BACKGROUND * background | BUILD * build
         with self._in_group():
             for batch in probes:
-                whole = Slice(batch=batch, spans=np.empty((0, 2), dtype=np.int32))
-                self._messages.send(Head(command=Command.PROBE), [whole] * self._group.size)
+                self._send_whole(batch)
             head = Head(command=Command.COMPILE, flags=flags)
-            self._messages.send(head)
+            expected = self._messages.expect([ANSWER_HEAD] * self._group.size, patiently=True)
+            self._messages.tell(head)
             own = compile_rank(self.scorer, self._step, head, folder, list(probes))
-            self._check(self._messages.gather(own, patiently=True))
+            self._check([self._messages.collect(expected, own)])
 
     def lose(self, error: GroupError) -> None:
         """Count the group as lost, if it is not yet: every further call raises ``error``. For signal handlers too."""
@@ -159,50 +208,69 @@ class RankedScorer:
         """Let the followers end. Nothing can be scored afterwards."""
         if self._lost is None:
             with self._in_group():
-                self._messages.send(Head(command=Command.STOP))
+                self._messages.tell(Head(command=Command.STOP))
             self._lost = GroupError("the group of ranks was stopped")
 
     def _score(self, batch: FeatureBatch, shared: SharedContext | None, *, flags: int) -> Float32:
-        size = len(batch)
-        if size == 0:
+        if len(batch) == 0:
             return np.empty(0, dtype=np.float32)
         check_batch(batch, self.declaration)
         if shared is not None:
             check_batch(shared.bags, self.declaration)
-        started = time.perf_counter()
-        slices = list(cut(batch, shared, self._group.size))
+        if not flags & EAGERLY and self.scorer.pooled_dtype is torch.bfloat16:
+            flags |= BFLOAT16
+        # Vectors of larger slices would leave the CPU's cache before the dense parts read them.
+        pieces = list(cut(batch, shared, MAX_SLICE * self._group.size))
         with self._in_group():
-            largest = slices[0].samples
-            self._messages.send(Head(command=Command.SCORE, flags=flags, answer=largest), slices)
-            sent = time.perf_counter()
-            own = self._step.score(slices[0], largest, eagerly=bool(flags & EAGERLY))
+            under_way: list[_UnderWay] = []
+            dtype = torch.bfloat16 if flags & BFLOAT16 else torch.float32
+            parts = self._send_steps(pieces, flags, under_way)
+            own = list(self._step.score(parts, dtype=dtype, eagerly=bool(flags & EAGERLY)))
             done = time.perf_counter()
-            answers = self._messages.gather(own)
-            self._note_times(sent - started, time.perf_counter() - done, answers)
+            answers = [self._messages.collect(s.expected, a) for s, a in zip(under_way, own, strict=True)]
+            self._messages.flush()
+            self.times = _step_times(under_way, answers, time.perf_counter() - done)
             self._check(answers)
-        logits = [
-            answer[ANSWER_HEAD : ANSWER_HEAD + piece.samples]
-            for answer, piece in zip(answers, slices, strict=True)
-        ]
-        return torch.cat(logits).numpy()
+        return torch.cat([answer[ANSWER_HEAD:] for step in answers for answer in step]).numpy()
 
-    def _note_times(self, scatter: float, gather: float, answers: list[torch.Tensor]) -> None:
-        self.times = StepTimes(
-            scatter=scatter,
-            lookup=max(float(answer[LOOKUP_S]) for answer in answers),
-            dense=max(float(answer[TOTAL_S] - answer[LOOKUP_S]) for answer in answers),
-            gather=gather,
-            scattered=self._messages.sent_bytes,
-            gathered=sum(4 * answer.numel() for answer in answers[1:]),
-        )
+    def _send_steps(
+        self,
+        pieces: Sequence[tuple[FeatureBatch, SharedContext | None]],
+        flags: int,
+        under_way: list[_UnderWay],
+    ) -> Iterator[Part]:
+        """The leader's own part of each piece, when the others' are sent. Adds to ``under_way``."""
+        for place, (batch, shared) in enumerate(pieces, start=1):
+            started = time.perf_counter()
+            sizes = self.sizes(len(batch))
+            parcels = self._router.route(arrange(batch, shared, sizes))
+            more = MORE * (place < len(pieces))
+            part = self._messages.send(Head(command=Command.SCORE, flags=flags | more), parcels)
+            expected = self._messages.expect([ANSWER_HEAD + size for size in sizes])
+            taken = time.perf_counter() - started
+            under_way.append(_UnderWay(expected, taken, self._messages.sent_bytes))
+            yield part
 
-    def _check(self, answers: list[torch.Tensor]) -> None:
-        """RankError if a rank failed, with what it says."""
-        failed = [rank for rank, answer in enumerate(answers) if answer[FAILED]]
+    def sizes(self, samples: int) -> list[int]:
+        """Samples of a step that each rank scores: slices, or all by the leader. Not more than `MAX_SLICE` a rank."""
+        ranks = self._group.size
+        return even_sizes(samples, ranks) if samples >= self.min_spread else [samples, *[0] * (ranks - 1)]
+
+    def _send_whole(self, batch: FeatureBatch) -> None:
+        """Let every rank keep ``batch``, all of it, as if all its tables were replicated."""
+        layout = Layout(ranks=(RankLayout((), ()),), replicated=tuple(range(len(batch.lengths))), means=())
+        (parcel,) = Router(layout, self.declaration, as_given=True).route(whole(batch))
+        self._messages.send(Head(command=Command.PROBE), [parcel] * self._group.size)
+        self._messages.flush()
+
+    def _check(self, steps: Sequence[Sequence[torch.Tensor]]) -> None:
+        """RankError if a rank failed in a step, with what it says."""
+        failed = sorted({rank for answers in steps for rank, answer in enumerate(answers) if answer[0]})
         if not failed:
             return
-        self._messages.send(Head(command=Command.REASON))
-        reasons = self._messages.gather(write_reason(self._step))
+        expected = self._messages.expect([REASON_BYTES] * self._group.size, torch.uint8)
+        self._messages.tell(Head(command=Command.REASON))
+        reasons = self._messages.collect(expected, write_reason(self._step))
         texts = {
             rank: bytes(reasons[rank].numpy()).rstrip(b"\0").decode("utf-8", "replace") for rank in failed
         }

@@ -1,13 +1,14 @@
-"""Collectives between the leader and its followers.
+"""Messages between the leader and its followers, point to point over gloo, each as long as its content.
 
-Each step starts with one scatter of 8 KiB a rank: a head, and the rank's slice where it fits. Larger slices come in a
-second scatter. A step ends with one gather.
+A step starts with one message to each rank: a head and, for most batches, the rank's part. Parts larger than
+`FIRST_BYTES` come in a second message. A step ends with each rank's answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import IntEnum
 
 import numpy as np
@@ -15,24 +16,23 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from dlrm_factory.config.declaration import DLRMDeclaration
-from dlrm_factory.ranks.group import RankGroup
-from dlrm_factory.ranks.slices import Slice, SliceShape
+from dlrm_factory.ranks.group import PATIENCE, RankGroup
+from dlrm_factory.ranks.parcels import Parcel, Part, Shape
 
-__all__ = ["Command", "Head", "Messages"]
+__all__ = ["Command", "Expected", "Head", "Messages"]
 
-Float32 = npt.NDArray[np.float32]
-
-_FIELDS = 8
-_HEAD_BYTES = 8 * _FIELDS
-_FIRST_BYTES = 8192
+# Followers wait with room for so much, and gloo lets a message be shorter than the room for it.
+FIRST_BYTES = 1 << 18
+_FIELDS = 3 + len(Shape._fields)
+_HEAD_BYTES = 4 * _FIELDS
+_NOTHING = Shape(*(0 for _ in Shape._fields))._replace(width=1, one_each=1)
 
 
 class Command(IntEnum):
     """What the ranks do next.
 
-    SCORE: the rank's slice. PROBE: keep the slice, which is the whole batch, for COMPILE. REASON: send the error of
-    the last step. STOP: end.
+    SCORE: the rank's part of a batch. PROBE: keep the part, which is the whole batch, for COMPILE. REASON: send the
+    error of the last step. STOP: end.
     """
 
     SCORE = 1
@@ -44,81 +44,135 @@ class Command(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """Start of a step, the same for all ranks. ``answer``: numbers that each rank sends back.
+    """Start of a step, the same for all ranks.
 
-    ``flags``: SCORE: 1 to score eagerly. COMPILE: 1 in the background, 2 to build.
+    ``flags``: SCORE: 1 to score eagerly, 2 for vectors in bfloat16, 4 if the next step is of the same batch. COMPILE:
+    1 in the background, 2 to build.
     """
 
     command: Command
     flags: int = 0
-    answer: int = 0
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Answers on their way to the leader: room for them, and what torch.distributed knows of each."""
+
+    answers: list[tuple[torch.Tensor, dist.Work]]
+    deadline: timedelta
 
 
 class Messages:
-    """Sends and receives with buffers of its own, which the next step overwrites. For one thread at a time.
+    """Sends and receives with buffers of its own. For one thread at a time.
 
-    Every method but `sent_bytes` may raise what torch.distributed raises when a rank is gone or late.
+    A part lies in a buffer until the step after the next is sent or received. Every method but `sent_bytes` may raise
+    what torch.distributed raises when a rank is gone or late.
     """
 
-    def __init__(self, group: RankGroup, declaration: DLRMDeclaration) -> None:
+    def __init__(self, group: RankGroup, device: torch.device) -> None:
+        """``device``: where parts are read to."""
         self._group = group
-        self._declaration = declaration
-        leads = group.rank == 0
-        self._first = torch.zeros(group.size if leads else 1, _FIRST_BYTES, dtype=torch.uint8)
-        self._own = torch.zeros(_FIRST_BYTES, dtype=torch.uint8)
-        self._large = torch.empty(0, dtype=torch.uint8)
+        self._device = device
+        self._pinned = device.type == "cuda"
+        ranks = group.size if group.rank == 0 else 1
+        self._sets = [[self._empty(FIRST_BYTES) for _ in range(ranks)] for _ in range(2)]
+        self._sends: list[list[dist.Work]] = [[], []]
         self.sent_bytes = 0
 
-    def send(self, head: Head, slices: Sequence[Slice] = ()) -> None:
-        """The leader's way: ``head`` to all ranks, and ``slices``, if there are any, one to each."""
-        largest = max((piece.size for piece in slices), default=0)
-        alone = _HEAD_BYTES + largest <= _FIRST_BYTES
-        first = self._first.numpy()
-        for rank in range(self._group.size):
-            fields = first[rank, :_HEAD_BYTES].view(np.int64)
-            fields[:] = (head.command, head.flags, head.answer, 0 if alone else largest, 0, 0, 0, 0)
-            if slices:
-                shape = slices[rank].shape
-                fields[4:] = (shape.rows, shape.contexts, shape.values, shape.flags)
-                if alone and rank:  # the leader keeps its own
-                    slices[rank].write(first[rank, _HEAD_BYTES:])
-        dist.scatter(self._own, list(self._first), group_src=0, group=self._group.steps)
-        self.sent_bytes = _FIRST_BYTES * (self._group.size - 1)
-        if alone:
-            return
-        large = self._room(largest, self._group.size)
-        written = large.numpy()
+    def send(self, head: Head, parcels: Iterable[Parcel]) -> Part:
+        """The leader's way: ``head`` to all ranks, and to each its parcel, the last rank's first. Gives its own part.
+
+        `flush` waits until they have gone.
+        """
+        self._next_set()
+        self.sent_bytes = 0
+        for rank, parcel in zip(range(self._group.size - 1, -1, -1), parcels, strict=True):
+            size = _HEAD_BYTES + parcel.size
+            buffer = self._room(rank, size)
+            written = buffer.numpy()
+            apart = parcel.size if size > FIRST_BYTES else 0
+            _write_head(written, head, apart, parcel.shape)
+            parcel.write(written[_HEAD_BYTES:])
+            if rank:
+                first = size - apart
+                self._sends[0].append(self._group.steps.send([buffer[:first]], rank, 0))
+                if apart:
+                    self._sends[0].append(self._group.data.send([buffer[first:size]], rank, 0))
+                self.sent_bytes += size
+        return Part.read(buffer[_HEAD_BYTES:size], parcel.shape, device=self._device)
+
+    def tell(self, head: Head) -> None:
+        """The leader's way: ``head`` alone to all ranks, which is gone when this returns."""
+        self._next_set()
         for rank in range(1, self._group.size):
-            slices[rank].write(written[rank])
-        dist.scatter(torch.empty_like(large[0]), list(large), group_src=0, group=self._group.data)
-        self.sent_bytes += largest * (self._group.size - 1)
+            buffer = self._room(rank, _HEAD_BYTES)
+            _write_head(buffer.numpy(), head, 0, _NOTHING)
+            self._sends[0].append(self._group.steps.send([buffer[:_HEAD_BYTES]], rank, 0))
+        self.flush()
 
-    def receive(self) -> tuple[Head, Slice]:
-        """A follower's way: wait for the leader's next step. The slice lies in this object's buffers."""
-        dist.scatter(self._own, group_src=0, group=self._group.steps)
-        received = self._own.numpy()
-        command, flags, answer, largest, *rest = received[:_HEAD_BYTES].view(np.int64).tolist()
-        shape = SliceShape(rows=rest[0], contexts=rest[1], values=rest[2], flags=rest[3])
-        body = received[_HEAD_BYTES:]
-        if largest:
-            large = self._room(largest, 1)[0]
-            dist.scatter(large, group_src=0, group=self._group.data)
-            body = large.numpy()
-        head = Head(command=Command(command), flags=flags, answer=answer)
-        return head, Slice.read(body, shape, self._declaration)
+    def receive(self) -> tuple[Head, Part]:
+        """A follower's way: wait for the leader's next step."""
+        self._next_set()
+        first = self._sets[0][0]
+        self._group.steps.recv([first[:FIRST_BYTES]], 0, 0).wait(PATIENCE)
+        command, flags, apart, *numbers = first[:_HEAD_BYTES].numpy().view(np.int32).tolist()
+        shape = Shape(*numbers)
+        if apart:
+            fields = first[:_HEAD_BYTES]
+            first = self._room(0, _HEAD_BYTES + apart)
+            first[:_HEAD_BYTES] = fields
+            self._group.data.recv([first[_HEAD_BYTES : _HEAD_BYTES + apart]], 0, 0).wait(self._group.deadline)
+        return Head(command=Command(command), flags=flags), Part.read(
+            first[_HEAD_BYTES:], shape, device=self._device
+        )
 
-    def gather(self, answer: torch.Tensor, *, patiently: bool = False) -> list[torch.Tensor]:
-        """The answers of all ranks, of one shape, at the leader; an empty list elsewhere.
+    def expect(
+        self, sizes: Sequence[int], dtype: torch.dtype = torch.float32, *, patiently: bool = False
+    ) -> Expected:
+        """The leader's way: be ready for an answer of ``sizes[rank]`` numbers from every follower.
 
         ``patiently``: without a deadline.
         """
         group = self._group.patience if patiently else self._group.data
-        into = [torch.empty_like(answer) for _ in range(self._group.size)] if self._group.rank == 0 else None
-        dist.gather(answer, into, group_dst=0, group=group)
-        return into or []
+        answers = [torch.empty(size, dtype=dtype) for size in sizes[1:]]
+        works = [group.recv([answer], rank, 0) for rank, answer in enumerate(answers, start=1)]
+        deadline = PATIENCE if patiently else self._group.deadline
+        return Expected(list(zip(answers, works, strict=True)), deadline)
 
-    def _room(self, size: int, ranks: int) -> torch.Tensor:
-        """uint8 [ranks, size]."""
-        if self._large.numel() < size * ranks:
-            self._large = torch.empty(2 * size * ranks, dtype=torch.uint8)
-        return self._large[: size * ranks].view(ranks, size)
+    def collect(self, expected: Expected, own: torch.Tensor) -> list[torch.Tensor]:
+        """Answers of all ranks, ``own`` first."""
+        for _, work in expected.answers:
+            work.wait(expected.deadline)
+        return [own, *(answer for answer, _ in expected.answers)]
+
+    def flush(self) -> None:
+        """Wait until everything has gone."""
+        for works in self._sends:
+            for work in works:
+                work.wait(self._group.deadline)
+            works.clear()
+
+    def answer(self, answer: torch.Tensor, *, patiently: bool = False) -> None:
+        """A follower's way."""
+        group = self._group.patience if patiently else self._group.data
+        group.send([answer], 0, 0).wait(PATIENCE if patiently else self._group.deadline)
+
+    def _next_set(self) -> None:
+        self._sets.reverse()
+        self._sends.reverse()
+        for work in self._sends[0]:
+            work.wait(self._group.deadline)
+        self._sends[0].clear()
+
+    def _room(self, rank: int, size: int) -> torch.Tensor:
+        buffers = self._sets[0]
+        if buffers[rank].numel() < size:
+            buffers[rank] = self._empty(2 * size)
+        return buffers[rank]
+
+    def _empty(self, size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
+
+
+def _write_head(target: npt.NDArray[np.uint8], head: Head, apart: int, shape: Shape) -> None:
+    target[:_HEAD_BYTES].view(np.int32)[:] = (head.command, head.flags, apart, *shape)

@@ -9,12 +9,14 @@ import msgspec
 import numpy as np
 import pytest
 from support import ranked
-from support.batches import random_state
+from support.batches import random_batch, random_state
 from support.processes import end_of, ranks
 from support.sharding import TOLERANCE, mixed_shardings
 
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.goldens import add_goldens
+from dlrm_factory.model.hardware import Hardware
+from dlrm_factory.ranks.traffic import plan_traffic
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.tools.bench.score import RandomWeights
 from dlrm_factory.weights.sealed import seal_weights
@@ -60,6 +62,7 @@ def test_ranks_equal_one_process(found: dict[str, dict], size: int) -> None:
     for name, declaration in cases.items():
         expected = ranked.score_cases(alone(declaration), size)
         assert_close(found[str(size)][name], expected)
+        assert_close(found[str(size)][f"{name}, spread"], expected)
         spread.append(np.ptp(expected[2]))
     # So that another sample's score, or another row's, would show.
     assert min(spread) > 1000 * TOLERANCE
@@ -70,6 +73,19 @@ def test_batches_without_samples_and_of_more_than_512(found: dict[str, dict], si
     expected = ranked.score_large(alone(mixed_shardings()))
     assert [len(logits) for logits in expected] == [0, 700, 2048]
     assert_close(found[str(size)]["large"], expected)
+
+
+@pytest.mark.parametrize("size", ranked.SIZES)
+def test_vectors_cross_in_bfloat16(found: dict[str, dict], size: int) -> None:
+    declaration = mixed_shardings()
+    expected = alone(declaration).logits(random_batch(declaration, 48, seed=10))
+    answers = found[str(size)]["bf16"]
+    difference = np.abs(np.array(answers["logits"]) - expected).max()
+    assert TOLERANCE < difference < 2e-2
+    wide, narrow = answers["sent"]
+    plan = DLRMFactory(declaration).plan(hardware=Hardware(world_size=size, memory=1 << 30))
+    saved = [plan_traffic(plan, declaration, pooled_bytes=width).pooled for width in (4, 2)]
+    assert wide - narrow == pytest.approx(48 * (saved[0] - saved[1]))
 
 
 def numbers(value: object) -> list[float]:

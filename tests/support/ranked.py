@@ -7,13 +7,15 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import pytest
 import torch
 
+import dlrm_factory.ranks.messages
 import dlrm_factory.scorer
 from dlrm_factory.batch import FeatureBatch, SharedContext
 from dlrm_factory.compiled.dense_net import DenseNet
@@ -22,8 +24,8 @@ from dlrm_factory.errors import DLRMError, GroupError, RankError
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.goldens import read_goldens
 from dlrm_factory.model.model import load_dense, make_model
-from dlrm_factory.model.quantize import QuantizedEmbeddingBag
 from dlrm_factory.ranks import RankedScorer, RankGroup, follow, load_rank
+from dlrm_factory.ranks.lookup import RankLookup, kernels_of
 from dlrm_factory.ranks.messages import Messages
 from dlrm_factory.requests.replay import replay_with
 from dlrm_factory.requests.service import DLRMService
@@ -107,6 +109,17 @@ def ask_service(scorer: Scorer | RankedScorer) -> list[object]:
     return [json.loads(answer.body) for answer in answers]
 
 
+def score_in_bfloat16(ranked: RankedScorer) -> dict[str, object]:
+    """Logits of a batch whose vectors cross in bfloat16, and the bytes that crossed, beside those in float32."""
+    batch = random_batch(ranked.declaration, 48, seed=10)
+    ranked.logits(batch)
+    sent = [ranked.times.sent]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scorer, "pooled_dtype", torch.bfloat16)
+        logits = ranked.logits(batch).tolist()
+    return {"logits": logits, "sent": [*sent, ranked.times.sent]}
+
+
 def served(declaration: DLRMDeclaration, group: RankGroup) -> Scorer:
     return Scorer(DLRMFactory(declaration).build(weights=random_state(declaration), group=group.exchange))
 
@@ -114,6 +127,8 @@ def served(declaration: DLRMDeclaration, group: RankGroup) -> Scorer:
 def score_all(out: Path, sealed: Path) -> None:
     """Every case in one group; the leader writes what it finds, as JSON."""
     group = RankGroup.join(timeout_s=60)
+    if group.size == 3:
+        dlrm_factory.ranks.messages.FIRST_BYTES = 400  # so that parts come in a second message
     found: dict[str, object] = {}
     for name, declaration in cases(group.size):
         scorer = served(declaration, group)
@@ -122,7 +137,10 @@ def score_all(out: Path, sealed: Path) -> None:
             continue
         ranked = RankedScorer(scorer, group)
         found[name] = score_cases(ranked, group.size)
+        ranked.min_spread = 1
+        found[f"{name}, spread"] = score_cases(ranked, group.size)
         if name == "mixed":
+            found["bf16"] = score_in_bfloat16(ranked)
             found["large"] = score_large(ranked)
             found["service"] = ask_service(ranked)
         ranked.stop()
@@ -153,16 +171,12 @@ def score_sealed(folder: Path, group: RankGroup) -> dict[str, object]:
     return found
 
 
-def kernels_of(scorer: Scorer) -> list[QuantizedEmbeddingBag]:
-    return [module for each in scorer.built.model.modules() for module in getattr(each, "kernels", ())]
-
-
 def in_place(scorer: Scorer) -> dict[str, bool]:
     """Test whether the lookup of each table on this rank reads the table file where it lies."""
     mapped = scorer._lookup._file.bytes.data_ptr()
     return {
         table.name: kernel.tbe.weights_host.data_ptr() == mapped
-        for kernel in kernels_of(scorer)
+        for kernel in kernels_of(scorer.built.model)
         for table in kernel.tables
     }
 
@@ -177,7 +191,7 @@ def score_errors(group: RankGroup) -> dict[str, object]:
             fail_on_marker(scorer)
         follow(scorer, group)
         return {}
-    ranked = RankedScorer(scorer, group)
+    ranked = RankedScorer(scorer, group, min_spread=1)
     before = ranked.logits(batch)
     marked = msgspec.structs.replace(batch, dense=batch.dense.copy())
     marked.dense[-1] = MARKER
@@ -197,29 +211,34 @@ def score_errors(group: RankGroup) -> dict[str, object]:
 
 def fail_on_marker(scorer: Scorer) -> None:
     """Raise in the dense parts for a marked sample; once it was seen, in the next lookup but one."""
-    interact, lookups = scorer.interact, []
+    interact, fails = scorer.interact, []
 
     def marked(dense, pooled, *, eagerly=False):
         if (dense == MARKER).any():
-            if not lookups:
-                for kernel in kernels_of(scorer):
-                    fail_next(kernel, lookups)
+            if not fails:
+                fails.append(1)
+                before_lookups(fail_first)
             raise DLRMError("the dense parts are out of order")
         return interact(dense, pooled, eagerly=eagerly)
 
     scorer.interact = marked
 
 
-def fail_next(kernel: QuantizedEmbeddingBag, lookups: list[int]) -> None:
-    look_up = kernel._look_up
+def fail_first(count: int) -> None:
+    if count == 1:
+        raise MemoryError("no memory for the lookup")
 
-    def failing(features):
+
+def before_lookups(call: Callable[[int], None]) -> None:
+    """Call ``call`` with 1, 2, … before each further lookup of this process."""
+    look_up, lookups = RankLookup.sharded, []
+
+    def counted(self, bags, rows, dtype):
         lookups.append(1)
-        if len(lookups) == 1:
-            raise MemoryError("no memory for the lookup")
-        return look_up(features)
+        call(len(lookups))
+        return look_up(self, bags, rows, dtype)
 
-    kernel._look_up = failing
+    RankLookup.sharded = counted
 
 
 def lose_a_rank(out: Path, how: str) -> None:
@@ -234,7 +253,7 @@ def lose_a_rank(out: Path, how: str) -> None:
     if group.rank == victim and how == "between":
         stop_after_first_answer()
     elif group.rank == victim:
-        die_on_second_lookup(scorer, signal.SIGSTOP if how == "stopped" else signal.SIGKILL)
+        die_on_second_lookup(signal.SIGSTOP if how == "stopped" else signal.SIGKILL)
     if group.rank:
         follow(scorer, group)
         return
@@ -256,24 +275,14 @@ def lose_a_rank(out: Path, how: str) -> None:
 
 
 def stop_after_first_answer() -> None:
-    gather = Messages.gather
+    answer = Messages.answer
 
-    def stopping(self, answer, *, patiently=False):
-        gather(self, answer, patiently=patiently)
+    def stopping(self, *arguments, **options):
+        answer(self, *arguments, **options)
         os.kill(os.getpid(), signal.SIGSTOP)
 
-    Messages.gather = stopping
+    Messages.answer = stopping
 
 
-def die_on_second_lookup(scorer: Scorer, number: signal.Signals) -> None:
-    lookups = []
-    for kernel in kernels_of(scorer):
-        look_up = kernel._look_up
-
-        def failing(features, look_up=look_up):
-            lookups.append(1)
-            if len(lookups) == 2:
-                os.kill(os.getpid(), number)
-            return look_up(features)
-
-        kernel._look_up = failing
+def die_on_second_lookup(number: signal.Signals) -> None:
+    before_lookups(lambda count: os.kill(os.getpid(), number) if count == 2 else None)

@@ -13,11 +13,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from dlrm_factory.batch import FeatureBatch, to_dense
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.ranks import RankedScorer, RankGroup, StepTimes, follow, load_rank
+from dlrm_factory.ranks.leader import MAX_SLICE, MIN_SPREAD
+from dlrm_factory.ranks.traffic import plan_traffic
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.tools.bench.score import RandomWeights, one_hot_batch
 from dlrm_factory.tools.launch import launch
@@ -28,37 +29,41 @@ __all__ = ["RankTiming", "measure_ranks"]
 # A busy host is no lost rank.
 _TIMEOUT_S = 120.0
 _PINGS = 200
-_PING_BYTES = 8192
 _MIN_CALLS = 5
+_CALLS_A_TURN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankTiming:
-    """One batch size in one group. The group and one process take turns, call by call.
+    """One batch size in one group. The group and one process take turns: call by call, of large batches 8 calls each.
 
     Fields:
         ranks, batch: processes, and samples at once.
         engine: of the dense parts, ``eager`` or ``compiled``.
-        alone: median milliseconds of one process without a group.
+        alone, alone_p99: median milliseconds of one process without a group, and their 99th percentile.
         p50, p99: milliseconds of the group.
-        scatter, lookup, dense, gather: median milliseconds of the parts; lookup and dense of the slowest rank, lookup
-            with TorchRec's exchange.
-        scattered, gathered: bytes a sample by scatter and gather, to and from the other ranks.
-        ping: median milliseconds of a scatter of 8 KiB and a gather of 64 bytes and nothing else.
+        scatter, lookup, exchange, dense, gather: median milliseconds of the parts; lookup, exchange and dense of the
+            slowest rank.
+        sent: bytes a sample that ranks sent one another, heads of messages included.
+        least: bytes a sample that must cross under the plan.
+        ping: median milliseconds of a message of 256 bytes to each other rank and one of 64 bytes back, and nothing
+            else.
     """
 
     ranks: int
     batch: int
     engine: str
     alone: float
+    alone_p99: float
     p50: float
     p99: float
     scatter: float
     lookup: float
+    exchange: float
     dense: float
     gather: float
-    scattered: float
-    gathered: float
+    sent: float
+    least: float
     ping: float
 
     @property
@@ -78,6 +83,8 @@ def measure_ranks(
     observe: Callable[[str], None] = lambda _: None,
 ) -> list[RankTiming]:
     """Time each group and batch size for about ``seconds`` with random weights and one id a bag.
+
+    What is scored is one batch after the other: of so many samples in one request, or in several that wait together.
 
     ``groups``: numbers of processes; ``threads``: of torch, in each process.
     """
@@ -130,17 +137,21 @@ def _measure_rank(
 
 
 def _ping(group: RankGroup) -> float:
-    """Median milliseconds of a scatter and a gather; every rank calls it."""
-    leads = group.rank == 0
-    given, answer = torch.zeros(_PING_BYTES, dtype=torch.uint8), torch.zeros(16)
+    """Median milliseconds of a message to each other rank and one back; every rank calls it."""
+    given, answer = torch.zeros(256, dtype=torch.uint8), torch.zeros(16)
     taken = []
     for _ in range(_PINGS):
         start = time.perf_counter()
-        dist.scatter(given, [given] * group.size if leads else None, group_src=0, group=group.data)
-        into = [torch.empty_like(answer) for _ in range(group.size)] if leads else None
-        dist.gather(answer, into, group_dst=0, group=group.data)
+        if group.rank:
+            group.data.recv([given], 0, 0).wait()
+            group.data.send([answer], 0, 0).wait()
+            continue
+        works = [group.data.recv([torch.empty_like(answer)], rank, 0) for rank in range(1, group.size)]
+        works += [group.data.send([given], rank, 0) for rank in range(1, group.size)]
+        for work in works:
+            work.wait()
         taken.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(taken)
+    return 1e3 * statistics.median(taken) if taken else 0.0
 
 
 def _measure(
@@ -153,30 +164,54 @@ def _measure(
     single: list[float] = []
     steps: list[StepTimes] = []
     end = time.perf_counter() + seconds
+    # Lone requests come after other work, large batches after one another.
+    turn = 1 if len(batch) < MIN_SPREAD else _CALLS_A_TURN
     while time.perf_counter() < end or len(together) < _MIN_CALLS:
-        start = time.perf_counter()
-        ranked.logits(batch)
-        together.append(time.perf_counter() - start)
-        assert ranked.times is not None
-        steps.append(ranked.times)
-        start = time.perf_counter()
-        _score_alone(alone, batch)
-        single.append(time.perf_counter() - start)
+        for _ in range(turn):
+            start = time.perf_counter()
+            ranked.logits(batch)
+            together.append(time.perf_counter() - start)
+            assert ranked.times is not None
+            steps.append(ranked.times)
+        for _ in range(turn):
+            start = time.perf_counter()
+            _score_alone(alone, batch)
+            single.append(time.perf_counter() - start)
+
+    def median(part: Callable[[StepTimes], float]) -> float:
+        return 1e3 * statistics.median(part(step) for step in steps)
+
     return RankTiming(
         ranks=ranks,
         batch=len(batch),
         engine=ranked.engine,
         alone=1e3 * statistics.median(single),
+        alone_p99=1e3 * float(np.percentile(single, 99)),
         p50=1e3 * statistics.median(together),
         p99=1e3 * float(np.percentile(together, 99)),
-        scatter=1e3 * statistics.median(step.scatter for step in steps),
-        lookup=1e3 * statistics.median(step.lookup for step in steps),
-        dense=1e3 * statistics.median(step.dense for step in steps),
-        gather=1e3 * statistics.median(step.gather for step in steps),
-        scattered=steps[0].scattered / len(batch),
-        gathered=steps[0].gathered / len(batch),
+        scatter=median(lambda step: step.scatter),
+        lookup=median(lambda step: step.lookup),
+        exchange=median(lambda step: step.exchange),
+        dense=median(lambda step: step.dense),
+        gather=median(lambda step: step.gather),
+        sent=steps[0].sent / len(batch),
+        least=_least(ranked, len(batch)),
         ping=ping,
     )
+
+
+def _least(ranked: RankedScorer, samples: int) -> float:
+    """Bytes a sample that must cross for a batch of one id a bag."""
+    scorer = ranked.scorer
+    ranks = scorer.built.plan.hardware.world_size
+    steps = [min(MAX_SLICE * ranks, samples - start) for start in range(0, samples, MAX_SLICE * ranks)]
+    shares = np.sum([ranked.sizes(step) for step in steps], axis=0) / samples
+    return plan_traffic(
+        scorer.built.plan,
+        scorer.declaration,
+        pooled_bytes=scorer.pooled_dtype.itemsize,
+        shares=shares.tolist(),
+    ).total
 
 
 def _score_alone(scorer: Scorer, batch: FeatureBatch) -> None:

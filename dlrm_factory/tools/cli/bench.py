@@ -182,7 +182,7 @@ def handle(
 def ranks(
     config: CappedConfig = None,
     group: Annotated[
-        list[int] | None, typer.Option(min=1, help="Processes of a group; repeat it. [default: 1, 2]")
+        list[int] | None, typer.Option(min=1, help="Processes of a group; repeat it. [default: 1, 2, 4]")
     ] = None,
     batch: Annotated[
         list[int] | None, typer.Option(min=1, help="Batch sizes; repeat it. [default: 1, 64, 512, 2048]")
@@ -199,7 +199,7 @@ def ranks(
     with Console(stderr=True).status("preparing") as status:
         timings = measure_ranks(
             declaration,
-            groups=group or [1, 2],
+            groups=group or [1, 2, 4],
             batches=batch or [1, 64, 512, 2048],
             seconds=seconds,
             threads=threads,
@@ -211,25 +211,34 @@ def ranks(
         typer.echo(jsonlib.dumps(rows, indent=2))
         return
     headers = (
-        "ranks", "batch", "alone", "p50", "p99", "samples/s", "scatter", "lookup", "dense", "gather", "ping",
-        "bytes out", "bytes in",
+        "ranks", "batch", "p50", "p99", "samples/s", "scatter", "lookup", "exchange", "dense", "gather", "ping",
+        "bytes", "least", "ratio",
     )  # fmt: skip
-    table = Table(*(Column(header, no_wrap=True, justify="right") for header in headers))
+    columns = (Column(header, no_wrap=True, justify="right") for header in headers)
+    table = Table(*columns, padding=(0, 0), pad_edge=False)
     for timing in timings:
-        parts = (timing.scatter, timing.lookup, timing.dense, timing.gather, timing.ping)
+        alone = (
+            f"{timing.alone:.2f}",
+            f"{timing.alone_p99:.2f}",
+            f"{1e3 * timing.batch / timing.alone:,.0f}",
+        )
+        table.add_row("alone", str(timing.batch), *alone)
+        parts = (timing.scatter, timing.lookup, timing.exchange, timing.dense, timing.gather, timing.ping)
         table.add_row(
             str(timing.ranks),
             str(timing.batch),
-            *(f"{value:.2f}" for value in (timing.alone, timing.p50, timing.p99)),
+            *(f"{value:.2f}" for value in (timing.p50, timing.p99)),
             f"{timing.samples_per_s:,.0f}",
             *(f"{value:.2f}" for value in parts),
-            *(f"{value:,.0f}" for value in (timing.scattered, timing.gathered)),
+            *(f"{value:,.0f}" for value in (timing.sent, timing.least)),
+            f"{timing.sent / timing.least:.2f}" if timing.least else "-",
         )
     wide_console().print(table)
     engines = " and ".join(sorted({timing.engine for timing in timings}))
     typer.echo(
         f"medians in milliseconds, {threads} thread{'s' if threads > 1 else ''} a process, {engines}; alone: one "
-        "process without a group; lookup: with TorchRec's exchange; bytes: a sample, by scatter and gather"
+        "process without a group, in turn with the group below it; bytes: a sample, that ranks sent one another, "
+        "beside the least that must cross under the plan"
     )
 
 

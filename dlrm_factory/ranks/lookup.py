@@ -1,0 +1,119 @@
+"""A rank's lookup, in the tables that TorchRec has sharded to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dlrm_factory.compiled.nbit_lookup import NBitLookup
+from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.model.quantize import QuantizedEmbeddingBag
+from dlrm_factory.ranks.layout import Block, Layout
+from dlrm_factory.ranks.parcels import Bags
+
+__all__ = ["RankLookup", "kernels_of"]
+
+
+def kernels_of(model: nn.Module) -> list[QuantizedEmbeddingBag]:
+    """TorchRec's lookups in ``model``, of this rank's tables."""
+    found = [kernel for module in model.modules() for kernel in getattr(module, "kernels", ())]
+    return [kernel for kernel in found if isinstance(kernel, QuantizedEmbeddingBag)]
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """Where one shard's rows lie."""
+
+    memory: torch.Tensor
+    place: int
+    row_alignment: int
+
+
+class RankLookup:
+    """Pools the bags that a rank is sent.
+
+    TorchRec's lookups hold the rows; here they are read in the order that the leader sends ids, which needs no exchange
+    to be prepared, and in one call wherever the rows lie in one buffer: in the table file, all of them.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout, rank: int, declaration: DLRMDeclaration) -> None:
+        shards = dict(_shards(model))
+        part = layout.ranks[rank]
+        starts = [stream.start for stream in part.streams]
+        features = declaration.sparse_features
+        tables = [declaration.table(features[feature].table) for feature in layout.replicated]
+        replicated = [
+            Block(place, feature, table.name, 0, table.embedding_dim)
+            for place, (feature, table) in enumerate(zip(layout.replicated, tables, strict=True))
+        ]
+        self._sharded = [
+            _Run(blocks, [shards[b.table, starts[b.stream], b.column] for b in blocks], declaration)
+            for blocks in _runs(part.blocks, lambda b: shards[b.table, starts[b.stream], b.column])
+        ]
+        self._replicated = [
+            _Run(blocks, [shards[b.table, 0, 0] for b in blocks], declaration)
+            for blocks in _runs(replicated, lambda b: shards[b.table, 0, 0])
+        ]
+
+    def sharded(self, bags: Bags, rows: int, dtype: torch.dtype) -> torch.Tensor:
+        """Sums of all rows' bags: [rows, columns of the rank's blocks]."""
+        return _pool(self._sharded, bags, rows, dtype)
+
+    def replicated(self, bags: Bags, rows: int, dtype: torch.dtype) -> torch.Tensor:
+        """Sums of the own rows' bags of replicated features: [rows, columns]."""
+        return _pool(self._replicated, bags, rows, dtype)
+
+
+class _Run:
+    """Blocks of consecutive streams whose rows lie in one buffer: one call."""
+
+    def __init__(
+        self, blocks: Sequence[Block], shards: Sequence[_Shard], declaration: DLRMDeclaration
+    ) -> None:
+        self.first, self.last = blocks[0].stream, blocks[-1].stream + 1
+        self.look_up = NBitLookup(
+            shards[0].memory,
+            places=[shard.place for shard in shards],
+            dtypes=[declaration.table(block.table).dtype for block in blocks],
+            columns=[block.columns for block in blocks],
+            row_alignment=shards[0].row_alignment,
+        )
+
+
+def _runs(blocks: Sequence[Block], shard_of: Callable[[Block], _Shard]) -> Iterator[list[Block]]:
+    run: list[Block] = []
+    for block in blocks:
+        if run and (
+            block.stream != run[-1].stream + 1
+            or shard_of(block).memory.data_ptr() != shard_of(run[-1]).memory.data_ptr()
+        ):
+            yield run
+            run = []
+        run.append(block)
+    if run:
+        yield run
+
+
+def _pool(runs: Sequence[_Run], bags: Bags, rows: int, dtype: torch.dtype) -> torch.Tensor:
+    if not runs:
+        return torch.empty(rows, 0, dtype=dtype, device=bags.offsets.device)
+    # Offsets count from the first of all ids, so a run of streams needs no ids or weights of its own.
+    pooled = [
+        run.look_up(bags.values, bags.offsets[run.first * rows : run.last * rows + 1], bags.weights, dtype)
+        for run in runs
+    ]
+    return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=1)
+
+
+def _shards(model: nn.Module) -> Iterator[tuple[tuple[str, int, int], _Shard]]:
+    """(table, row offset, column offset) → shard, of all that this rank holds."""
+    for kernel in kernels_of(model):
+        tbe = kernel.tbe
+        memory = tbe.weights_host if tbe.host_size > 0 else tbe.weights_dev
+        for table, place in zip(kernel.tables, tbe.weights_physical_offsets, strict=True):
+            metadata = table.local_metadata
+            row, column = (0, 0) if metadata is None else metadata.shard_offsets
+            yield (table.name, row, column), _Shard(memory, place, tbe.row_alignment)

@@ -1,0 +1,195 @@
+"""What the leader sends one rank for one batch, and the bytes of that.
+
+::
+
+    values      int32 [N + M]: N ids to look up for all rows, stream after stream; M of replicated features, for the
+                rank's own rows
+    weights     float32 [N + M], if the model is weighted
+    dense       float32 [samples, number of dense features], of the rank's own samples
+    spans       int32 [contexts, 2], the own samples that each of the rank's own contexts belongs to
+    rows        int32 [ranks], rows of each rank's slice
+    lengths     uint8, int16 or int32, the narrowest that holds them all:
+                [W, rows] of streams of whole tables, [W', rows] of others, [F, own rows] of replicated features,
+                [F', own rows] of other features that pool by the mean; but for W' nothing if every bag holds one id
+
+Ids are below 2**31, as rows of their table or of the part of it that the rank holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+__all__ = ["Bags", "Parcel", "Part", "Shape"]
+
+Bytes = npt.NDArray[np.uint8]
+Ints = npt.NDArray[np.integer[Any]]
+Float32 = npt.NDArray[np.float32]
+
+_WIDTHS: dict[int, tuple[Any, torch.dtype]] = {
+    1: (np.uint8, torch.uint8),
+    2: (np.int16, torch.int16),
+    4: (np.int32, torch.int32),
+}
+
+
+class Shape(NamedTuple):
+    """Numbers that `Part.read` needs beside the bytes.
+
+    Fields:
+        ranks: number of ranks.
+        rows, own_rows, samples: of all slices, of the rank's own, and its samples; the rest are contexts.
+        whole, parts: streams of whole tables, and others.
+        replicated, means: features whose lengths follow.
+        values, own_values: N and M.
+        numbers: dense features.
+        width: bytes of a length.
+        one_each, weighted: 0 or 1.
+    """
+
+    ranks: int
+    rows: int
+    own_rows: int
+    samples: int
+    whole: int
+    parts: int
+    replicated: int
+    means: int
+    values: int
+    own_values: int
+    numbers: int
+    width: int
+    one_each: int
+    weighted: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parcel:
+    """A rank's part, as the leader has it: in pieces, which `write` puts one after the other."""
+
+    shape: Shape
+    numbers: list[tuple[npt.NDArray[Any], type[np.int32] | type[np.float32]]]
+    lengths: list[Ints]
+
+    @property
+    def size(self) -> int:
+        """Bytes that `write` takes."""
+        return 4 * sum(part.size for part, _ in self.numbers) + self.shape.width * sum(
+            part.size for part in self.lengths
+        )
+
+    def write(self, target: Bytes) -> None:
+        """Into the first `size` bytes of ``target``, which starts at a multiple of 4."""
+        start = 0
+        pieces = [*self.numbers, *((part, _WIDTHS[self.shape.width][0]) for part in self.lengths)]
+        for part, dtype in pieces:
+            stop = start + np.dtype(dtype).itemsize * part.size
+            target[start:stop].view(dtype).reshape(part.shape)[:] = part
+            start = stop
+
+
+class Bags(NamedTuple):
+    """Bags of S features, one after the other.
+
+    Fields:
+        values: int32 [n].
+        offsets: int32 [S * rows + 1].
+        weights: float32 [n] or None.
+        lengths: [S, rows] of a small integer type; None if every bag holds one id.
+    """
+
+    values: torch.Tensor
+    offsets: torch.Tensor
+    weights: torch.Tensor | None
+    lengths: torch.Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A rank's part of a batch, on the rank's device; it lies in the bytes it was read from.
+
+    Fields:
+        rows: of each rank's slice.
+        samples: the rank's own.
+        dense: float32 [samples, number of dense features].
+        spans: (start, stop) of the own samples that each own context belongs to.
+        sharded: what the rank looks up for all rows, by streams.
+        replicated: what it looks up for its own rows.
+        mean_lengths: [F', own rows], of features that are divided by it; None if every bag holds one id.
+    """
+
+    rows: list[int]
+    samples: int
+    dense: torch.Tensor
+    spans: list[list[int]]
+    sharded: Bags
+    replicated: Bags
+    mean_lengths: torch.Tensor | None
+
+    @classmethod
+    def read(cls, source: torch.Tensor, shape: Shape, *, device: torch.device) -> Part:
+        """The part that was written: ``source`` is uint8 on CPU, pinned if ``device`` is CUDA."""
+        here = source.to(device, non_blocking=True)
+        start = 0
+
+        def place(count: int, size: int = 4) -> slice:
+            nonlocal start
+            start += count * size
+            return slice(start - count * size, start)
+
+        def take(count: int, dtype: torch.dtype, size: int = 4) -> torch.Tensor:
+            return here[place(count, size)].view(dtype)
+
+        ids, own_ids = take(shape.values, torch.int32), take(shape.own_values, torch.int32)
+        weights: list[torch.Tensor | None] = [None, None]
+        if shape.weighted:
+            weights = [take(shape.values, torch.float32), take(shape.own_values, torch.float32)]
+        dense = take(shape.samples * shape.numbers, torch.float32).view(shape.samples, shape.numbers)
+        spans = source[place(2 * (shape.own_rows - shape.samples))].view(torch.int32)
+        rows = source[place(shape.ranks)].view(torch.int32)
+        kind = _WIDTHS[shape.width][1]
+
+        def take_lengths(bags: int, each: int) -> torch.Tensor:
+            return take(bags * each, kind, shape.width).view(bags, each)
+
+        one_each = bool(shape.one_each)
+        whole = None if one_each else take_lengths(shape.whole, shape.rows)
+        parts = take_lengths(shape.parts, shape.rows)
+        own = None if one_each else take_lengths(shape.replicated, shape.own_rows)
+        means = None if one_each else take_lengths(shape.means, shape.own_rows)
+        if one_each and shape.parts:
+            whole = torch.ones(shape.whole, shape.rows, dtype=kind, device=device)
+        lengths = None if whole is None else torch.cat([whole, parts])
+        return cls(
+            rows=rows.tolist(),
+            samples=shape.samples,
+            dense=dense,
+            spans=spans.view(-1, 2).tolist(),
+            sharded=Bags(ids, _offsets(lengths, shape.values, device), weights[0], lengths),
+            replicated=Bags(own_ids, _offsets(own, shape.own_values, device), weights[1], own),
+            mean_lengths=means,
+        )
+
+
+_counted: dict[torch.device, torch.Tensor] = {}
+
+
+def _offsets(lengths: torch.Tensor | None, bags: int, device: torch.device) -> torch.Tensor:
+    """int32 [bags + 1]; ``bags`` of one id each without ``lengths``."""
+    if lengths is not None:
+        offsets = torch.zeros(lengths.numel() + 1, dtype=torch.int32, device=device)
+        torch.cumsum(lengths.view(-1), 0, dtype=torch.int32, out=offsets[1:])
+        return offsets
+    counted = _counted.get(device)
+    if counted is None or counted.numel() <= bags:
+        counted = _counted[device] = torch.arange(2 * bags + 1, dtype=torch.int32, device=device)
+    return counted[: bags + 1]
+
+
+def width_of(longest: int) -> int:
+    """Bytes of the narrowest length that holds ``longest``."""
+    return 1 if longest < 2**8 else 2 if longest < 2**15 else 4

@@ -1,0 +1,114 @@
+"""What each rank is sent, and how slices are cut, without processes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from support.batches import random_batch
+from support.sharding import mixed_shardings, weighted
+
+from dlrm_factory.batch import FeatureBatch, SharedContext
+from dlrm_factory.config import tiny
+from dlrm_factory.factory import DLRMFactory
+from dlrm_factory.model.hardware import Hardware
+from dlrm_factory.ranks.layout import Layout, RankLayout, layout_of
+from dlrm_factory.ranks.parcels import Parcel, Part
+from dlrm_factory.ranks.routing import Router
+from dlrm_factory.ranks.slices import arrange, even_sizes, whole
+from dlrm_factory.ranks.traffic import plan_traffic
+
+CPU = torch.device("cpu")
+
+
+def read(parcel: Parcel) -> Part:
+    buffer = torch.full((parcel.size,), 255, dtype=torch.uint8)
+    parcel.write(buffer.numpy())
+    return Part.read(buffer, parcel.shape, device=CPU)
+
+
+def routed(declaration, batch: FeatureBatch, sizes: list[int], shared=None) -> list[Part]:
+    plan = DLRMFactory(declaration).plan(hardware=Hardware(world_size=len(sizes), memory=1 << 30))
+    router = Router(layout_of(plan, declaration), declaration)
+    return [read(parcel) for parcel in router.route(arrange(batch, shared, sizes))][::-1]
+
+
+def bags_of(offsets: torch.Tensor, values: torch.Tensor, bags: int) -> list[list[int]]:
+    """Ids of ``bags`` bags."""
+    assert len(offsets) == bags + 1
+    return [values[offsets[i] : offsets[i + 1]].tolist() for i in range(bags)]
+
+
+def test_each_rank_gets_the_ids_of_its_rows() -> None:
+    # Features: row_wise of 1000, column_wise, data_parallel, row_wise; two samples each.
+    batch = FeatureBatch(
+        dense=np.array([[1, 2], [3, 4]], dtype=np.float32),
+        lengths=np.array([[2, 1], [1, 0], [0, 2], [1, 1]], dtype=np.int32),
+        values=np.array([1, 501, 999, 7, 4, 5, 2, 502]),
+    )
+    first, second = routed(mixed_shardings(), batch, [1, 1])
+    assert first.rows == second.rows == [1, 1]
+    assert bags_of(first.sharded.offsets, first.sharded.values, 6) == [[7], [], [1], [], [2], []]
+    assert bags_of(second.sharded.offsets, second.sharded.values, 6) == [[7], [], [1], [499], [], [2]]
+    assert bags_of(first.replicated.offsets, first.replicated.values, 1) == [[]]
+    assert bags_of(second.replicated.offsets, second.replicated.values, 1) == [[4, 5]]
+    assert [part.dense.tolist() for part in (first, second)] == [[[1, 2]], [[3, 4]]]
+
+
+def test_one_id_a_bag_crosses_without_lengths() -> None:
+    declaration = mixed_shardings()
+    ones = np.ones((4, 6), dtype=np.int32)
+    batch = FeatureBatch(dense=np.zeros((6, 2), dtype=np.float32), lengths=ones, values=np.arange(24))
+    plan = DLRMFactory(declaration).plan(hardware=Hardware(world_size=2, memory=1 << 30))
+    router = Router(layout_of(plan, declaration), declaration)
+    follower, leader = router.route(arrange(batch, None, [3, 3]))
+    traffic = plan_traffic(plan, declaration)
+    # All these rows are the leader's, of row_wise tables. Twice four bytes tell the rows of each slice.
+    missing = 2 * 6 * 4 / 2
+    assert follower.size == 6 * (traffic.ids + traffic.dense) - missing + 8
+    part = read(follower)
+    assert bags_of(part.sharded.offsets, part.sharded.values, 18) == [[6 + i] for i in range(6)] + [[]] * 12
+    assert bags_of(part.replicated.offsets, part.replicated.values, 3) == [[15], [16], [17]]
+    assert read(leader).sharded.lengths is not None
+
+
+@pytest.mark.parametrize(("longest", "width"), [(255, 1), (300, 2), (40_000, 4)])
+def test_lengths_are_as_narrow_as_they_can_be(longest: int, width: int) -> None:
+    declaration = tiny()
+    lengths = np.array([[1], [longest], [0]], dtype=np.int32)
+    batch = FeatureBatch(
+        dense=np.zeros((1, 2), dtype=np.float32), lengths=lengths, values=np.arange(1 + longest) % 50
+    )
+    layout = Layout(ranks=(RankLayout((), ()),), replicated=(0, 1, 2), means=())
+    (parcel,) = Router(layout, declaration).route(whole(batch))
+    assert parcel.shape.width == width
+    part = read(parcel)
+    assert part.replicated.lengths is not None
+    assert part.replicated.lengths.tolist() == lengths.tolist()
+    assert part.replicated.values.tolist() == batch.values.tolist()
+
+
+def test_weights_go_with_their_ids() -> None:
+    declaration = weighted(mixed_shardings())
+    batch = random_batch(declaration, 8, seed=3)
+    assert batch.weights is not None
+    ends = np.cumsum(batch.lengths.sum(axis=1))
+    # Of the row_wise first feature: each weight is with one of the two ranks.
+    found = []
+    for part in routed(declaration, batch, [4, 4]):
+        first, last = part.sharded.offsets[8], part.sharded.offsets[16]
+        assert part.sharded.weights is not None
+        found += part.sharded.weights[first:last].tolist()
+    assert sorted(found) == sorted(batch.weights[: ends[0]].tolist())
+
+
+def test_a_context_goes_to_each_slice_that_needs_it() -> None:
+    declaration = tiny()
+    samples = random_batch(declaration, 5, longest=0)
+    contexts = random_batch(declaration, 2, seed=1)
+    arranged = arrange(samples, SharedContext(bags=contexts, spans=[(0, 4), (4, 5)]), even_sizes(5, 4))
+    assert arranged.samples == [2, 2, 1, 0]
+    assert arranged.rows == [3, 3, 2, 0]
+    assert [spans.tolist() for spans in arranged.spans] == [[[0, 2]], [[0, 2]], [[0, 1]], []]
+    kept = arranged.batch.lengths[:, [2, 5, 7]]
+    assert kept.tolist() == contexts.lengths[:, [0, 0, 1]].tolist()
