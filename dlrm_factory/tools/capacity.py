@@ -290,7 +290,7 @@ def _possible_sets(
         table.num_embeddings * row_bytes(table.dtype, table.embedding_dim) for table in declaration.tables
     )
     smallest = max(1, math.ceil(total / (memory * ranks)))
-    plans = {}
+    plans: dict[int, TablePlan] = {}
     while 2 * smallest <= most and not plans:  # else there is one set of them all
         try:
             plans[smallest] = _plan_of(declaration, smallest, memory, ranks)

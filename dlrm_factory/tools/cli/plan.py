@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -116,7 +117,7 @@ def plan(
             print(f"picture: {image}")
 
 
-def _changed(declaration: DLRMDeclaration, options: dict[str, object]) -> DLRMDeclaration:
+def _changed(declaration: DLRMDeclaration, options: Mapping[str, object]) -> DLRMDeclaration:
     """``declaration`` with the options that are given."""
     changes = {name: value for name, value in options.items() if value is not None}
     if not changes:
