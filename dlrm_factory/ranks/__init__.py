@@ -1,13 +1,19 @@
-"""One model over several processes: rank 0 leads, scatters slices of a batch, and gathers logits; the others follow.
+"""One model over several processes: rank 0 leads, sends each rank the ids of its rows, and gets logits.
 
 ::
 
-    leader                            every rank                          leader
-    FeatureBatch → slices → scatter → lookup of its slice in the tables → gather → logits
-                                      of all ranks (TorchRec), dense parts
+    leader        each rank                     the ranks that score         leader
+    FeatureBatch  ids of the rows it holds,     vectors of their samples     logits
+      → arrange   of all samples → lookup       from every rank → dense
+      → route     → vectors                     parts
+               ─►                            ─►                          ─►
+            messages                      exchange                    messages
 
-Nothing but collectives of torch.distributed goes between ranks. TorchRec's exchange goes over gloo on CPU and NCCL on
-CUDA; slices and logits go over gloo, for they start and end in the leader's memory.
+A batch of some samples is scored by the leader alone; of a large one each rank scores its slice. TorchRec plans and
+holds the tables; ids are routed here, for the leader has all of them and TorchRec's exchange, made for ranks that each
+have their own batch, would first let ranks tell one another how many they send.
+
+Messages go from one process to another over torch.distributed: gloo, and NCCL for vectors between GPUs.
 """
 
 from dlrm_factory.ranks.follower import follow

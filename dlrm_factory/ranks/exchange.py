@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -38,23 +38,25 @@ class Flight:
 class Exchange:
     """One message from each rank to each other, for all tables: point to point, over gloo or NCCL.
 
-    gloo's all-to-all copies more and waits in threads of its own: it takes twice as long. For one thread at a time. Two
-    exchanges may be under way; a third overwrites what the first has received.
+    gloo's all-to-all copies more and waits in threads of its own: it takes twice as long. For one thread at a time.
+    Four exchanges may be under way; a fifth overwrites what the first has received.
     """
 
-    def __init__(self, group: RankGroup, layout: Layout, device: torch.device) -> None:
+    def __init__(self, group: RankGroup, device: torch.device) -> None:
         self._group = group
-        self._columns = [part.columns for part in layout.ranks]
-        self._rooms = [torch.empty(0), torch.empty(0)]
+        self._rooms = [torch.empty(0) for _ in range(4)]
         if device.type == "cuda":
             # NCCL wants all ranks in a group's first call, and a rank without tables may have nothing to send.
             dist.all_reduce(torch.zeros(1, device=device), group=group.exchange)
 
-    def start(self, pooled: torch.Tensor, rows: Sequence[int]) -> Flight:
-        """Send each rank its rows of ``pooled``, [sum of rows, own columns]; ``rows``: of each rank's slice."""
+    def start(self, pooled: torch.Tensor, rows: Sequence[int], columns: Sequence[int]) -> Flight:
+        """Send each rank its rows of ``pooled``, [sum of rows, own columns].
+
+        ``rows``: of each rank's slice. ``columns``: that each rank sends.
+        """
         rank = self._group.rank
         parts = list(pooled.split(list(rows)))
-        received = self._receive_into(rows[rank], pooled)
+        received = self._receive_into(rows[rank], columns, pooled)
         received[rank] = parts[rank]
         incoming = [(peer, received[peer]) for peer in self._peers() if received[peer].numel()]
         outgoing = [(peer, parts[peer]) for peer in self._peers() if parts[peer].numel()]
@@ -86,46 +88,49 @@ class Exchange:
         size = self._group.size
         return ((self._group.rank + step) % size for step in range(1, size))
 
-    def _receive_into(self, rows: int, like: torch.Tensor) -> list[torch.Tensor]:
-        needed = rows * sum(self._columns)
-        self._rooms.reverse()
-        if self._rooms[0].numel() < needed or self._rooms[0].dtype is not like.dtype:
-            self._rooms[0] = torch.empty(2 * needed, dtype=like.dtype, device=like.device)
-        places = self._rooms[0][:needed].split([rows * columns for columns in self._columns])
-        return [place.view(rows, columns) for place, columns in zip(places, self._columns, strict=True)]
+    def _receive_into(self, rows: int, columns: Sequence[int], like: torch.Tensor) -> list[torch.Tensor]:
+        needed = rows * sum(columns)
+        room = self._rooms.pop(0)
+        if room.numel() < needed or room.dtype is not like.dtype:
+            room = torch.empty(2 * needed, dtype=like.dtype, device=like.device)
+        self._rooms.append(room)
+        places = room[:needed].split([rows * each for each in columns])
+        return [place.view(rows, each) for place, each in zip(places, columns, strict=True)]
 
 
 class Assembly:
     """Vectors of all ranks' blocks → those of the features, partial sums added."""
 
-    def __init__(self, layout: Layout, declaration: DLRMDeclaration) -> None:
-        self._shape = (len(declaration.sparse_features), declaration.embedding_dim)
-        found: dict[tuple[int, int], list[_Piece]] = {}
+    def __init__(self, layout: Layout, features: Sequence[int], declaration: DLRMDeclaration) -> None:
+        """``features``: of the declaration, that the layout is of; the others' vectors are zeros."""
+        dim = declaration.embedding_dim
+        self._shape = (len(declaration.sparse_features), dim)
+        found: dict[int, list[_Piece]] = {}
         for rank, part in enumerate(layout.ranks):
             start = 0
             for block in part.blocks:
                 piece = _Piece(rank, start, block.columns)
-                found.setdefault((block.feature, block.column), []).append(piece)
+                found.setdefault(features[block.feature] * dim + block.column, []).append(piece)
                 start += block.columns
         for place, feature in enumerate(layout.replicated):
-            dim = declaration.embedding_dim
-            found[feature, 0] = [_Piece(len(layout.ranks), place * dim, dim)]
+            found[features[feature] * dim] = [_Piece(len(layout.ranks), place * dim, dim)]
+        self._is_whole = len(features) == len(declaration.sparse_features)
         # Copied in one pass, whole runs of columns at a time.
-        self._first = list(_runs([found[key][0] for key in sorted(found)]))
-        self._partial = [
-            (feature * declaration.embedding_dim + column, piece)
-            for (feature, column), pieces in found.items()
-            for piece in pieces[1:]
-        ]
+        self._first = list(_runs((column, found[column][0]) for column in sorted(found)))
+        self._partial = [(column, piece) for column, pieces in found.items() for piece in pieces[1:]]
 
     def __call__(self, received: Sequence[torch.Tensor], replicated: torch.Tensor) -> torch.Tensor:
         """[rows, F, D], features in declared order, of [rows, columns] of each rank and of the replicated features."""
         sources = [*received, replicated]
-        parts = [sources[piece.source].narrow(1, piece.start, piece.columns) for piece in self._first]
-        pooled = torch.cat(parts, dim=1)
+        if self._is_whole:
+            pooled = torch.cat([piece.of(sources) for _, piece in self._first], dim=1)
+        else:
+            features, dim = self._shape
+            pooled = replicated.new_zeros(replicated.shape[0], features * dim)
+            for column, piece in self._first:
+                pooled.narrow(1, column, piece.columns).copy_(piece.of(sources))
         for column, piece in self._partial:
-            added = sources[piece.source].narrow(1, piece.start, piece.columns)
-            pooled.narrow(1, column, piece.columns).add_(added)
+            pooled.narrow(1, column, piece.columns).add_(piece.of(sources))
         return pooled.view(replicated.shape[0], *self._shape)
 
 
@@ -136,16 +141,24 @@ class _Piece(NamedTuple):
     start: int
     columns: int
 
+    def of(self, sources: Sequence[torch.Tensor]) -> torch.Tensor:
+        return sources[self.source].narrow(1, self.start, self.columns)
 
-def _runs(pieces: Sequence[_Piece]) -> Iterator[_Piece]:
-    """``pieces`` in order, neighbours that lie beside one another as one."""
-    run: _Piece | None = None
-    for piece in pieces:
-        if run is not None and (piece.source, piece.start) == (run.source, run.start + run.columns):
-            run = run._replace(columns=run.columns + piece.columns)
-            continue
+
+def _runs(pieces: Iterable[tuple[int, _Piece]]) -> Iterator[tuple[int, _Piece]]:
+    """(column, piece) in order, those that are neighbours in their source and in the result as one."""
+    run: tuple[int, _Piece] | None = None
+    for column, piece in pieces:
         if run is not None:
+            first, before = run
+            if (piece.source, piece.start, column) == (
+                before.source,
+                before.start + before.columns,
+                first + before.columns,
+            ):
+                run = (first, before._replace(columns=before.columns + piece.columns))
+                continue
             yield run
-        run = piece
+        run = (column, piece)
     if run is not None:
         yield run

@@ -52,16 +52,16 @@ def follow(scorer: Scorer, group: RankGroup, *, folder: Path | None = None) -> N
     group.begin()
     while True:
         try:
-            head, part = messages.receive()
+            head, parts = messages.receive()
             if head.command is Command.STOP:
                 return
             if head.command is Command.SCORE:
                 dtype = torch.bfloat16 if head.flags & BFLOAT16 else torch.float32
-                parts = _parts(messages, head, part)
-                for answer in step.score(parts, dtype=dtype, eagerly=bool(head.flags & EAGERLY)):
+                steps = _steps(messages, head, parts)
+                for answer in step.score(steps, dtype=dtype, eagerly=bool(head.flags & EAGERLY)):
                     messages.answer(answer)
             elif head.command is Command.PROBE:
-                probes.append(_kept(part, len(scorer.declaration.sparse_features)))
+                probes.append(_kept(parts[0], len(scorer.declaration.sparse_features)))
             elif head.command is Command.COMPILE:
                 messages.answer(compile_rank(scorer, step, head, folder, probes), patiently=True)
                 probes = []
@@ -71,12 +71,12 @@ def follow(scorer: Scorer, group: RankGroup, *, folder: Path | None = None) -> N
             raise GroupError(f"rank {group.rank} of {group.size} cannot follow any more: {error}") from error
 
 
-def _parts(messages: Messages, head: Head, part: Part) -> Iterator[Part]:
-    """Parts of all steps of a batch, of which ``head`` and ``part`` are the first."""
-    yield part
+def _steps(messages: Messages, head: Head, parts: list[Part]) -> Iterator[list[Part]]:
+    """Parts of all steps of a batch, of which ``head`` and ``parts`` are the first."""
+    yield parts
     while head.flags & MORE:
-        head, part = messages.receive()
-        yield part
+        head, parts = messages.receive()
+        yield parts
 
 
 def compile_rank(
@@ -111,7 +111,7 @@ def write_reason(step: RankStep) -> torch.Tensor:
 def _kept(part: Part, features: int) -> FeatureBatch:
     """The whole batch that a part holds, outside of the message's buffers."""
     bags = part.replicated
-    lengths = np.ones((features, part.samples)) if bags.lengths is None else bags.lengths.cpu().numpy()
+    lengths = np.ones((features, len(part.dense))) if bags.lengths is None else bags.lengths.cpu().numpy()
     return FeatureBatch(
         dense=part.dense.cpu().numpy().copy(),
         lengths=lengths.astype(np.int32),

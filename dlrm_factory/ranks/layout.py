@@ -1,12 +1,12 @@
-"""Which ids each rank is sent and which columns it gives back: the plan, as the messages between ranks need it.
+"""Plan of a group, as the messages between its ranks need it: ids that each rank is sent, columns that it gives back.
 
 Every rank makes the same `Layout` from the same plan, so no message has to tell of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.model.plan import PlacedShard, PlacedTable, TablePlan
@@ -43,8 +43,10 @@ class Block:
 
 @dataclass(frozen=True)
 class RankLayout:
-    """What one rank looks up for all samples: ``streams``, those of whole tables first, and ``blocks``, in the order
-    of the columns that it sends."""
+    """Lookups of one rank for all samples.
+
+    ``streams``: those of whole tables first. ``blocks``: in the order of the columns that the rank sends.
+    """
 
     streams: tuple[Stream, ...]
     blocks: tuple[Block, ...]
@@ -68,6 +70,15 @@ class Layout:
     replicated: tuple[int, ...]
     means: tuple[int, ...]
 
+    def only(self, features: Sequence[int]) -> Layout:
+        """The same of ``features`` alone, in ascending order, which count from 0 then."""
+        places = {feature: place for place, feature in enumerate(features)}
+        return Layout(
+            ranks=tuple(_only(part, places) for part in self.ranks),
+            replicated=tuple(places[feature] for feature in self.replicated if feature in places),
+            means=tuple(places[feature] for feature in self.means if feature in places),
+        )
+
 
 def layout_of(plan: TablePlan, declaration: DLRMDeclaration) -> Layout:
     """The layout of the ranks that ``plan`` was made for."""
@@ -79,6 +90,17 @@ def layout_of(plan: TablePlan, declaration: DLRMDeclaration) -> Layout:
     ranks = tuple(_rank_layout(tables, rank) for rank in range(plan.hardware.world_size))
     in_order = sorted(replicated, key=lambda f: _lookup_of(tables[f]))
     return Layout(ranks=ranks, replicated=tuple(in_order), means=means)
+
+
+def _only(part: RankLayout, places: Mapping[int, int]) -> RankLayout:
+    kept = [place for place, stream in enumerate(part.streams) if stream.feature in places]
+    streams = [replace(part.streams[place], feature=places[part.streams[place].feature]) for place in kept]
+    blocks = [
+        replace(block, stream=kept.index(block.stream), feature=places[block.feature])
+        for block in part.blocks
+        if block.feature in places
+    ]
+    return RankLayout(tuple(streams), tuple(blocks))
 
 
 def _rank_layout(tables: list[PlacedTable], rank: int) -> RankLayout:
@@ -98,7 +120,7 @@ def _rank_layout(tables: list[PlacedTable], rank: int) -> RankLayout:
 
 
 def _lookup_of(table: PlacedTable) -> tuple[str, str, str]:
-    """What tables of one of TorchRec's lookups have in common: beside one another they need one call on CUDA too."""
+    """Key of the TorchRec lookup that holds a table: tables of one, beside one another, need one call on CUDA too."""
     return table.sharding, table.dtype, table.pooling
 
 

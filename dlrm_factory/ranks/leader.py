@@ -37,7 +37,7 @@ from dlrm_factory.ranks.layout import Layout, RankLayout
 from dlrm_factory.ranks.messages import Command, Expected, Head, Messages
 from dlrm_factory.ranks.parcels import Part
 from dlrm_factory.ranks.routing import Router
-from dlrm_factory.ranks.slices import arrange, check_batch, cut, even_sizes, whole
+from dlrm_factory.ranks.slices import arrange, check_batch, cut, even_sizes
 from dlrm_factory.ranks.step import ANSWER_HEAD, AnswerHead, RankStep
 from dlrm_factory.scorer import Scorer
 
@@ -224,8 +224,8 @@ class RankedScorer:
         with self._in_group():
             under_way: list[_UnderWay] = []
             dtype = torch.bfloat16 if flags & BFLOAT16 else torch.float32
-            parts = self._send_steps(pieces, flags, under_way)
-            own = list(self._step.score(parts, dtype=dtype, eagerly=bool(flags & EAGERLY)))
+            steps = self._send_steps(pieces, flags, under_way)
+            own = list(self._step.score(steps, dtype=dtype, eagerly=bool(flags & EAGERLY)))
             done = time.perf_counter()
             answers = [self._messages.collect(s.expected, a) for s, a in zip(under_way, own, strict=True)]
             self._messages.flush()
@@ -238,18 +238,23 @@ class RankedScorer:
         pieces: Sequence[tuple[FeatureBatch, SharedContext | None]],
         flags: int,
         under_way: list[_UnderWay],
-    ) -> Iterator[Part]:
-        """The leader's own part of each piece, when the others' are sent. Adds to ``under_way``."""
+    ) -> Iterator[list[Part]]:
+        """The leader's own parts of each piece, when the others' are sent. Adds to ``under_way``."""
         for place, (batch, shared) in enumerate(pieces, start=1):
             started = time.perf_counter()
             sizes = self.sizes(len(batch))
-            parcels = self._router.route(arrange(batch, shared, sizes))
+            samples, contexts = arrange(batch, shared, sizes)
+            routed = [self._router.route(samples)]
+            if contexts is not None:
+                routed = [self._router.route_used(samples), self._router.route_used(contexts)]
             more = MORE * (place < len(pieces))
-            part = self._messages.send(Head(command=Command.SCORE, flags=flags | more), parcels)
+            parts = self._messages.send(
+                Head(command=Command.SCORE, flags=flags | more), zip(*routed, strict=True)
+            )
             expected = self._messages.expect([ANSWER_HEAD + size for size in sizes])
             taken = time.perf_counter() - started
             under_way.append(_UnderWay(expected, taken, self._messages.sent_bytes))
-            yield part
+            yield parts
 
     def sizes(self, samples: int) -> list[int]:
         """Samples of a step that each rank scores: slices, or all by the leader. Not more than `MAX_SLICE` a rank."""
@@ -259,8 +264,9 @@ class RankedScorer:
     def _send_whole(self, batch: FeatureBatch) -> None:
         """Let every rank keep ``batch``, all of it, as if all its tables were replicated."""
         layout = Layout(ranks=(RankLayout((), ()),), replicated=tuple(range(len(batch.lengths))), means=())
-        (parcel,) = Router(layout, self.declaration, as_given=True).route(whole(batch))
-        self._messages.send(Head(command=Command.PROBE), [parcel] * self._group.size)
+        samples, _ = arrange(batch, None, [len(batch)])
+        (parcel,) = Router(layout, self.declaration, as_given=True).route(samples)
+        self._messages.send(Head(command=Command.PROBE), [[parcel]] * self._group.size)
         self._messages.flush()
 
     def _check(self, steps: Sequence[Sequence[torch.Tensor]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from dlrm_factory.model.quantize import QuantizedEmbeddingBag
 from dlrm_factory.ranks.layout import Block, Layout
 from dlrm_factory.ranks.parcels import Bags
 
-__all__ = ["RankLookup", "kernels_of"]
+__all__ = ["RankLookup", "Shards", "kernels_of", "shards_of"]
 
 
 def kernels_of(model: nn.Module) -> list[QuantizedEmbeddingBag]:
@@ -32,6 +33,10 @@ class _Shard:
     row_alignment: int
 
 
+# By table, row offset and column offset.
+Shards: TypeAlias = dict[tuple[str, int, int], _Shard]
+
+
 class RankLookup:
     """Pools the bags that a rank is sent.
 
@@ -39,15 +44,16 @@ class RankLookup:
     to be prepared, and in one call wherever the rows lie in one buffer: in the table file, all of them.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout, rank: int, declaration: DLRMDeclaration) -> None:
-        shards = dict(_shards(model))
+    def __init__(
+        self, shards: Shards, layout: Layout, features: Sequence[int], rank: int, declaration: DLRMDeclaration
+    ) -> None:
+        """``features``: of the declaration, that the layout is of."""
         part = layout.ranks[rank]
         starts = [stream.start for stream in part.streams]
-        features = declaration.sparse_features
-        tables = [declaration.table(features[feature].table) for feature in layout.replicated]
+        declared = [declaration.sparse_features[features[feature]].table for feature in layout.replicated]
         replicated = [
-            Block(place, feature, table.name, 0, table.embedding_dim)
-            for place, (feature, table) in enumerate(zip(layout.replicated, tables, strict=True))
+            Block(place, feature, table, 0, declaration.embedding_dim)
+            for place, (feature, table) in enumerate(zip(layout.replicated, declared, strict=True))
         ]
         self._sharded = [
             _Run(blocks, [shards[b.table, starts[b.stream], b.column] for b in blocks], declaration)
@@ -108,8 +114,12 @@ def _pool(runs: Sequence[_Run], bags: Bags, rows: int, dtype: torch.dtype) -> to
     return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=1)
 
 
+def shards_of(model: nn.Module) -> Shards:
+    """Shards that this rank holds."""
+    return dict(_shards(model))
+
+
 def _shards(model: nn.Module) -> Iterator[tuple[tuple[str, int, int], _Shard]]:
-    """(table, row offset, column offset) → shard, of all that this rank holds."""
     for kernel in kernels_of(model):
         tbe = kernel.tbe
         memory = tbe.weights_host if tbe.host_size > 0 else tbe.weights_dev

@@ -1,6 +1,6 @@
 """Messages between the leader and its followers, point to point over gloo, each as long as its content.
 
-A step starts with one message to each rank: a head and, for most batches, the rank's part. Parts larger than
+A step starts with one message to each rank: a head and, for most batches, the rank's parts. Larger ones than
 `FIRST_BYTES` come in a second message. A step ends with each rank's answer.
 """
 
@@ -17,15 +17,13 @@ import torch
 import torch.distributed as dist
 
 from dlrm_factory.ranks.group import PATIENCE, RankGroup
-from dlrm_factory.ranks.parcels import Parcel, Part, Shape
+from dlrm_factory.ranks.parcels import Parcel, Part
 
 __all__ = ["Command", "Expected", "Head", "Messages"]
 
 # Followers wait with room for so much, and gloo lets a message be shorter than the room for it.
 FIRST_BYTES = 1 << 18
-_FIELDS = 3 + len(Shape._fields)
-_HEAD_BYTES = 4 * _FIELDS
-_NOTHING = Shape(*(0 for _ in Shape._fields))._replace(width=1, one_each=1)
+_HEAD_BYTES = 16
 
 
 class Command(IntEnum):
@@ -79,52 +77,53 @@ class Messages:
         self._sends: list[list[dist.Work]] = [[], []]
         self.sent_bytes = 0
 
-    def send(self, head: Head, parcels: Iterable[Parcel]) -> Part:
-        """The leader's way: ``head`` to all ranks, and to each its parcel, the last rank's first. Gives its own part.
+    def send(self, head: Head, parcels: Iterable[Sequence[Parcel]]) -> list[Part]:
+        """The leader's way: ``head`` to all ranks, and to each its parcels, the last rank's first. Gives its own parts.
 
         `flush` waits until they have gone.
         """
         self._next_set()
         self.sent_bytes = 0
-        for rank, parcel in zip(range(self._group.size - 1, -1, -1), parcels, strict=True):
-            size = _HEAD_BYTES + parcel.size
+        for rank, own in zip(range(self._group.size - 1, -1, -1), parcels, strict=True):
+            sizes = [parcel.size for parcel in own]
+            size = _HEAD_BYTES + sum(sizes)
             buffer = self._room(rank, size)
             written = buffer.numpy()
-            apart = parcel.size if size > FIRST_BYTES else 0
-            _write_head(written, head, apart, parcel.shape)
-            parcel.write(written[_HEAD_BYTES:])
+            apart = sum(sizes) if size > FIRST_BYTES else 0
+            _write_head(written, head, apart, len(own))
+            start = _HEAD_BYTES
+            for parcel, each in zip(own, sizes, strict=True):
+                parcel.write(written[start : start + each])
+                start += each
             if rank:
                 first = size - apart
                 self._sends[0].append(self._group.steps.send([buffer[:first]], rank, 0))
                 if apart:
                     self._sends[0].append(self._group.data.send([buffer[first:size]], rank, 0))
                 self.sent_bytes += size
-        return Part.read(buffer[_HEAD_BYTES:size], parcel.shape, device=self._device)
+        return Part.read_all(buffer[_HEAD_BYTES:size], len(own), device=self._device)
 
     def tell(self, head: Head) -> None:
         """The leader's way: ``head`` alone to all ranks, which is gone when this returns."""
         self._next_set()
         for rank in range(1, self._group.size):
             buffer = self._room(rank, _HEAD_BYTES)
-            _write_head(buffer.numpy(), head, 0, _NOTHING)
+            _write_head(buffer.numpy(), head, 0, 0)
             self._sends[0].append(self._group.steps.send([buffer[:_HEAD_BYTES]], rank, 0))
         self.flush()
 
-    def receive(self) -> tuple[Head, Part]:
+    def receive(self) -> tuple[Head, list[Part]]:
         """A follower's way: wait for the leader's next step."""
         self._next_set()
         first = self._sets[0][0]
         self._group.steps.recv([first[:FIRST_BYTES]], 0, 0).wait(PATIENCE)
-        command, flags, apart, *numbers = first[:_HEAD_BYTES].numpy().view(np.int32).tolist()
-        shape = Shape(*numbers)
+        command, flags, apart, parts = first[:_HEAD_BYTES].numpy().view(np.int32).tolist()
+        body = first[_HEAD_BYTES:]
         if apart:
-            fields = first[:_HEAD_BYTES]
-            first = self._room(0, _HEAD_BYTES + apart)
-            first[:_HEAD_BYTES] = fields
-            self._group.data.recv([first[_HEAD_BYTES : _HEAD_BYTES + apart]], 0, 0).wait(self._group.deadline)
-        return Head(command=Command(command), flags=flags), Part.read(
-            first[_HEAD_BYTES:], shape, device=self._device
-        )
+            body = self._room(0, apart)[:apart]
+            self._group.data.recv([body], 0, 0).wait(self._group.deadline)
+        head = Head(command=Command(command), flags=flags)
+        return head, Part.read_all(body, parts, device=self._device)
 
     def expect(
         self, sizes: Sequence[int], dtype: torch.dtype = torch.float32, *, patiently: bool = False
@@ -174,5 +173,6 @@ class Messages:
         return torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
 
 
-def _write_head(target: npt.NDArray[np.uint8], head: Head, apart: int, shape: Shape) -> None:
-    target[:_HEAD_BYTES].view(np.int32)[:] = (head.command, head.flags, apart, *shape)
+def _write_head(target: npt.NDArray[np.uint8], head: Head, apart: int, parts: int) -> None:
+    """``apart``: bytes of the parts, if they come in a second message."""
+    target[:_HEAD_BYTES].view(np.int32)[:] = (head.command, head.flags, apart, parts)

@@ -1,18 +1,21 @@
-"""What the leader sends one rank for one batch, and the bytes of that.
+"""A rank's part of a batch: rows of which it looks up its share, as the leader has it and as the bytes of a message.
 
 ::
 
+    shape       int32, see `Shape`
     values      int32 [N + M]: N ids to look up for all rows, stream after stream; M of replicated features, for the
                 rank's own rows
     weights     float32 [N + M], if the model is weighted
-    dense       float32 [samples, number of dense features], of the rank's own samples
+    dense       float32 [own rows, number of dense features], if the rows are samples
     spans       int32 [contexts, 2], the own samples that each of the rank's own contexts belongs to
     rows        int32 [ranks], rows of each rank's slice
     lengths     uint8, int16 or int32, the narrowest that holds them all:
                 [W, rows] of streams of whole tables, [W', rows] of others, [F, own rows] of replicated features,
                 [F', own rows] of other features that pool by the mean; but for W' nothing if every bag holds one id
+    features    uint8, a bit for each feature that the part is of; nothing if it is of all
 
-Ids are below 2**31, as rows of their table or of the part of it that the rank holds.
+Ids are below 2**31, as rows of their table or of the part of it that the rank holds. Samples whose contexts have ids of
+some features have none of these themselves, so the samples are one part, and the contexts another, of other features.
 """
 
 from __future__ import annotations
@@ -38,58 +41,74 @@ _WIDTHS: dict[int, tuple[Any, torch.dtype]] = {
 
 
 class Shape(NamedTuple):
-    """Numbers that `Part.read` needs beside the bytes.
+    """Start of a part: the sizes of what follows.
 
     Fields:
+        size: bytes of the part, the shape included; a multiple of 4.
         ranks: number of ranks.
-        rows, own_rows, samples: of all slices, of the rank's own, and its samples; the rest are contexts.
+        rows, own_rows: of all slices, and of the rank's own.
         whole, parts: streams of whole tables, and others.
         replicated, means: features whose lengths follow.
         values, own_values: N and M.
-        numbers: dense features.
-        width: bytes of a length.
+        samples, numbers: own samples and their dense features; contexts have none.
+        contexts: of the own samples.
+        features: bytes.
+        width: of a length, in bytes.
         one_each, weighted: 0 or 1.
     """
 
+    size: int
     ranks: int
     rows: int
     own_rows: int
-    samples: int
     whole: int
     parts: int
     replicated: int
     means: int
     values: int
     own_values: int
+    samples: int
     numbers: int
+    contexts: int
+    features: int
     width: int
     one_each: int
     weighted: int
 
 
+_SHAPE_BYTES = 4 * len(Shape._fields)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parcel:
-    """A rank's part, as the leader has it: in pieces, which `write` puts one after the other."""
+    """A rank's part, as the leader has it: in pieces, which `write` puts one after the other.
+
+    ``shape``: but for its size. ``numbers``: with the dtype that they are written in.
+    """
 
     shape: Shape
     numbers: list[tuple[npt.NDArray[Any], type[np.int32] | type[np.float32]]]
     lengths: list[Ints]
+    features: bytes
 
     @property
     def size(self) -> int:
         """Bytes that `write` takes."""
-        return 4 * sum(part.size for part, _ in self.numbers) + self.shape.width * sum(
-            part.size for part in self.lengths
-        )
+        lengths = self.shape.width * sum(part.size for part in self.lengths)
+        needed = 4 * sum(part.size for part, _ in self.numbers) + lengths + len(self.features)
+        return _SHAPE_BYTES + needed + -needed % 4
 
     def write(self, target: Bytes) -> None:
         """Into the first `size` bytes of ``target``, which starts at a multiple of 4."""
+        shape = np.array(self.shape._replace(size=self.size))
+        narrow = _WIDTHS[self.shape.width][0]
+        pieces = [(shape, np.int32), *self.numbers, *((part, narrow) for part in self.lengths)]
         start = 0
-        pieces = [*self.numbers, *((part, _WIDTHS[self.shape.width][0]) for part in self.lengths)]
         for part, dtype in pieces:
             stop = start + np.dtype(dtype).itemsize * part.size
             target[start:stop].view(dtype).reshape(part.shape)[:] = part
             start = stop
+        target[start : start + len(self.features)] = np.frombuffer(self.features, dtype=np.uint8)
 
 
 class Bags(NamedTuple):
@@ -114,27 +133,36 @@ class Part:
 
     Fields:
         rows: of each rank's slice.
-        samples: the rank's own.
-        dense: float32 [samples, number of dense features].
+        dense: float32 [own samples, number of dense features].
         spans: (start, stop) of the own samples that each own context belongs to.
-        sharded: what the rank looks up for all rows, by streams.
-        replicated: what it looks up for its own rows.
+        sharded: bags that the rank looks up for all rows, by streams.
+        replicated: bags that it looks up for its own rows.
         mean_lengths: [F', own rows], of features that are divided by it; None if every bag holds one id.
+        features: a bit for each feature that the part is of; empty if it is of all.
     """
 
     rows: list[int]
-    samples: int
     dense: torch.Tensor
     spans: list[list[int]]
     sharded: Bags
     replicated: Bags
     mean_lengths: torch.Tensor | None
+    features: bytes
 
     @classmethod
-    def read(cls, source: torch.Tensor, shape: Shape, *, device: torch.device) -> Part:
-        """The part that was written: ``source`` is uint8 on CPU, pinned if ``device`` is CUDA."""
-        here = source.to(device, non_blocking=True)
-        start = 0
+    def read_all(cls, source: torch.Tensor, count: int, *, device: torch.device) -> list[Part]:
+        """``count`` parts, one after the other: ``source`` is uint8 on CPU, pinned if ``device`` is CUDA."""
+        here, start, found = source.to(device, non_blocking=True), 0, []
+        for _ in range(count):
+            shape = Shape(*source[start : start + _SHAPE_BYTES].view(torch.int32).tolist())
+            stop = start + shape.size
+            found.append(cls._read(source[start:stop], here[start:stop], shape))
+            start = stop
+        return found
+
+    @classmethod
+    def _read(cls, source: torch.Tensor, here: torch.Tensor, shape: Shape) -> Part:
+        start = _SHAPE_BYTES
 
         def place(count: int, size: int = 4) -> slice:
             nonlocal start
@@ -149,7 +177,7 @@ class Part:
         if shape.weighted:
             weights = [take(shape.values, torch.float32), take(shape.own_values, torch.float32)]
         dense = take(shape.samples * shape.numbers, torch.float32).view(shape.samples, shape.numbers)
-        spans = source[place(2 * (shape.own_rows - shape.samples))].view(torch.int32)
+        spans = source[place(2 * shape.contexts)].view(torch.int32)
         rows = source[place(shape.ranks)].view(torch.int32)
         kind = _WIDTHS[shape.width][1]
 
@@ -162,16 +190,16 @@ class Part:
         own = None if one_each else take_lengths(shape.replicated, shape.own_rows)
         means = None if one_each else take_lengths(shape.means, shape.own_rows)
         if one_each and shape.parts:
-            whole = torch.ones(shape.whole, shape.rows, dtype=kind, device=device)
+            whole = torch.ones(shape.whole, shape.rows, dtype=kind, device=here.device)
         lengths = None if whole is None else torch.cat([whole, parts])
         return cls(
             rows=rows.tolist(),
-            samples=shape.samples,
             dense=dense,
             spans=spans.view(-1, 2).tolist(),
-            sharded=Bags(ids, _offsets(lengths, shape.values, device), weights[0], lengths),
-            replicated=Bags(own_ids, _offsets(own, shape.own_values, device), weights[1], own),
+            sharded=Bags(ids, _offsets(lengths, shape.values, here.device), weights[0], lengths),
+            replicated=Bags(own_ids, _offsets(own, shape.own_values, here.device), weights[1], own),
             mean_lengths=means,
+            features=source[place(shape.features, 1)].numpy().tobytes(),
         )
 
 

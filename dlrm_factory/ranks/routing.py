@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,79 +20,117 @@ __all__ = ["Router"]
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
 
+# Kept at once; each is a set of features that samples, or contexts, have ids of.
+MAX_SELECTIONS = 64
+_NO_DENSE = np.empty((0, 0), dtype=np.float32)
+_NO_SPANS = np.empty((0, 2), dtype=np.int32)
+
 
 class Router:
-    """Cuts batches into parcels, for one plan."""
+    """Cuts rows into parcels, for one plan."""
 
     def __init__(self, layout: Layout, declaration: DLRMDeclaration, *, as_given: bool = False) -> None:
         """``as_given``: weights cross as they are, without the means that a weighted model puts into them."""
+        self._layout = layout
         self._declaration = declaration
         self._as_given = as_given
-        self._replicated = np.array(layout.replicated, dtype=np.int64)
-        self._means = np.array(mean_features(layout), dtype=np.int64)
-        self._ranks = [_RankRoute(part) for part in layout.ranks]
+        self._routes: dict[bytes, _Route] = {b"": _Route(layout)}
 
     def route(self, arranged: Arranged) -> Iterator[Parcel]:
         """One parcel a rank, the last rank's first: the leader's own can wait."""
-        batch = arranged.batch
-        rows = _Rows(batch, batch.weights if self._as_given else pooling_weights(batch, self._declaration))
+        batch, dense = arranged.batch, arranged.batch.dense if arranged.spans is not None else _NO_DENSE
+        weights = batch.weights if self._as_given else pooling_weights(batch, self._declaration)
+        return self._parcels(_Rows(batch, batch.lengths, weights), self._routes[b""], arranged, dense, b"")
+
+    def route_used(self, arranged: Arranged) -> Iterator[Parcel]:
+        """`route`, leaving out features without an id in any row: nothing of them needs to cross."""
+        batch, dense = arranged.batch, arranged.batch.dense if arranged.spans is not None else _NO_DENSE
+        used = batch.lengths.any(axis=1)
+        features = np.packbits(used).tobytes()
+        if features not in self._routes:
+            if used.all() or len(self._routes) > MAX_SELECTIONS:
+                return self.route(arranged)
+            self._routes[features] = _Route(self._layout.only(np.flatnonzero(used).tolist()))
+        weights = pooling_weights(batch, self._declaration)
+        rows = _Rows(batch, batch.lengths[used], weights)
+        return self._parcels(rows, self._routes[features], arranged, dense, features)
+
+    def _parcels(
+        self, rows: _Rows, route: _Route, arranged: Arranged, dense: Array, features: bytes
+    ) -> Iterator[Parcel]:
         last = rows.count
-        for rank in range(len(self._ranks) - 1, -1, -1):
+        for rank in range(len(route.ranks) - 1, -1, -1):
             first = last - arranged.rows[rank]
-            yield self._parcel(rows, self._ranks[rank], arranged, rank, first, last)
+            spans = _NO_SPANS if arranged.spans is None else arranged.spans[rank]
+            own = (dense[first:last], spans, np.array(arranged.rows))
+            yield _parcel(rows, route, route.ranks[rank], slice(first, last), own, features)
             last = first
 
-    def _parcel(
-        self, rows: _Rows, route: _RankRoute, arranged: Arranged, rank: int, first: int, last: int
-    ) -> Parcel:
-        batch, samples, spans = arranged.batch, arranged.samples[rank], arranged.spans[rank]
-        ids = [rows.of(rows.values, route.whole, 0, rows.count)]
-        weights = [] if rows.weights is None else [rows.of(rows.weights, route.whole, 0, rows.count)]
-        lengths: list[Array] = [] if rows.one_each else [batch.lengths[route.whole]]
-        if len(route.parts):
-            values, factors, counts = rows.within(route.parts, route.starts, route.stops)
-            ids.append(values)
-            lengths.append(counts)
-            if factors is not None:
-                weights.append(factors)
-        own = rows.of(rows.values, self._replicated, first, last)
-        if rows.weights is not None:
-            weights.append(rows.of(rows.weights, self._replicated, first, last))
-        if not rows.one_each:
-            lengths += [batch.lengths[features, first:last] for features in (self._replicated, self._means)]
-        dense = batch.dense[first : first + samples]
-        shape = Shape(
-            ranks=len(self._ranks),
-            rows=rows.count,
-            own_rows=last - first,
-            samples=samples,
-            whole=len(route.whole),
-            parts=len(route.parts),
-            replicated=len(self._replicated),
-            means=len(self._means),
-            values=sum(part.size for part in ids),
-            own_values=own.size,
-            numbers=dense.shape[1],
-            width=rows.width,
-            one_each=int(rows.one_each),
-            weighted=int(rows.weights is not None),
-        )
-        return Parcel(
-            shape=shape,
-            numbers=[
-                *((part, np.int32) for part in (*ids, own)),
-                *((part, np.float32) for part in weights),
-                (dense, np.float32),
-                (spans, np.int32),
-                (np.array(arranged.rows), np.int32),
-            ],
-            lengths=lengths,
-        )
+
+def _parcel(
+    rows: _Rows,
+    route: _Route,
+    rank: _RankRoute,
+    own: slice,
+    beside: tuple[Array, Array, Array],
+    features: bytes,
+) -> Parcel:
+    """``own``: the rank's rows. ``beside``: their dense features and spans, and the rows of each slice."""
+    dense, spans, counts_of_rows = beside
+    everything = slice(0, rows.count)
+    ids = [rows.of(rows.values, rank.whole, everything)]
+    weights = [] if rows.weights is None else [rows.of(rows.weights, rank.whole, everything)]
+    lengths: list[Array] = [] if rows.one_each else [rows.lengths[rank.whole]]
+    if len(rank.parts):
+        values, factors, counts = rows.within(rank.parts, rank.starts, rank.stops)
+        ids.append(values)
+        lengths.append(counts)
+        if factors is not None:
+            weights.append(factors)
+    own_ids = rows.of(rows.values, route.replicated, own)
+    if rows.weights is not None:
+        weights.append(rows.of(rows.weights, route.replicated, own))
+    if not rows.one_each:
+        lengths += [rows.lengths[which, own] for which in (route.replicated, route.means)]
+    shape = Shape(
+        size=0,
+        ranks=len(route.ranks),
+        rows=rows.count,
+        own_rows=own.stop - own.start,
+        whole=len(rank.whole),
+        parts=len(rank.parts),
+        replicated=len(route.replicated),
+        means=len(route.means),
+        values=sum(part.size for part in ids),
+        own_values=own_ids.size,
+        samples=dense.shape[0],
+        numbers=dense.shape[1],
+        contexts=len(spans),
+        features=len(features),
+        width=rows.width,
+        one_each=int(rows.one_each),
+        weighted=int(rows.weights is not None),
+    )
+    numbers: list[tuple[Array, type[np.int32] | type[np.float32]]] = [
+        *((part, np.int32) for part in (*ids, own_ids)),
+        *((part, np.float32) for part in (*weights, dense)),
+        *((part, np.int32) for part in (spans, counts_of_rows)),
+    ]
+    return Parcel(shape=shape, numbers=numbers, lengths=lengths, features=features)
 
 
 def mean_features(layout: Layout) -> list[int]:
     """Features whose lengths the rank that divides by them has not got with their ids."""
     return sorted(set(layout.means) - set(layout.replicated))
+
+
+class _Route:
+    """Features by where their ids go."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.replicated = np.array(layout.replicated, dtype=np.int64)
+        self.means = np.array(mean_features(layout), dtype=np.int64)
+        self.ranks = [_RankRoute(part) for part in layout.ranks]
 
 
 class _RankRoute:
@@ -109,30 +147,35 @@ class _RankRoute:
 class _Rows:
     """The rows of a batch, to take features of."""
 
-    def __init__(self, batch: FeatureBatch, weights: Float32 | None) -> None:
+    def __init__(self, batch: FeatureBatch, lengths: Array, weights: Float32 | None) -> None:
+        """``lengths``: of the features with ids, and maybe others."""
         self.count = len(batch)
         self.values = batch.values
         self.weights = weights
-        self.one_each = batch.one_each or (
-            batch.values.size == batch.lengths.size and bool((batch.lengths == 1).all())
-        )
-        self._lengths = batch.lengths
-        self.width = 1 if self.one_each else width_of(int(batch.lengths.max(initial=0)))
+        self.lengths = lengths
+        self.one_each = batch.one_each or (batch.values.size == lengths.size and bool((lengths == 1).all()))
+        self.width = 1 if self.one_each else width_of(int(lengths.max(initial=0)))
         self._bounds: list[int] | None = None
 
-    def of(self, array: Array, features: Array, first: int, last: int) -> Array:
-        """The part of ``array`` (values or weights) that belongs to rows [first, last) of ``features``."""
+    def of(self, array: Array, features: Array, rows: slice) -> Array:
+        """The part of ``array`` (values or weights) that belongs to ``rows`` of ``features``."""
         if self.one_each:
-            return array.reshape(len(self._lengths), self.count)[features, first:last]
+            return array.reshape(len(self.lengths), self.count)[features, rows]
         if not len(features):
             return array[:0]
-        spans = self._spans(features, first, last)
-        return np.concatenate([array[start:stop] for start, stop in spans])
+        bounds, count = self._value_bounds(), self.count
+        return np.concatenate(
+            [
+                array[bounds[feature * count + rows.start] : bounds[feature * count + rows.stop]]
+                for feature in features.tolist()
+            ]
+        )
 
     def within(self, features: Array, starts: Array, stops: Array) -> tuple[Array, Array | None, Array]:
         """Ids of ``features`` in rows [starts, stops) of their tables, counted from there; weights; bag lengths."""
-        values = self.of(self.values, features, 0, self.count).reshape(-1)
-        lengths = self._lengths[features]
+        everything = slice(0, self.count)
+        values = self.of(self.values, features, everything).reshape(-1)
+        lengths = self.lengths[features]
         per_feature = lengths.sum(axis=1, dtype=np.int64)
         local = values - np.repeat(starts, per_feature)
         is_here = (local >= 0) & (local < np.repeat(stops - starts, per_feature))
@@ -140,13 +183,10 @@ class _Rows:
         counts = np.bincount(bags, minlength=lengths.size).reshape(lengths.shape)
         if self.weights is None:
             return local[is_here], None, counts
-        return local[is_here], self.of(self.weights, features, 0, self.count).reshape(-1)[is_here], counts
+        return local[is_here], self.of(self.weights, features, everything).reshape(-1)[is_here], counts
 
-    def _spans(self, features: Sequence[int] | Array, first: int, last: int) -> list[tuple[int, int]]:
+    def _value_bounds(self) -> list[int]:
+        """Place of each bag's first value, and the end."""
         if self._bounds is None:
-            self._bounds = [0, *np.cumsum(self._lengths.reshape(-1), dtype=np.int64).tolist()]
-        bounds, count = self._bounds, self.count
-        return [
-            (bounds[feature * count + first], bounds[feature * count + last])
-            for feature in np.asarray(features).tolist()
-        ]
+            self._bounds = [0, *np.cumsum(self.lengths.reshape(-1), dtype=np.int64).tolist()]
+        return self._bounds

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dlrm_factory.batch import FeatureBatch, SharedContext, concatenate, select_bags, split, with_contexts
+from dlrm_factory.batch import FeatureBatch, SharedContext, concatenate, select_bags, split
 from dlrm_factory.config.declaration import DLRMDeclaration
 
 __all__ = ["Arranged", "arrange", "check_batch", "cut", "even_sizes"]
@@ -19,18 +19,17 @@ _NO_SPANS: Int32 = np.empty((0, 2), dtype=np.int32)
 
 @dataclass(frozen=True, kw_only=True)
 class Arranged:
-    """Slices one after the other: the rows that the ranks look up.
+    """Rows that the ranks look up, those of the first rank's slice first.
 
     Fields:
-        batch: all rows; those of a slice are its samples, then its contexts.
-        rows, samples: of each rank's slice.
-        spans: of each rank's slice, int32 [contexts, 2], (start, stop) of the samples that each context belongs to.
+        batch: samples, or the contexts that these share.
+        rows: of each rank's slice.
+        spans: beside samples, of each slice, int32 [contexts, 2]: (start, stop) of the samples of each of its contexts.
     """
 
     batch: FeatureBatch
     rows: list[int]
-    samples: list[int]
-    spans: list[Int32]
+    spans: list[Int32] | None = None
 
 
 def even_sizes(samples: int, ranks: int) -> list[int]:
@@ -39,25 +38,24 @@ def even_sizes(samples: int, ranks: int) -> list[int]:
     return [max(0, min(size, samples - rank * size)) for rank in range(ranks)]
 
 
-def whole(batch: FeatureBatch) -> Arranged:
-    """All of ``batch`` as one slice."""
-    return arrange(batch, None, [len(batch)])
+def arrange(
+    batch: FeatureBatch, shared: SharedContext | None, sizes: Sequence[int]
+) -> tuple[Arranged, Arranged | None]:
+    """Slices of ``sizes`` samples, which add up to those of ``batch``, at least 1; and the slices' contexts.
 
-
-def arrange(batch: FeatureBatch, shared: SharedContext | None, sizes: Sequence[int]) -> Arranged:
-    """The slices of ``sizes`` samples, which add up to those of ``batch``; at least 1."""
+    A context is among those of each slice that needs it.
+    """
     if shared is None:
-        return Arranged(batch=batch, rows=list(sizes), samples=list(sizes), spans=[_NO_SPANS] * len(sizes))
-    slices = list(cut(batch, shared, max(sizes)))
-    spans = [_NO_SPANS if own is None else np.array(own.spans, dtype=np.int32) for _, own in slices]
-    pieces = [piece if own is None else with_contexts(piece, own) for piece, own in slices]
-    without = len(sizes) - len(slices)
-    return Arranged(
-        batch=concatenate(pieces),
-        rows=[len(piece) for piece in pieces] + [0] * without,
-        samples=list(sizes),
-        spans=spans + [_NO_SPANS] * without,
+        return Arranged(batch=batch, rows=list(sizes), spans=[_NO_SPANS] * len(sizes)), None
+    starts = np.cumsum(sizes) - sizes
+    found = [_narrow(shared, int(start), size) for start, size in zip(starts, sizes, strict=True)]
+    spans = [_NO_SPANS if own is None else np.array(own.spans, dtype=np.int32) for own in found]
+    contexts = Arranged(
+        batch=concatenate([own.bags for own in found if own is not None] or [shared.bags]),
+        rows=[len(each) for each in spans],
     )
+    samples = Arranged(batch=batch, rows=list(sizes), spans=spans)
+    return samples, contexts if sum(contexts.rows) else None
 
 
 def cut(

@@ -1,10 +1,10 @@
-"""What each rank does with its part of a batch, the leader too."""
+"""Step of a batch on one rank, the leader too: lookup, exchange, dense parts."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,8 +14,8 @@ import torch
 
 from dlrm_factory.ranks.exchange import Assembly, Exchange, Flight
 from dlrm_factory.ranks.group import RankGroup
-from dlrm_factory.ranks.layout import layout_of
-from dlrm_factory.ranks.lookup import RankLookup, kernels_of
+from dlrm_factory.ranks.layout import Layout, layout_of
+from dlrm_factory.ranks.lookup import RankLookup, Shards, kernels_of, shards_of
 from dlrm_factory.ranks.parcels import Part
 from dlrm_factory.ranks.routing import mean_features
 from dlrm_factory.scorer import Scorer
@@ -45,14 +45,44 @@ ANSWER_HEAD = len(AnswerHead._fields)
 
 @dataclass(frozen=True, kw_only=True)
 class _Begun:
-    """A part whose vectors are under way; ``lookup`` and ``exchange``: seconds so far."""
+    """Rows whose vectors are under way; ``lookup`` and ``exchange``: seconds so far."""
 
     part: Part
+    view: _View
     flight: Flight
     replicated: torch.Tensor
-    failed: bool
     lookup: float
     exchange: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """A step under way: samples, and the contexts that they share."""
+
+    samples: _Begun
+    contexts: _Begun | None
+    failed: bool
+
+
+class _View:
+    """All that depends on the features that rows have ids of.
+
+    ``means``: these features, where they pool by the mean. ``mean_rows``: places of their lengths among those of the
+    replicated features (True), or among the others.
+    """
+
+    def __init__(
+        self, shards: Shards, layout: Layout, features: Sequence[int], rank: int, scorer: Scorer
+    ) -> None:
+        self.layout = layout
+        self.columns = [part.columns for part in layout.ranks]
+        self.lookup = RankLookup(shards, layout, features, rank, scorer.declaration)
+        self.assemble = Assembly(layout, features, scorer.declaration)
+        apart, near = mean_features(layout), layout.replicated
+        self.means = torch.tensor(
+            [features[feature] for feature in layout.means], device=scorer.built.device, dtype=torch.int64
+        )
+        self.mean_rows = [(f in near, near.index(f) if f in near else apart.index(f)) for f in layout.means]
 
 
 class RankStep:
@@ -64,22 +94,12 @@ class RankStep:
 
     def __init__(self, scorer: Scorer, group: RankGroup) -> None:
         self._scorer = scorer
-        built, declaration = scorer.built, scorer.declaration
-        self.layout = layout_of(built.plan, declaration)
-        self.lookup = RankLookup(built.model, self.layout, group.rank, declaration)
-        self._own = self.layout.ranks[group.rank]
+        built = scorer.built
+        self.layout = layout_of(built.plan, scorer.declaration)
         self._rank = group.rank
-        self._exchange = Exchange(group, self.layout, built.device)
-        self._assemble = Assembly(self.layout, declaration)
-        apart = mean_features(self.layout)
-        # Places, among the lengths of a part, of those of each feature that pools by the mean.
-        self._means = torch.tensor(self.layout.means, device=built.device, dtype=torch.int64)
-        self._mean_rows = [
-            (True, self.layout.replicated.index(f))
-            if f in self.layout.replicated
-            else (False, apart.index(f))
-            for f in self.layout.means
-        ]
+        self._exchange = Exchange(group, built.device)
+        self._shards = shards_of(built.model)
+        self._views: dict[bytes, _View] = {}
         self._failed = False
         self.reason = ""
         for kernel in kernels_of(built.model):
@@ -92,89 +112,112 @@ class RankStep:
         self.reason = self.reason or f"{type(error).__name__}: {error}"
 
     @torch.no_grad()
-    def score(self, parts: Iterable[Part], *, dtype: torch.dtype, eagerly: bool) -> Iterator[torch.Tensor]:
-        """An answer for each part: float32 [ANSWER_HEAD + samples], the logits of the rank's own samples last.
+    def score(
+        self, steps: Iterable[Sequence[Part]], *, dtype: torch.dtype, eagerly: bool
+    ) -> Iterator[torch.Tensor]:
+        """An answer for each step: float32 [ANSWER_HEAD + samples], the logits of the rank's own samples last.
 
-        The vectors of the next part cross while the dense parts of one are computed. ``dtype``: of these vectors.
-        Raises what the exchange raises, after which the group cannot go on.
+        A step is the part of the samples and, if they share any, that of their contexts. The vectors of the next step
+        cross while the dense parts of one are computed. ``dtype``: of these vectors. Raises what the exchange raises,
+        after which the group cannot go on.
         """
-        before: _Begun | None = None
-        for part in parts:
-            begun = self._begin(part, dtype)
+        before: _Step | None = None
+        for parts in steps:
+            self._failed = False
+            samples, *contexts = [self._begin(part, dtype) for part in parts]
+            step = _Step(samples=samples, contexts=contexts[0] if contexts else None, failed=self._failed)
             if before is not None:
                 yield self._finish(before, eagerly)
-            before = begun
+            before = step
         if before is not None:
             yield self._finish(before, eagerly)
 
     def _begin(self, part: Part, dtype: torch.dtype) -> _Begun:
-        self._failed = False
         started = time.perf_counter()
-        pooled = self._look_up_sharded(part, dtype)
+        view = self._view(part.features)
+        pooled = self._look_up_sharded(view, part, dtype)
         looked_up = time.perf_counter()
-        flight = self._exchange.start(pooled, part.rows)
+        flight = self._exchange.start(pooled, part.rows, view.columns)
         sent = time.perf_counter()
-        replicated = self._look_up_replicated(part, dtype)
+        replicated = self._look_up_replicated(view, part, dtype)
         return _Begun(
             part=part,
+            view=view,
             flight=flight,
             replicated=replicated,
-            failed=self._failed,
             lookup=looked_up - started + time.perf_counter() - sent,
             exchange=sent - looked_up,
         )
 
-    def _finish(self, begun: _Begun, eagerly: bool) -> torch.Tensor:
-        answer = np.zeros(ANSWER_HEAD + begun.part.samples, dtype=np.float32)
-        self._failed = begun.failed
+    def _finish(self, step: _Step, eagerly: bool) -> torch.Tensor:
+        samples = len(step.samples.part.dense)
+        answer = np.zeros(ANSWER_HEAD + samples, dtype=np.float32)
+        self._failed = step.failed
+        both = [step.samples] if step.contexts is None else [step.samples, step.contexts]
         started = time.perf_counter()
-        self._exchange.wait(begun.flight)
+        for begun in both:
+            self._exchange.wait(begun.flight)
         there = time.perf_counter()
-        if begun.part.samples and not self._failed:
-            self._interact(begun, answer, eagerly)
-        head = AnswerHead(
+        if samples and not self._failed:
+            self._interact(step, answer, eagerly)
+        answer[:ANSWER_HEAD] = AnswerHead(
             failed=float(self._failed),
-            lookup=begun.lookup,
-            exchange=begun.exchange + there - started,
+            lookup=sum(begun.lookup for begun in both),
+            exchange=sum(begun.exchange for begun in both) + there - started,
             dense=time.perf_counter() - there,
-            sent=begun.flight.sent_bytes,
+            sent=sum(begun.flight.sent_bytes for begun in both),
         )
-        answer[:ANSWER_HEAD] = head
         return torch.from_numpy(answer)
 
-    def _look_up_sharded(self, part: Part, dtype: torch.dtype) -> torch.Tensor:
+    def _view(self, features: bytes) -> _View:
+        if features not in self._views:
+            count = len(self._scorer.declaration.sparse_features)
+            chosen = list(range(count))
+            if features:
+                bits = np.unpackbits(np.frombuffer(features, dtype=np.uint8), count=count)
+                chosen = np.flatnonzero(bits).tolist()
+            layout = self.layout.only(chosen) if features else self.layout
+            self._views[features] = _View(self._shards, layout, chosen, self._rank, self._scorer)
+        return self._views[features]
+
+    def _look_up_sharded(self, view: _View, part: Part, dtype: torch.dtype) -> torch.Tensor:
         rows = sum(part.rows)
         try:
-            return self.lookup.sharded(part.sharded, rows, dtype)
+            return view.lookup.sharded(part.sharded, rows, dtype)
         except Exception as error:
             self.note(error)
-            return torch.zeros(rows, self._own.columns, dtype=dtype, device=self._means.device)
+            return torch.zeros(rows, view.columns[self._rank], dtype=dtype, device=part.dense.device)
 
-    def _look_up_replicated(self, part: Part, dtype: torch.dtype) -> torch.Tensor:
+    def _look_up_replicated(self, view: _View, part: Part, dtype: torch.dtype) -> torch.Tensor:
         rows = part.rows[self._rank]
         try:
-            return self.lookup.replicated(part.replicated, rows, dtype)
+            return view.lookup.replicated(part.replicated, rows, dtype)
         except Exception as error:
             self.note(error)
-            return torch.empty(rows, 0, dtype=dtype, device=self._means.device)
+            return torch.empty(rows, 0, dtype=dtype, device=part.dense.device)
 
-    def _interact(self, begun: _Begun, answer: Float32, eagerly: bool) -> None:
-        part = begun.part
+    def _interact(self, step: _Step, answer: Float32, eagerly: bool) -> None:
+        part = step.samples.part
         try:
-            pooled = self._assemble(begun.flight.received, begun.replicated)
-            if part.mean_lengths is not None and self._mean_rows:
-                self._divide(pooled, part)
-            for context, (start, stop) in enumerate(part.spans, start=part.samples):
-                pooled[start:stop] += pooled[context]
-            answer[ANSWER_HEAD:] = self._scorer.interact(part.dense, pooled[: part.samples], eagerly=eagerly)
+            pooled = _pooled(step.samples)
+            if step.contexts is not None and part.spans:
+                shared = _pooled(step.contexts)
+                for context, (start, stop) in enumerate(part.spans):
+                    pooled[start:stop] += shared[context]
+            answer[ANSWER_HEAD:] = self._scorer.interact(part.dense, pooled, eagerly=eagerly)
         except Exception as error:
             self.note(error)
 
-    def _divide(self, pooled: torch.Tensor, part: Part) -> None:
-        """Sums → means: by the whole bag's length, wherever its rows lie."""
-        own, apart = part.replicated.lengths, part.mean_lengths
+
+def _pooled(begun: _Begun) -> torch.Tensor:
+    """Vectors of the own rows, [rows, F, D]; zeros for the features that no row has ids of."""
+    part, view = begun.part, begun.view
+    pooled = view.assemble(begun.flight.received, begun.replicated)
+    if part.mean_lengths is not None and view.mean_rows:
+        own = part.replicated.lengths
         assert own is not None
-        assert apart is not None
-        lengths = torch.stack([(own if here else apart)[row] for here, row in self._mean_rows])
+        lengths = torch.stack([(own if near else part.mean_lengths)[row] for near, row in view.mean_rows])
+        # Sums → means: by the whole bag's length, wherever its rows lie.
         factors = lengths.clamp(min=1).float().reciprocal().T.unsqueeze(2)
-        pooled[:, self._means] = (pooled[:, self._means] * factors).to(pooled.dtype)
+        pooled[:, view.means] = (pooled[:, view.means] * factors).to(pooled.dtype)
+    return pooled

@@ -1,4 +1,4 @@
-"""What each rank is sent, and how slices are cut, without processes."""
+"""Parts that ranks are sent, and slices, without processes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dlrm_factory.config import tiny
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.model.hardware import Hardware
 from dlrm_factory.ranks.layout import Layout, RankLayout, layout_of
-from dlrm_factory.ranks.parcels import Parcel, Part
+from dlrm_factory.ranks.parcels import Parcel, Part, Shape
 from dlrm_factory.ranks.routing import Router
-from dlrm_factory.ranks.slices import arrange, even_sizes, whole
+from dlrm_factory.ranks.slices import arrange, even_sizes
 from dlrm_factory.ranks.traffic import plan_traffic
 
 CPU = torch.device("cpu")
@@ -24,13 +24,18 @@ CPU = torch.device("cpu")
 def read(parcel: Parcel) -> Part:
     buffer = torch.full((parcel.size,), 255, dtype=torch.uint8)
     parcel.write(buffer.numpy())
-    return Part.read(buffer, parcel.shape, device=CPU)
+    (part,) = Part.read_all(buffer, 1, device=CPU)
+    return part
 
 
-def routed(declaration, batch: FeatureBatch, sizes: list[int], shared=None) -> list[Part]:
-    plan = DLRMFactory(declaration).plan(hardware=Hardware(world_size=len(sizes), memory=1 << 30))
-    router = Router(layout_of(plan, declaration), declaration)
-    return [read(parcel) for parcel in router.route(arrange(batch, shared, sizes))][::-1]
+def router_of(declaration, ranks: int) -> Router:
+    plan = DLRMFactory(declaration).plan(hardware=Hardware(world_size=ranks, memory=1 << 30))
+    return Router(layout_of(plan, declaration), declaration)
+
+
+def routed(declaration, batch: FeatureBatch, sizes: list[int]) -> list[Part]:
+    samples, _ = arrange(batch, None, sizes)
+    return [read(parcel) for parcel in router_of(declaration, len(sizes)).route(samples)][::-1]
 
 
 def bags_of(offsets: torch.Tensor, values: torch.Tensor, bags: int) -> list[list[int]]:
@@ -60,12 +65,11 @@ def test_one_id_a_bag_crosses_without_lengths() -> None:
     ones = np.ones((4, 6), dtype=np.int32)
     batch = FeatureBatch(dense=np.zeros((6, 2), dtype=np.float32), lengths=ones, values=np.arange(24))
     plan = DLRMFactory(declaration).plan(hardware=Hardware(world_size=2, memory=1 << 30))
-    router = Router(layout_of(plan, declaration), declaration)
-    follower, leader = router.route(arrange(batch, None, [3, 3]))
+    follower, leader = router_of(declaration, 2).route(arrange(batch, None, [3, 3])[0])
     traffic = plan_traffic(plan, declaration)
     # All these rows are the leader's, of row_wise tables. Twice four bytes tell the rows of each slice.
     missing = 2 * 6 * 4 / 2
-    assert follower.size == 6 * (traffic.ids + traffic.dense) - missing + 8
+    assert follower.size == 4 * len(Shape._fields) + 6 * (traffic.ids + traffic.dense) - missing + 8
     part = read(follower)
     assert bags_of(part.sharded.offsets, part.sharded.values, 18) == [[6 + i] for i in range(6)] + [[]] * 12
     assert bags_of(part.replicated.offsets, part.replicated.values, 3) == [[15], [16], [17]]
@@ -80,7 +84,7 @@ def test_lengths_are_as_narrow_as_they_can_be(longest: int, width: int) -> None:
         dense=np.zeros((1, 2), dtype=np.float32), lengths=lengths, values=np.arange(1 + longest) % 50
     )
     layout = Layout(ranks=(RankLayout((), ()),), replicated=(0, 1, 2), means=())
-    (parcel,) = Router(layout, declaration).route(whole(batch))
+    (parcel,) = Router(layout, declaration).route(arrange(batch, None, [1])[0])
     assert parcel.shape.width == width
     part = read(parcel)
     assert part.replicated.lengths is not None
@@ -106,9 +110,40 @@ def test_a_context_goes_to_each_slice_that_needs_it() -> None:
     declaration = tiny()
     samples = random_batch(declaration, 5, longest=0)
     contexts = random_batch(declaration, 2, seed=1)
-    arranged = arrange(samples, SharedContext(bags=contexts, spans=[(0, 4), (4, 5)]), even_sizes(5, 4))
-    assert arranged.samples == [2, 2, 1, 0]
-    assert arranged.rows == [3, 3, 2, 0]
-    assert [spans.tolist() for spans in arranged.spans] == [[[0, 2]], [[0, 2]], [[0, 1]], []]
-    kept = arranged.batch.lengths[:, [2, 5, 7]]
-    assert kept.tolist() == contexts.lengths[:, [0, 0, 1]].tolist()
+    own, shared = arrange(samples, SharedContext(bags=contexts, spans=[(0, 4), (4, 5)]), even_sizes(5, 4))
+    assert own.rows == [2, 2, 1, 0]
+    assert own.spans is not None
+    assert [spans.tolist() for spans in own.spans] == [[[0, 2]], [[0, 2]], [[0, 1]], []]
+    assert shared is not None
+    assert shared.rows == [1, 1, 1, 0]
+    assert shared.batch.lengths.tolist() == contexts.lengths[:, [0, 0, 1]].tolist()
+
+
+def test_samples_and_contexts_are_sent_only_features_they_have_ids_of() -> None:
+    declaration = mixed_shardings()
+    # Each sample has one id of the second feature; the context has the others.
+    lengths = np.array([[0] * 4, [1] * 4, [0] * 4, [0] * 4], dtype=np.int32)
+    dense = np.zeros((4, 2), dtype=np.float32)
+    samples = FeatureBatch(dense=dense, lengths=lengths, values=np.arange(4))
+    bags = FeatureBatch(
+        dense=dense[:1],
+        lengths=np.array([[1], [0], [2], [1]], dtype=np.int32),
+        values=np.array([3, 4, 5, 999]),
+    )
+    arranged = arrange(samples, SharedContext(bags=bags, spans=[(0, 4)]), [2, 2])
+    router = router_of(declaration, 2)
+    (second, first), (second_context, first_context) = (
+        [read(parcel) for parcel in router.route_used(each)] for each in arranged if each is not None
+    )
+    assert [part.features for part in (first, first_context)] == [b"\x40", b"\xb0"]
+    for part, spans in ((first, [[0, 2]]), (second, [[0, 2]])):
+        # One id a bag: without lengths.
+        assert part.sharded.lengths is None
+        assert bags_of(part.sharded.offsets, part.sharded.values, 4) == [[0], [1], [2], [3]]
+        assert part.replicated.values.tolist() == []
+        assert part.spans == spans
+    # Two rows, the context for each slice, of two row_wise features.
+    assert bags_of(first_context.sharded.offsets, first_context.sharded.values, 4) == [[3], [3], [], []]
+    assert bags_of(second_context.sharded.offsets, second_context.sharded.values, 4) == [[], [], [499], [499]]
+    assert second_context.replicated.values.tolist() == [4, 5]
+    assert len(second_context.dense) == 0
