@@ -18,6 +18,7 @@ from dlrm_factory.model.dtypes import row_bytes
 from dlrm_factory.model.hardware import Hardware
 from dlrm_factory.model.model import make_model
 from dlrm_factory.model.plan import TablePlan
+from dlrm_factory.model.plan_advice import advice_when_nothing_fits
 from dlrm_factory.ranks.layout import layout_of
 from dlrm_factory.ranks.traffic import Traffic, plan_traffic
 
@@ -200,11 +201,15 @@ def capacity_of(
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
-    """Hosts in ``sets``, each of which holds all tables by ``plan`` and has ``capacity``."""
+    """Hosts in ``sets``, each of which holds all tables by ``plan`` and has ``capacity``.
+
+    ``lacking``: what fewer hosts lack: ``memory`` for the tables, or the capacity's limit; "" if nothing is known.
+    """
 
     sets: int
     plan: TablePlan
     capacity: Capacity
+    lacking: str = ""
 
     @property
     def hosts(self) -> int:
@@ -224,6 +229,7 @@ class Deployment:
         found |= {"samples_per_s": self.capacity.samples_per_s, "limit": self.capacity.limit}
         found |= {
             "sets": self.sets,
+            "fewer_lack": self.lacking or None,
             "rate": rate,
             "load": rate / self.samples_per_s,
             "p99_ms": self.p99_ms(rate),
@@ -250,11 +256,16 @@ def hosts_for(
 
     PlanError if `MAX_HOSTS` cannot hold the tables.
     """
+    sets = _possible_sets(declaration, MAX_HOSTS, memory, ranks, host, costs)
     found = [
         Deployment(sets=math.ceil(rate / load / capacity.samples_per_s), plan=plan, capacity=capacity)
-        for plan, capacity in _possible_sets(declaration, MAX_HOSTS, memory, ranks, host, costs)
+        for plan, capacity in sets
     ]
-    return min(found, key=lambda each: (each.hosts, -each.samples_per_s))
+    best = min(found, key=lambda each: (each.hosts, -each.samples_per_s))
+    if best.hosts == 1:
+        return best
+    lacking = "memory" if best.hosts == sets[0][1].hosts else best.capacity.limit
+    return dataclasses.replace(best, lacking=lacking)
 
 
 def best_use(
@@ -290,6 +301,9 @@ def _possible_sets(
         table.num_embeddings * row_bytes(table.dtype, table.embedding_dim) for table in declaration.tables
     )
     smallest = max(1, math.ceil(total / (memory * ranks)))
+    if smallest > most:
+        hardware = Hardware(world_size=most * ranks, hosts=most, memory=memory)
+        raise PlanError(advice_when_nothing_fits(declaration, hardware, mode="quantized"))
     plans: dict[int, TablePlan] = {}
     while 2 * smallest <= most and not plans:  # else there is one set of them all
         try:

@@ -103,21 +103,22 @@ def test_the_99th_percentile_grows_with_the_load():
 def test_the_fewest_hosts():
     declaration = criteo()
 
-    def found(rate: float, memory: int = MEMORY) -> tuple[int, int]:
+    def found(rate: float, memory: int = MEMORY) -> tuple[int, int, str]:
         deployment = hosts_for(declaration, rate, memory=memory)
         assert deployment.hosts == deployment.sets * deployment.plan.hardware.hosts
         assert max(deployment.plan.rank_bytes()) <= memory
         assert 0.7 * deployment.samples_per_s >= rate
-        return deployment.sets, deployment.capacity.hosts
+        return deployment.sets, deployment.capacity.hosts, deployment.lacking
 
     # 12.1 GB: a host that has room for all needs no other, and a rate needs as many of them as it takes.
-    assert found(1000) == (1, 1)
+    assert found(1000) == (1, 1, "")
     alone = hosts_for(declaration, 1000, memory=MEMORY).samples_per_s
-    assert found(3 * 0.69 * alone) == (3, 1)
-    assert found(1000, memory=4_000_000_000) == (1, 4)
-    sets, size = found(5_000_000, memory=7_000_000_000)
+    assert found(3 * 0.69 * alone) == (3, 1, "request")
+    assert found(1000, memory=4_000_000_000) == (1, 4, "memory")
+    sets, size, lacking = found(5_000_000, memory=7_000_000_000)
     assert sets > 1
     assert size >= 2
+    assert lacking in ("request", "exchange")
     with pytest.raises(PlanError, match="the tables do not fit"):
         hosts_for(criteo(), 1000, memory=40_000_000)
 
@@ -190,7 +191,7 @@ class TestCommand:
         assert (served["costs"]["lookup_ns"], served["costs"]["gflops"]) == (100, 500)
         assert served["parts"]["lookup"] == pytest.approx(13 * 0.1)
         assert served["hosts"] == 2
-        assert served["sets"] == 1
+        assert (served["sets"], served["fewer_lack"]) == (1, None)
         assert served["p99_ms"] == pytest.approx(served["batch_ms"])
         traffic = found["traffic"]
         assert traffic["ranks"]["total"] > traffic["hosts"]["total"] > traffic["hosts"]["pooled"] > 0

@@ -216,6 +216,8 @@ def _print_capacity(
         f"At {rate:,.0f} samples/s: load {load:.0%}, p99 of a batch "
         + (f"{p99:.1f} ms." if load < 1 else "without a bound: that is more than they serve.")
     )
+    if deployment.lacking == "memory":
+        console.print("Fewer hosts cannot hold the tables.")
     console.print("\nThe formula:\n" + FORMULA, highlight=False)
     console.print("with " + ", ".join(f"{name} {value:g}" for name, value in vars(costs).items()))
 
