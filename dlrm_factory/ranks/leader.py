@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,9 +94,9 @@ def end_process_soon(error: GroupError) -> None:
 
 
 def _step_times(
-    under_way: Sequence[_UnderWay], answers: Sequence[Sequence[torch.Tensor]], gather: float
+    under_way: Sequence[_UnderWay], answers: Sequence[Mapping[int, torch.Tensor]], gather: float
 ) -> StepTimes:
-    heads = [[AnswerHead(*answer[:ANSWER_HEAD].tolist()) for answer in step] for step in answers]
+    heads = [[AnswerHead(*answer[:ANSWER_HEAD].tolist()) for answer in step.values()] for step in answers]
     sent = sum(step.sent_bytes for step in under_way) + sum(int(head.sent) for step in heads for head in step)
     return StepTimes(
         scatter=sum(step.scatter for step in under_way),
@@ -104,7 +104,7 @@ def _step_times(
         exchange=sum(max(head.exchange for head in step) for step in heads),
         dense=sum(max(head.dense for head in step) for step in heads),
         gather=gather,
-        sent=sent + sum(4 * answer.numel() for step in answers for answer in step[1:]),
+        sent=sent + sum(4 * answer.numel() for step in answers for rank, answer in step.items() if rank),
     )
 
 
@@ -193,7 +193,7 @@ class RankedScorer:
             for batch in probes:
                 self._send_whole(batch)
             head = Head(command=Command.COMPILE, flags=flags)
-            expected = self._messages.expect([ANSWER_HEAD] * self._group.size, patiently=True)
+            expected = self._messages.expect(self._from_all(ANSWER_HEAD), patiently=True)
             self._messages.tell(head)
             own = compile_rank(self.scorer, self._step, head, folder, list(probes))
             self._check([self._messages.collect(expected, own)])
@@ -231,7 +231,7 @@ class RankedScorer:
             self._messages.flush()
             self.times = _step_times(under_way, answers, time.perf_counter() - done)
             self._check(answers)
-        return torch.cat([answer[ANSWER_HEAD:] for step in answers for answer in step]).numpy()
+        return torch.cat([a[ANSWER_HEAD:] for step in answers for a in step.values()]).numpy()
 
     def _send_steps(
         self,
@@ -239,7 +239,10 @@ class RankedScorer:
         flags: int,
         under_way: list[_UnderWay],
     ) -> Iterator[list[Part]]:
-        """The leader's own parts of each piece, when the others' are sent. Adds to ``under_way``."""
+        """The leader's own parts of each piece, when the others' are sent. Adds to ``under_way``.
+
+        Ranks that have nothing to look up and to score are left alone.
+        """
         for place, (batch, shared) in enumerate(pieces, start=1):
             started = time.perf_counter()
             sizes = self.sizes(len(batch))
@@ -247,11 +250,13 @@ class RankedScorer:
             routed = [self._router.route(samples)]
             if contexts is not None:
                 routed = [self._router.route_used(samples), self._router.route_used(contexts)]
+            to: Sequence[int] = range(1, self._group.size)
+            if len(pieces) == 1:  # else ranks wait for the next step of the batch
+                to = [rank for rank in to if sizes[rank] or self._step.layout.ranks[rank].streams]
             more = MORE * (place < len(pieces))
-            parts = self._messages.send(
-                Head(command=Command.SCORE, flags=flags | more), zip(*routed, strict=True)
-            )
-            expected = self._messages.expect([ANSWER_HEAD + size for size in sizes])
+            head = Head(command=Command.SCORE, flags=flags | more)
+            parts = self._messages.send(head, zip(*routed, strict=True), to=to)
+            expected = self._messages.expect({rank: ANSWER_HEAD + sizes[rank] for rank in to})
             taken = time.perf_counter() - started
             under_way.append(_UnderWay(expected, taken, self._messages.sent_bytes))
             yield parts
@@ -261,6 +266,9 @@ class RankedScorer:
         ranks = self._group.size
         return even_sizes(samples, ranks) if samples >= self.min_spread else [samples, *[0] * (ranks - 1)]
 
+    def _from_all(self, size: int) -> dict[int, int]:
+        return dict.fromkeys(range(1, self._group.size), size)
+
     def _send_whole(self, batch: FeatureBatch) -> None:
         """Let every rank keep ``batch``, all of it, as if all its tables were replicated."""
         layout = Layout(ranks=(RankLayout((), ()),), replicated=tuple(range(len(batch.lengths))), means=())
@@ -269,12 +277,12 @@ class RankedScorer:
         self._messages.send(Head(command=Command.PROBE), [[parcel]] * self._group.size)
         self._messages.flush()
 
-    def _check(self, steps: Sequence[Sequence[torch.Tensor]]) -> None:
+    def _check(self, steps: Sequence[Mapping[int, torch.Tensor]]) -> None:
         """RankError if a rank failed in a step, with what it says."""
-        failed = sorted({rank for answers in steps for rank, answer in enumerate(answers) if answer[0]})
+        failed = sorted({rank for answers in steps for rank, answer in answers.items() if answer[0]})
         if not failed:
             return
-        expected = self._messages.expect([REASON_BYTES] * self._group.size, torch.uint8)
+        expected = self._messages.expect(self._from_all(REASON_BYTES), torch.uint8)
         self._messages.tell(Head(command=Command.REASON))
         reasons = self._messages.collect(expected, write_reason(self._step))
         texts = {

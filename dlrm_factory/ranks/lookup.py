@@ -104,8 +104,9 @@ def _runs(blocks: Sequence[Block], shard_of: Callable[[Block], _Shard]) -> Itera
 
 
 def _pool(runs: Sequence[_Run], bags: Bags, rows: int, dtype: torch.dtype) -> torch.Tensor:
-    if not runs:
-        return torch.empty(rows, 0, dtype=dtype, device=bags.offsets.device)
+    if not runs or not rows:
+        columns = sum(run.look_up.columns for run in runs)
+        return torch.empty(rows, columns, dtype=dtype, device=bags.offsets.device)
     # Offsets count from the first of all ids, so a run of streams needs no ids or weights of its own.
     pooled = [
         run.look_up(bags.values, bags.offsets[run.first * rows : run.last * rows + 1], bags.weights, dtype)

@@ -6,7 +6,7 @@ A step starts with one message to each rank: a head and, for most batches, the r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import IntEnum
@@ -54,9 +54,10 @@ class Head:
 
 @dataclass(frozen=True)
 class Expected:
-    """Answers on their way to the leader: room for them, and what torch.distributed knows of each."""
+    """Answers on their way to the leader: room for each, by rank, and what torch.distributed knows of them."""
 
-    answers: list[tuple[torch.Tensor, dist.Work]]
+    answers: dict[int, torch.Tensor]
+    works: list[dist.Work]
     deadline: timedelta
 
 
@@ -77,14 +78,18 @@ class Messages:
         self._sends: list[list[dist.Work]] = [[], []]
         self.sent_bytes = 0
 
-    def send(self, head: Head, parcels: Iterable[Sequence[Parcel]]) -> list[Part]:
+    def send(
+        self, head: Head, parcels: Iterable[Sequence[Parcel]], *, to: Container[int] = range(1 << 30)
+    ) -> list[Part]:
         """The leader's way: ``head`` to all ranks, and to each its parcels, the last rank's first. Gives its own parts.
 
-        `flush` waits until they have gone.
+        ``to``: ranks that are sent anything. `flush` waits until it has gone.
         """
         self._next_set()
         self.sent_bytes = 0
         for rank, own in zip(range(self._group.size - 1, -1, -1), parcels, strict=True):
+            if rank and rank not in to:
+                continue
             sizes = [parcel.size for parcel in own]
             size = _HEAD_BYTES + sum(sizes)
             buffer = self._room(rank, size)
@@ -126,23 +131,22 @@ class Messages:
         return head, Part.read_all(body, parts, device=self._device)
 
     def expect(
-        self, sizes: Sequence[int], dtype: torch.dtype = torch.float32, *, patiently: bool = False
+        self, sizes: Mapping[int, int], dtype: torch.dtype = torch.float32, *, patiently: bool = False
     ) -> Expected:
-        """The leader's way: be ready for an answer of ``sizes[rank]`` numbers from every follower.
+        """The leader's way: be ready for an answer of ``sizes[rank]`` numbers from each of some followers.
 
         ``patiently``: without a deadline.
         """
         group = self._group.patience if patiently else self._group.data
-        answers = [torch.empty(size, dtype=dtype) for size in sizes[1:]]
-        works = [group.recv([answer], rank, 0) for rank, answer in enumerate(answers, start=1)]
-        deadline = PATIENCE if patiently else self._group.deadline
-        return Expected(list(zip(answers, works, strict=True)), deadline)
+        answers = {rank: torch.empty(size, dtype=dtype) for rank, size in sizes.items()}
+        works = [group.recv([answer], rank, 0) for rank, answer in answers.items()]
+        return Expected(answers, works, PATIENCE if patiently else self._group.deadline)
 
-    def collect(self, expected: Expected, own: torch.Tensor) -> list[torch.Tensor]:
-        """Answers of all ranks, ``own`` first."""
-        for _, work in expected.answers:
+    def collect(self, expected: Expected, own: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Answers by rank, in order, with the leader's ``own``."""
+        for work in expected.works:
             work.wait(expected.deadline)
-        return [own, *(answer for answer, _ in expected.answers)]
+        return {0: own, **expected.answers}
 
     def flush(self) -> None:
         """Wait until everything has gone."""

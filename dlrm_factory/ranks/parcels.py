@@ -21,6 +21,7 @@ some features have none of these themselves, so the samples are one part, and th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,7 +84,7 @@ _SHAPE_BYTES = 4 * len(Shape._fields)
 class Parcel:
     """A rank's part, as the leader has it: in pieces, which `write` puts one after the other.
 
-    ``shape``: but for its size. ``numbers``: with the dtype that they are written in.
+    ``shape``: without its size. ``numbers``: with the dtype that they are written in.
     """
 
     shape: Shape
@@ -91,7 +92,7 @@ class Parcel:
     lengths: list[Ints]
     features: bytes
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Bytes that `write` takes."""
         lengths = self.shape.width * sum(part.size for part in self.lengths)
@@ -100,15 +101,17 @@ class Parcel:
 
     def write(self, target: Bytes) -> None:
         """Into the first `size` bytes of ``target``, which starts at a multiple of 4."""
-        shape = np.array(self.shape._replace(size=self.size))
         narrow = _WIDTHS[self.shape.width][0]
-        pieces = [(shape, np.int32), *self.numbers, *((part, narrow) for part in self.lengths)]
-        start = 0
-        for part, dtype in pieces:
+        target[:_SHAPE_BYTES].view(np.int32)[:] = (self.size, *self.shape[1:])
+        start = _SHAPE_BYTES
+        for part, dtype in (*self.numbers, *((part, narrow) for part in self.lengths)):
+            if not part.size:
+                continue
             stop = start + np.dtype(dtype).itemsize * part.size
             target[start:stop].view(dtype).reshape(part.shape)[:] = part
             start = stop
-        target[start : start + len(self.features)] = np.frombuffer(self.features, dtype=np.uint8)
+        if self.features:
+            target[start : start + len(self.features)] = np.frombuffer(self.features, dtype=np.uint8)
 
 
 class Bags(NamedTuple):

@@ -12,6 +12,7 @@ from dlrm_factory.batch import FeatureBatch, SharedContext
 from dlrm_factory.config import tiny
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.model.hardware import Hardware
+from dlrm_factory.ranks import routing
 from dlrm_factory.ranks.layout import Layout, RankLayout, layout_of
 from dlrm_factory.ranks.parcels import Parcel, Part, Shape
 from dlrm_factory.ranks.routing import Router
@@ -147,3 +148,20 @@ def test_samples_and_contexts_are_sent_only_features_they_have_ids_of() -> None:
     assert bags_of(second_context.sharded.offsets, second_context.sharded.values, 4) == [[], [], [499], [499]]
     assert second_context.replicated.values.tolist() == [4, 5]
     assert len(second_context.dense) == 0
+
+
+def test_more_sets_of_features_than_a_group_keeps_cross_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routing, "MAX_SELECTIONS", 1)
+    declaration = mixed_shardings()
+    router = router_of(declaration, 2)
+    found = []
+    for feature in (0, 1, 0):
+        lengths = np.zeros((4, 2), dtype=np.int32)
+        lengths[feature] = 1
+        batch = FeatureBatch(
+            dense=np.zeros((2, 2), dtype=np.float32), lengths=lengths, values=np.array([6, 7])
+        )
+        *_, leader = router.route_used(arrange(batch, None, [1, 1])[0])
+        found.append(read(leader))
+    assert [part.features for part in found] == [b"\x80", b"", b"\x80"]
+    assert bags_of(found[1].sharded.offsets, found[1].sharded.values, 6) == [[6], [7], [], [], [], []]

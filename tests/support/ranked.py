@@ -137,6 +137,7 @@ def score_all(out: Path, sealed: Path) -> None:
             continue
         ranked = RankedScorer(scorer, group)
         found[name] = score_cases(ranked, group.size)
+        found[f"{name}, sent"] = ranked.times.sent
         ranked.min_spread = 1
         found[f"{name}, spread"] = score_cases(ranked, group.size)
         if name == "mixed":
