@@ -69,8 +69,8 @@ class ServingCosts:
     request_us: float = 8.0
     gflops: float = 290.0
     lookup_ns: float = 45.0
-    copy_ns: float = 0.65
-    message_us: float = 250.0
+    copy_ns: float = 0.4
+    message_us: float = 175.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
