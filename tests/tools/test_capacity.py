@@ -202,6 +202,7 @@ class TestCommand:
             (["--cost", "lookupns=1"], 'there is no cost "lookupns"; did you mean "lookup_ns"'),
             (["--cost", "lookup_ns=slow"], '"slow" is not a number'),
             (["--training"], "--traffic is of serving"),
+            (["--device", "cuda"], "--traffic knows the times of CPUs alone"),
         ],
     )
     def test_mistakes(self, arguments, message):

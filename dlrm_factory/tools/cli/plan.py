@@ -73,6 +73,8 @@ def plan(
     declared = _changed(declaration_of(config), options)
     if traffic is not None and training:
         raise PlanError("--traffic is of serving; leave out --training")
+    if traffic is not None and declared.sharding.device == "cuda":
+        raise PlanError("--traffic knows the times of CPUs alone; give --device cpu")
 
     from dlrm_factory.factory import DLRMFactory
     from dlrm_factory.model.hardware import hardware_of
