@@ -22,6 +22,16 @@ if TYPE_CHECKING:
     from dlrm_factory.tools.archive.sealing import archive_model
     from dlrm_factory.tools.archive.staging import stage
     from dlrm_factory.tools.archive.verification import verify
+    from dlrm_factory.tools.capacity import (
+        Capacity,
+        Deployment,
+        ServingCosts,
+        ServingHosts,
+        best_use,
+        capacity_of,
+        hosts_for,
+        traffic_of,
+    )
     from dlrm_factory.tools.evaluation import EvaluationSource, evaluate, write_report
     from dlrm_factory.tools.importing import first_declaration, import_weights
     from dlrm_factory.tools.init import draft_declaration
@@ -33,15 +43,21 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BuiltDLRM": "factory",
+    "Capacity": "tools.capacity",
     "DLRMDeclaration": "config",
     "DLRMError": "errors",
     "DLRMFactory": "factory",
+    "Deployment": "tools.capacity",
     "EvaluationSource": "tools.evaluation",
     "FeatureBatch": "batch",
     "Hardware": "model.hardware",
     "Scorer": "scorer",
     "ServeOptions": "tools.server",
+    "ServingCosts": "tools.capacity",
+    "ServingHosts": "tools.capacity",
     "archive_model": "tools.archive.sealing",
+    "best_use": "tools.capacity",
+    "capacity_of": "tools.capacity",
     "criteo": "config",
     "draft_declaration": "tools.init",
     "draw_plan": "tools.plan_picture",
@@ -49,6 +65,7 @@ _HOMES = {
     "dump_declaration": "config",
     "evaluate": "tools.evaluation",
     "first_declaration": "tools.importing",
+    "hosts_for": "tools.capacity",
     "import_weights": "tools.importing",
     "open_checkpoint": "weights.checkpoint",
     "preset": "config",
@@ -58,6 +75,7 @@ _HOMES = {
     "stage": "tools.archive.staging",
     "start_server": "tools.server",
     "stop_server": "tools.server",
+    "traffic_of": "tools.capacity",
     "train": "tools.training",
     "tune": "tools.tuning",
     "verify": "tools.archive.verification",
@@ -66,15 +84,21 @@ _HOMES = {
 
 __all__ = [
     "BuiltDLRM",
+    "Capacity",
     "DLRMDeclaration",
     "DLRMError",
     "DLRMFactory",
+    "Deployment",
     "EvaluationSource",
     "FeatureBatch",
     "Hardware",
     "Scorer",
     "ServeOptions",
+    "ServingCosts",
+    "ServingHosts",
     "archive_model",
+    "best_use",
+    "capacity_of",
     "criteo",
     "draft_declaration",
     "draw_plan",
@@ -82,6 +106,7 @@ __all__ = [
     "dump_declaration",
     "evaluate",
     "first_declaration",
+    "hosts_for",
     "import_weights",
     "open_checkpoint",
     "preset",
@@ -91,6 +116,7 @@ __all__ = [
     "stage",
     "start_server",
     "stop_server",
+    "traffic_of",
     "train",
     "tune",
     "verify",

@@ -130,6 +130,9 @@ class DLRMFactory:
         if mode == "quantized":
             quantize_tables(model, self.declaration)
         plan = self._plan(model, mode, hardware)
+        if isinstance(source, SealedWeights):
+            # A host of several reads its own ranks' part of the file alone.
+            source.tables.held = plan.host_bytes()[ranks.rank() // plan.hardware.local_world_size]
         sharded = shard_model(model, plan, device=place, group=ranks)
         self._load_tables(sharded, mode, source)
         if mode == "quantized":

@@ -184,6 +184,11 @@ def _features(d: DLRMDeclaration) -> Iterator[str]:
     for i, sparse in enumerate(d.sparse_features):
         if sparse.max_length < 1:
             yield f"$.sparse_features[{i}].max_length: {sparse.max_length} is not positive"
+        if sparse.pooling_factor is not None and not 0 < sparse.pooling_factor <= sparse.max_length:
+            yield (
+                f"$.sparse_features[{i}].pooling_factor: {sparse.pooling_factor:g} is outside "
+                f"(0, {sparse.max_length}], the lengths that a bag may have"
+            )
         if sparse.weighted and any(t.name == sparse.table and t.pooling == "mean" for t in d.tables):
             yield (
                 f'$.sparse_features[{i}].weighted: table "{sparse.table}" has pooling mean, and a mean may be '
@@ -249,6 +254,10 @@ def _sharding(d: DLRMDeclaration) -> Iterator[str]:
             parse_bytes(s.memory)
         except ValueError as error:
             yield f"$.sharding.memory: {error}"
+    try:
+        parse_bytes(s.replicate_below, least=0)
+    except ValueError as error:
+        yield f"$.sharding.replicate_below: {error}"
     if not 0 < s.timeout_s < math.inf:
         yield f"$.sharding.timeout_s: {s.timeout_s:g} is not a positive, finite number"
     elif s.world_size > 1 and s.timeout_s >= d.serving.response_timeout_s:

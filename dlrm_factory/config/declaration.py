@@ -88,6 +88,7 @@ class SparseFeature(_Strict, kw_only=True, frozen=True):
             1 if not given. Only for ``ids: vocabulary``.
         weighted: a bag may carry a weight for each id; its rows are multiplied by them before they are summed.
         max_length: the most ids in one bag.
+        pooling_factor: ids in a bag on average, by which plans balance the ranks; 1 if not given.
         over_max_length: what becomes of a longer bag: ``error``, or ``truncate`` to its first ids.
         unreadable: what becomes of a cell of the training data whose ids or weights cannot be taken: ``error`` (the row
             is bad), or ``missing`` (an empty bag). Requests are not concerned: such a value there is an error.
@@ -99,6 +100,7 @@ class SparseFeature(_Strict, kw_only=True, frozen=True):
     out_of_vocabulary: Literal["error", "drop"] | int | None = None
     weighted: bool = False
     max_length: int = 1000
+    pooling_factor: float | None = None
     over_max_length: Literal["error", "truncate"] = "error"
     unreadable: Unreadable = "error"
 
@@ -138,6 +140,8 @@ class ShardingOptions(_Strict, kw_only=True, frozen=True):
         device: ``cpu`` or ``cuda``.
         memory: bytes a rank has for tables, e.g. ``80GB``; null asks the machine
             (cuda: 80GB if there is none).
+        replicate_below: bytes, e.g. ``64MB``; of several ranks that serve, each has a copy of every table with
+            ``sharding: auto`` that is smaller, as far as its memory goes; 0 for none.
         timeout_s: seconds until a rank that does not answer counts as gone, when served.
     """
 
@@ -145,6 +149,7 @@ class ShardingOptions(_Strict, kw_only=True, frozen=True):
     hosts: int = 1
     device: Literal["cpu", "cuda"] = "cpu"
     memory: str | None = None
+    replicate_below: str | int = "64MB"
     timeout_s: float = 5.0
 
     @property
@@ -315,6 +320,10 @@ class DLRMDeclaration(_Strict, kw_only=True, frozen=True):
     def table(self, name: str) -> Table:
         """The table called ``name``; KeyError if there is none."""
         return {table.name: table for table in self.tables}[name]
+
+    def lookups(self, table: str) -> float:
+        """Rows of ``table`` that a sample reads on average."""
+        return sum(f.pooling_factor or 1.0 for f in self.sparse_features if f.table == table)
 
     def vocabulary_room(self, table: str) -> int:
         """Rows of ``table`` for ids of its vocabulary; the rest, at its end, is for ids that are not in it."""

@@ -14,12 +14,15 @@ for _power, _letter in enumerate("KMGT", start=1):
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)\s*", re.IGNORECASE)
 
 
-def parse_bytes(text: str) -> int:
-    """``"80GB"`` → 80_000_000_000, ``"24GiB"`` → 25_769_803_776; a bare number is bytes; else ValueError."""
-    match = _SIZE.fullmatch(text)
+def parse_bytes(text: str | int, *, least: int = 1) -> int:
+    """``"80GB"`` → 80_000_000_000, ``"24GiB"`` → 25_769_803_776; a bare number is bytes.
+
+    ValueError for other text, and below ``least`` bytes.
+    """
+    match = _SIZE.fullmatch(str(text))
     unit = match.group(2).upper() if match else ""
-    size = float(match.group(1)) * _UNITS[unit] if match and unit in _UNITS else 0
-    if not 1 <= size < math.inf:
+    size = float(match.group(1)) * _UNITS[unit] if match and unit in _UNITS else -1
+    if not least <= size < math.inf:
         raise ValueError(f'"{text}" is not a size; write a number and a unit, e.g. 80GB or 24GiB')
     return int(size)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,7 +12,9 @@ from torch import nn
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
+from torchrec.distributed.planner.constants import CROSS_NODE_BANDWIDTH, INTRA_NODE_BANDWIDTH
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
+from torchrec.distributed.planner.proposers import GreedyProposer, UniformProposer
 from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator, EmbeddingStorageEstimator
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError, ShardingOption, Storage, Topology
@@ -19,12 +24,15 @@ from dlrm_factory.config.declaration import DLRMDeclaration, Table
 from dlrm_factory.errors import PlanError
 from dlrm_factory.model.dtypes import row_bytes
 from dlrm_factory.model.hardware import Hardware
+from dlrm_factory.model.partitioner import BalancedPartitioner, SlowestAndMean
 from dlrm_factory.model.plan_advice import advice_when_nothing_fits
+from dlrm_factory.model.replicas import replica_sets
 
 __all__ = ["Mode", "PlacedShard", "PlacedTable", "TablePlan", "has_fused_optimizer", "make_plan"]
 
 Mode = Literal["float", "quantized"]
 _PLANNED_BATCH = 512
+_MAX_WORSE = 8  # plans in a row before a proposer is left
 _MIN_COLUMNS = 4  # fbgemm's kernels take column shards in multiples of 4
 
 
@@ -42,7 +50,7 @@ class PlacedShard:
 
 @dataclass(frozen=True, kw_only=True)
 class PlacedTable:
-    """Place of one table."""
+    """Place of one table. ``lookups``: rows of the table that a sample reads on average."""
 
     name: str
     dtype: str
@@ -51,6 +59,7 @@ class PlacedTable:
     pooling: str
     sharding: str
     kernel: str
+    lookups: float
     shards: tuple[PlacedShard, ...]
 
     @property
@@ -75,6 +84,27 @@ class TablePlan:
                 totals[shard.rank] += shard.bytes
         return totals
 
+    def host_bytes(self) -> list[int]:
+        """Table bytes on each host: on CPU its ranks map one file, so what all of them hold counts once."""
+        hosts, ranks = self.hardware.hosts, self.hardware.local_world_size
+        totals = [0] * hosts
+        for table in self.tables:
+            for host in range(hosts):
+                sizes = [shard.bytes for shard in table.shards if shard.rank // ranks == host]
+                once = self.hardware.device == "cpu" and table.sharding == "data_parallel"
+                totals[host] += max(sizes, default=0) if once else sum(sizes)
+        return totals
+
+    def rank_lookups(self) -> list[float]:
+        """Rows, or parts of rows, that a sample reads on each rank on average, in batches that all ranks share."""
+        ranks = self.hardware.world_size
+        totals = [0.0] * ranks
+        for table in self.tables:
+            for shard in table.shards:
+                share = 1 / ranks if table.sharding == "data_parallel" else shard.rows / table.num_embeddings
+                totals[shard.rank] += table.lookups * share
+        return totals
+
     def balance(self) -> float:
         """The fullest rank's bytes over the mean: 1.0 is even."""
         totals = self.rank_bytes()
@@ -91,9 +121,17 @@ class TablePlan:
             "memory_bytes": self.hardware.memory,
             "balance": round(self.balance(), 4),
             "ranks": [
-                {"rank": rank, "host": rank // self.hardware.local_world_size, "bytes": size}
-                for rank, size in enumerate(self.rank_bytes())
+                {
+                    "rank": rank,
+                    "host": rank // self.hardware.local_world_size,
+                    "bytes": size,
+                    "lookups": round(lookups, 4),
+                }
+                for rank, (size, lookups) in enumerate(
+                    zip(self.rank_bytes(), self.rank_lookups(), strict=True)
+                )
             ],
+            "host_bytes": self.host_bytes(),
             "tables": [
                 {
                     "name": table.name,
@@ -103,6 +141,7 @@ class TablePlan:
                     "pooling": table.pooling,
                     "sharding": table.sharding,
                     "kernel": table.kernel,
+                    "lookups": table.lookups,
                     "bytes": table.bytes,
                     "shards": [vars(shard) for shard in table.shards],
                 }
@@ -124,11 +163,7 @@ def make_plan(
     The planner is deterministic: every rank makes the same plan for itself, without talking.
     PlanError, with what would make it fit, if nothing does.
     """
-    planner = _make_planner(declaration, hardware, mode)
-    try:
-        sharding_plan = planner.plan(model, [sharder])
-    except PlannerError as error:
-        raise PlanError(advice_when_nothing_fits(declaration, hardware, mode=mode)) from error
+    sharding_plan = _find_plan(model, declaration, hardware, mode, sharder)
     (placements,) = sharding_plan.plan.values()
     if mode == "float" and not has_fused_optimizer(declaration, hardware.device):
         # The planner knows the dense lookup for data_parallel alone, but TorchRec runs it under any sharding.
@@ -139,6 +174,54 @@ def make_plan(
         for t in declaration.tables
     )
     return TablePlan(mode=mode, hardware=hardware, tables=tables, sharding_plan=sharding_plan)
+
+
+def _find_plan(
+    model: nn.Module,
+    declaration: DLRMDeclaration,
+    hardware: Hardware,
+    mode: Mode,
+    sharder: EmbeddingBagCollectionSharder,
+) -> ShardingPlan:
+    failed: PlannerError | None = None
+    for replicated in _replicas_to_try(declaration, hardware, mode):
+        planner = _make_planner(declaration, hardware, mode, replicated)
+        try:
+            with _quiet_root_logger():
+                return planner.plan(model, [sharder])
+        except PlannerError as error:
+            failed = error
+    raise PlanError(advice_when_nothing_fits(declaration, hardware, mode=mode)) from failed
+
+
+@contextlib.contextmanager
+def _quiet_root_logger() -> Iterator[None]:
+    """The planner warns through the root logger, once for each data_parallel table."""
+
+    def about_other_things(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Sharding spec not found")
+
+    root = logging.getLogger()
+    root.addFilter(about_other_things)
+    try:
+        yield
+    finally:
+        root.removeFilter(about_other_things)
+
+
+def _replicas_to_try(
+    declaration: DLRMDeclaration, hardware: Hardware, mode: Mode
+) -> Iterable[frozenset[str]]:
+    """Training never replicates by itself: TorchRec's data_parallel has no fused optimiser."""
+    if mode == "float":
+        return [frozenset()]
+    on_gpu = hardware.device == "cuda"
+    sizes = {
+        table.name: table.num_embeddings
+        * stored_row_bytes(table, table.embedding_dim, mode, "sgd", on_gpu=on_gpu)
+        for table in declaration.tables
+    }
+    return replica_sets(declaration, hardware, sizes)
 
 
 def has_fused_optimizer(declaration: DLRMDeclaration, device: str) -> bool:
@@ -189,16 +272,23 @@ def stored_row_bytes(table: Table, columns: int, mode: Mode, optimizer: str, *, 
     return -(-size // 16) * 16 if on_gpu else size
 
 
-def _make_planner(declaration: DLRMDeclaration, hardware: Hardware, mode: Mode) -> EmbeddingShardingPlanner:
+def _make_planner(
+    declaration: DLRMDeclaration, hardware: Hardware, mode: Mode, replicated: frozenset[str]
+) -> EmbeddingShardingPlanner:
     topology = Topology(
         world_size=hardware.world_size,
         local_world_size=hardware.local_world_size,
         compute_device=hardware.device,
         hbm_cap=hardware.memory if hardware.device == "cuda" else 0,
         ddr_cap=hardware.memory if hardware.device == "cpu" else 0,
+        # TorchRec's default is NVLink's; ranks on CPU talk by sockets on one host too.
+        intra_host_bw=INTRA_NODE_BANDWIDTH if hardware.device == "cuda" else CROSS_NODE_BANDWIDTH,
         created_by_factory=True,
     )
-    constraints = {table.name: _constraint(table, mode, hardware) for table in declaration.tables}
+    constraints = {
+        table.name: _constraint(declaration, table, mode, hardware, replicated=table.name in replicated)
+        for table in declaration.tables
+    }
     inference = mode == "quantized"
     estimators = [
         EmbeddingPerfEstimator(topology=topology, constraints=constraints, is_inference=inference),
@@ -217,20 +307,38 @@ def _make_planner(declaration: DLRMDeclaration, hardware: Hardware, mode: Mode) 
         enumerator=EmbeddingEnumerator(
             topology=topology, batch_size=_PLANNED_BATCH, constraints=constraints, estimator=estimators
         ),
+        # Whole tables first, which are split, the largest one first, until all fit. TorchRec's own list of proposers
+        # begins with a search of up to 10,000 plans, and copies every plan that is better than those before.
+        proposer=[
+            GreedyProposer(use_depth=False, threshold=_MAX_WORSE),
+            GreedyProposer(threshold=_MAX_WORSE),
+            UniformProposer(),
+        ],
+        partitioner=BalancedPartitioner(),
+        performance_model=SlowestAndMean(topology),
         # `memory` is what the tables may take; the caller has already set the rest aside.
         storage_reservation=FixedPercentageStorageReservation(percentage=0.0),
         debug=False,
     )
 
 
-def _constraint(table: Table, mode: Mode, hardware: Hardware) -> ParameterConstraints:
-    types = _automatic_types(mode, hardware) if table.sharding == "auto" else [table.sharding]
+def _constraint(
+    declaration: DLRMDeclaration, table: Table, mode: Mode, hardware: Hardware, *, replicated: bool
+) -> ParameterConstraints:
+    if replicated:
+        types = ["data_parallel"]
+    else:
+        types = _automatic_types(mode, hardware) if table.sharding == "auto" else [table.sharding]
+    features = [feature for feature in declaration.sparse_features if feature.table == table.name]
     kernels = [EmbeddingComputeKernel.QUANT] if mode == "quantized" else [EmbeddingComputeKernel.FUSED]
     if "data_parallel" in types:
         kernels.append(EmbeddingComputeKernel.DENSE)
     return ParameterConstraints(
         sharding_types=types,
         compute_kernels=[kernel.value for kernel in kernels],
+        pooling_factors=[feature.pooling_factor or 1.0 for feature in features],
+        num_poolings=[1.0] * len(features),
+        batch_sizes=[_PLANNED_BATCH] * len(features),
         min_partition=max(_MIN_COLUMNS, table.embedding_dim // 4),
     )
 
@@ -238,8 +346,8 @@ def _constraint(table: Table, mode: Mode, hardware: Hardware) -> ParameterConstr
 def _automatic_types(mode: Mode, hardware: Hardware) -> list[str]:
     """Shardings that ``sharding: auto`` leaves to the planner.
 
-    Never data_parallel: a planner with memory to spare would copy every table to every rank, and training would lose
-    the fused optimiser. No column_wise to serve on CPU: column shards cannot be read in place from the table file.
+    Never data_parallel, which `replica_sets` decides on: a planner with memory to spare would copy every table to
+    every rank. No column_wise to serve on CPU: column shards cannot be read in place from the table file.
     """
     if hardware.world_size == 1:
         return ["table_wise"]
@@ -280,5 +388,6 @@ def _placed_table(
         pooling=table.pooling,
         sharding=placement.sharding_type,
         kernel=placement.compute_kernel,
+        lookups=declaration.lookups(table.name),
         shards=tuple(shards),
     )

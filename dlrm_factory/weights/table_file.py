@@ -78,7 +78,10 @@ _KIND = FileKind(magic=b"DLRMTBL1", name="table file", header=_Header)
 
 
 class TableFile:
-    """A table file, mapped read-only. All processes that map it share its pages."""
+    """A table file, mapped read-only. All processes that map it share its pages.
+
+    ``held``: bytes of it that the lookups of this host read, all at first.
+    """
 
     def __init__(self, path: Path) -> None:
         """WeightsError if ``path`` is not a whole table file."""
@@ -90,6 +93,7 @@ class TableFile:
                 f"{path}: has {len(self._map)} bytes but its header says {header.size}; it was cut short"
             )
         self.tables = {table.name: table for table in header.tables}
+        self.held = len(self._map)
         self.bytes = _as_tensor(np.frombuffer(self._map, dtype=np.uint8))
 
     def check(self, declaration: DLRMDeclaration) -> None:
@@ -113,19 +117,19 @@ class TableFile:
         )
 
     def prepare_lookups(self, memory: int) -> None:
-        """Say how rows will be read: each alone, if the file is larger than most of ``memory`` bytes.
+        """Say how rows will be read: each alone, if ``held`` is more than most of ``memory`` bytes.
 
         By default the kernel reads the 128 KB around a row that is not in memory. That fills memory soonest; but
-        where the file does not fit, it pushes out what others need.
+        where the rows do not fit, it pushes out what others need.
         """
-        if len(self._map) <= _FITS * memory:
+        if self.held <= _FITS * memory:
             return
         with contextlib.suppress(OSError):  # advice alone
             self._map.madvise(mmap.MADV_RANDOM)
             logger.info(
                 "%s: %s of tables in %s of memory, so rows are read from disk one by one",
                 self.path,
-                format_bytes(len(self._map)),
+                format_bytes(self.held),
                 format_bytes(memory),
             )
 

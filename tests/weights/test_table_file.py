@@ -145,3 +145,13 @@ def test_rows_of_a_file_that_memory_does_not_hold_are_read_alone(written, memory
     file.prepare_lookups(int(memory_share * path.stat().st_size))
     assert ("rr" in kernel_flags(path)) == alone  # random reads
     file.verify()
+
+
+def test_a_part_of_the_file_that_memory_holds_is_read_with_its_neighbours(written):
+    path, _, _ = written
+    file = TableFile(path)
+    file.held //= 2  # as for a host of two
+    file.prepare_lookups(int(1.2 * path.stat().st_size))
+    assert "rr" not in kernel_flags(path)
+    file.prepare_lookups(int(0.5 * path.stat().st_size))
+    assert "rr" in kernel_flags(path)

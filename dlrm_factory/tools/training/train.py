@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import DataError, WeightsError
+from dlrm_factory.tools.data.dataset import ClickDataset
 from dlrm_factory.tools.data.files import FileFormat
 from dlrm_factory.tools.data.golden_rows import golden_rows_json
 from dlrm_factory.tools.data.progress import Observer, Progress
@@ -27,7 +28,7 @@ from dlrm_factory.tools.training.snapshots import Snapshots
 from dlrm_factory.weights.checkpoint import GOLDEN_ROWS, save_checkpoint
 from dlrm_factory.weights.held_out import MAX_SAMPLES, HeldOut
 
-__all__ = ["fit", "load_clicks", "train", "training_data"]
+__all__ = ["fit", "load_clicks", "train", "training_data", "with_pooling_factors"]
 
 
 def train(
@@ -215,6 +216,17 @@ def _kept(clicks: Clicks, logits: np.ndarray) -> HeldOut:
     )
 
 
+def with_pooling_factors(declaration: DLRMDeclaration, clicks: ClickDataset) -> DLRMDeclaration:
+    """``declaration`` with the average bag length of each feature that does not declare it, where it is not 1."""
+    features = []
+    for feature, offsets in zip(declaration.sparse_features, clicks.offsets, strict=True):
+        mean = round(int(offsets[-1]) / max(1, len(clicks)), 3)
+        if feature.pooling_factor is None and mean not in (0, 1):
+            feature = msgspec.structs.replace(feature, pooling_factor=mean)
+        features.append(feature)
+    return msgspec.structs.replace(declaration, sparse_features=features)
+
+
 def _save(
     run: TrainingRun,
     output: Path,
@@ -228,7 +240,7 @@ def _save(
     if dist.get_rank() == 0:
         save_checkpoint(
             output,
-            built.declaration,
+            with_pooling_factors(built.declaration, clicks.dataset),
             state,
             {**report.metadata(), GOLDEN_ROWS: golden_rows},
             vocabularies=clicks.features.vocabularies,

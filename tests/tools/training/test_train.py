@@ -47,10 +47,15 @@ def test_training_learns_and_the_checkpoint_holds_what_was_measured(tmp_path):
     assert list(dict.fromkeys(stages)) == ["data", "training", "evaluation"]
 
     checkpoint = open_checkpoint(tmp_path / "c.safetensors")
-    assert checkpoint.declaration == declaration
+    clicks = generate_clicks(declaration, rows=30_000, write_to=None, observe=lambda p: None)
+    found = checkpoint.declaration.sparse_features
+    lengths = clicks.dataset.features(np.arange(30_000)).lengths.mean(axis=1)
+    assert [feature.pooling_factor for feature in found] == pytest.approx(lengths.tolist(), abs=1e-3)
+    assert lengths[0] < 1 < lengths[2]
+    undeclared = [msgspec.structs.replace(feature, pooling_factor=None) for feature in found]
+    assert msgspec.structs.replace(checkpoint.declaration, sparse_features=undeclared) == declaration
     assert float(checkpoint.metadata["held_out_auc"]) == report.held_out_auc
 
-    clicks = generate_clicks(declaration, rows=30_000, write_to=None, observe=lambda p: None)
     _, held_out = split_rows(30_000, holdout=0.1, seed=1)
     batch = clicks.dataset.features(held_out)
     model = DLRMFactory(declaration).build(mode="float", weights=checkpoint).model
