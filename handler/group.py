@@ -1,8 +1,8 @@
-"""A worker that is a group of ranks: TorchServe starts torchrun, and torchrun one process a rank.
+"""A worker that is a group of ranks: TorchServe starts torchrun, and torchrun one process a rank of this host.
 
 ::
 
-    TorchServe ── torchrun ─┬─ rank 0, the leader, which has the requests
+    TorchServe ── torchrun ─┬─ rank 0, the leader, which has the requests  ◄──── ranks of other hosts, `dlrm join`
         │                   └─ ranks 1, 2, …, its followers
         └── a connection to each rank
 
@@ -13,12 +13,14 @@ fits a group, which ends as a whole and after its answers. So
 - each follower hands its connection to the leader, with whom it ends;
 - the kernel kills every rank when torchrun ends, one that stands still too;
 - whoever ends the group kills torchrun.
+
+A host that has the leader alone needs no torchrun: the worker is the leader.
 """
 
 from __future__ import annotations
 
 import atexit
-import ctypes
+import json
 import logging
 import os
 import signal
@@ -29,6 +31,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, MutableMapping, Sequence
+from datetime import timedelta
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,67 +40,121 @@ import torch
 import torch.distributed as dist
 
 from dlrm_factory.errors import GroupError
+from dlrm_factory.host.process import TEMPORARY_FAILURE, end_with_parent, process_state
 from dlrm_factory.ranks import RankedScorer, RankGroup, follow, load_rank
+from dlrm_factory.ranks.world import connect_store, host_store_path, listen_store, use_interface
+from dlrm_factory.rendezvous import MeetingPlace, ModelIdentity, Rendezvous
 from dlrm_factory.requests.answers import Answer, answer_group_lost
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.weights.sealed import SealedWeights
 from handler.wire import call_before_waits
 
-__all__ = ["WorkerGroup", "in_group", "process_state"]
+__all__ = ["WorkerGroup", "hosts_of", "in_group"]
 
 logger = logging.getLogger(__name__)
 
 _PROTOCOL = "ts.protocol.otf_message_handler"
 _NOBODY = "none, for the group of ranks is lost (model_log.log says why)"
 _SOCKET = ".ts.sock."  # names of TorchServe's sockets for its workers
-_PR_SET_PDEATHSIG = 1
-_TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h
 # For the answers of a lost group, where nothing says when they have left.
 _ANSWERS_LEAVE_S = 1.0
 # Between the end of the leader's connection, by which TorchServe gives up the worker, and that of the others.
 _LAST_READ_S = 0.1
 _HAND_OVER_S = 30.0
+_HOSTS_COME = timedelta(days=3650)
+# Keys of the store of this host's ranks.
+_LEADER, _STORE = "leader", "store"
 # A leader that has lost a rank ends within `_ANSWERS_LEAVE_S`, unless it stands still.
 _LEADER_ENDS_S = 3.0
 _POLL_S = 0.02
 _WATCH_S = 0.5
 
 
-def in_group() -> bool:
+def hosts_of(config: Mapping[str, Any] | None) -> int:
+    """Hosts of a group, as the archive's model-config.yaml says."""
+    return int((config or {}).get("hosts", 1))
+
+
+def in_group(hosts: int = 1) -> bool:
     """Return True if this process is one of several ranks."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return hosts * int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 class WorkerGroup:
     """The group that this process is a rank of."""
 
-    def __init__(self, weights: SealedWeights, ranks: RankGroup, torchrun: int | None) -> None:
-        """``torchrun``: pid of the process that started the ranks; None where that is not torchrun."""
+    def __init__(
+        self,
+        weights: SealedWeights,
+        ranks: RankGroup,
+        torchrun: int | None,
+        *,
+        rendezvous: Rendezvous | None = None,
+        host_store: dist.Store | None = None,
+    ) -> None:
+        """Take part in the group whose ranks have found each other.
+
+        Args:
+            torchrun: pid of the process that started the ranks of this host; None where that is not torchrun.
+            rendezvous: of a leader with ranks on other hosts.
+            host_store: where the ranks of this host find each other; None if this is the only one.
+        """
         self.ranks = ranks
         self._weights = weights
         self._torchrun = torchrun
+        self._rendezvous = rendezvous
+        self._host_store = host_store
         self._lost = False
         self._leader = os.getpid()
         self._connections: list[int] = []
+        self._loading: threading.Timer | None = None
 
     @classmethod
-    def join(cls, folder: Path) -> WorkerGroup:
-        """Join the group that serves the archive in ``folder``, over the loopback interface. All ranks call it.
+    def join(cls, folder: Path, *, model: str = "dlrm", hosts: int = 1) -> WorkerGroup:
+        """Join the group that serves the archive in ``folder``. All ranks of this host call it.
 
-        WeightsError if the archive is broken.
+        The ranks of one host talk over the loopback interface. With several ``hosts`` the leader waits until the
+        others are there, however long that takes, and all talk over the interface of `MeetingPlace.address`.
+
+        WeightsError if the archive is broken; ServingError if the place is not told, or cannot be used.
         """
         weights = SealedWeights(folder)
         torchrun = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         if torchrun is not None:
-            _end_with(torchrun)
-        # torch neither encrypts nor authenticates what ranks send.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+            end_with_parent(torchrun)
+            _check_torchrun()
         sharding = weights.declaration.sharding
-        ranks = RankGroup.join(device=sharding.device, timeout_s=sharding.timeout_s)
-        group = cls(weights, ranks, torchrun)
+        local = int(os.environ.setdefault("LOCAL_WORLD_SIZE", "1"))
+        host_store = dist.FileStore(str(host_store_path(os.getppid())), local) if local > 1 else None
+        store: dist.Store | None = host_store
+        rendezvous = None
+        # torch neither encrypts nor authenticates what ranks send.
+        if hosts == 1:
+            use_interface(None)
+        else:
+            os.environ["WORLD_SIZE"] = str(hosts * local)
+            place = MeetingPlace.from_environment()
+            use_interface(place.address)
+            if int(os.environ.setdefault("RANK", "0")) == 0:
+                identity = ModelIdentity.of(folder, model)
+                rendezvous = Rendezvous(place, identity, world_size=hosts * local, hosts=hosts)
+                rendezvous.wait()
+                opened = listen_store(place.address)
+                if host_store is not None:
+                    host_store.set(_STORE, json.dumps([place.address, opened.port]))
+                rendezvous.start(opened.port, lambda error: _end_loading(error, torchrun))
+                store = opened
+            else:
+                assert host_store is not None
+                host_store.wait([_STORE], _HOSTS_COME)
+                store = connect_store(*json.loads(host_store.get(_STORE)))
+        ranks = RankGroup.join(device=sharding.device, timeout_s=sharding.timeout_s, store=store)
+        group = cls(weights, ranks, torchrun, rendezvous=rendezvous, host_store=host_store)
         # Python's own way out may wait for ranks that are gone.
         atexit.register(group.end)
         group._hand_over()
+        if rendezvous is not None:
+            group._limit_loading(weights.declaration.serving.startup_timeout_s)
         return group
 
     @property
@@ -113,6 +170,12 @@ class WorkerGroup:
 
         # torchrun's, once it has seen a rank end. What is under way is answered first.
         signal.signal(signal.SIGTERM, on_sigterm)
+        if self._rendezvous is not None:
+            timeout_s = self.ranks.timeout_s
+            # The batch in hand has a deadline of its own, by which its requests are answered.
+            self._rendezvous.serve(
+                timeout_s, lambda error: ranked.lose_between(error, within_s=2 * timeout_s)
+            )
         protocol = sys.modules.get(_PROTOCOL)
         if protocol is not None:
             call_before_waits(protocol, self._end_after_answers)
@@ -120,6 +183,11 @@ class WorkerGroup:
         sys.stdout.write(f"[PID]{os.getpid()}\n")
         sys.stdout.flush()
         return ranked
+
+    def loaded(self) -> None:
+        """Take note that the model is ready."""
+        if self._loading is not None:
+            self._loading.cancel()
 
     def follow(self) -> None:
         """Do what rank 0 says, in a thread that ends the group when it cannot any more. For the other ranks."""
@@ -153,10 +221,21 @@ class WorkerGroup:
         ]
 
     def end(self) -> NoReturn:
-        """End all ranks on this host, this one too, at once."""
-        if self._torchrun is not None and os.getppid() == self._torchrun:
-            os.kill(self._torchrun, signal.SIGKILL)
-        os._exit(_TEMPORARY_FAILURE)
+        """End all ranks on this host, this one too, at once; those of other hosts end for it."""
+        _end(self._torchrun)
+
+    def _limit_loading(self, seconds: int) -> None:
+        """End the group if it is not `loaded` in time. TorchServe cannot: it does not know when all hosts are there."""
+
+        def give_up() -> None:
+            logger.error(
+                "The group has not loaded the model within %d s (serving.startup_timeout_s)", seconds
+            )
+            self.end()
+
+        self._loading = threading.Timer(seconds, give_up)
+        self._loading.daemon = True
+        self._loading.start()
 
     def _lose(self, error: GroupError) -> None:
         logger.critical("The group of ranks is lost, so this worker ends: %s", error)
@@ -204,11 +283,11 @@ class WorkerGroup:
                 self.end()
 
     def _hand_over(self) -> None:
-        """Tell all ranks the leader's pid, and give the leader the connections of its followers."""
-        pid = torch.tensor([os.getpid()])
+        """Tell the ranks of this host the leader's pid, and give the leader the connections of its followers."""
+        if self._host_store is None:
+            return
         if self.follows:
-            dist.broadcast(pid, group_src=0, group=self.ranks.data)
-            self._leader = int(pid)
+            self._leader = int(self._host_store.get(_LEADER))
             _send_connection(_hand_over_path(self._leader))
             return
         path = _hand_over_path(self._leader)
@@ -217,8 +296,8 @@ class WorkerGroup:
             receiver.bind(str(path))
             try:
                 receiver.settimeout(_HAND_OVER_S)
-                dist.broadcast(pid, group_src=0, group=self.ranks.data)
-                for _ in range(1, self.ranks.size):
+                self._host_store.set(_LEADER, str(self._leader))
+                for _ in range(1, int(os.environ["LOCAL_WORLD_SIZE"])):
                     self._connections += socket.recv_fds(receiver, 1, 1)[1]
             except OSError as error:
                 logger.warning("A rank's end will fail its batch with 500, not 503: %s", error)
@@ -226,20 +305,26 @@ class WorkerGroup:
                 path.unlink(missing_ok=True)
 
 
-def process_state(pid: int) -> str:
-    """State of a process as Linux names it: ``T`` is stopped by a signal, ``Z`` ended, and ``X`` is gone."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return "X"
-    return text.rpartition(")")[2].split()[0]
+def _end(torchrun: int | None) -> NoReturn:
+    if torchrun is not None:
+        host_store_path(torchrun).unlink(missing_ok=True)
+        if os.getppid() == torchrun:
+            os.kill(torchrun, signal.SIGKILL)
+    os._exit(TEMPORARY_FAILURE)
 
 
-def _end_with(parent: int) -> None:
-    """Let the kernel kill this process when its parent has ended."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(_TEMPORARY_FAILURE)
+def _end_loading(error: GroupError, torchrun: int | None) -> NoReturn:
+    logger.error("The group is lost before it is ready, so this worker ends: %s", error)
+    _end(torchrun)
+
+
+def _check_torchrun() -> None:
+    """Warn of a torchrun that listens on all interfaces: whoever reaches its store can run code here."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("RANK") == "0":
+        logger.warning(
+            "torchrun listens on all interfaces, and believes whoever connects. Start TorchServe by `dlrm serve`, or "
+            "with PET_RDZV_CONF and TORCH_DISABLE_SHARE_RDZV_TCP_STORE as docs/scale-out.md says"
+        )
 
 
 def _hand_over_path(leader: int) -> Path:

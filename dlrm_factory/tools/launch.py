@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import signal
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,11 +21,16 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dlrm_factory import errors
 from dlrm_factory.errors import DLRMError
+from dlrm_factory.host.process import RANK_STORE_VARIABLE
 from dlrm_factory.tools.quiet import quiet_libraries
 
 __all__ = ["launch"]
 
 _Result = TypeVar("_Result")
+
+_NOT_SHARED = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+# Each sign of life is appended to the file, and nobody reads it.
+_NEVER_S = 10**6
 
 
 def launch(function: Callable[..., _Result], *arguments: Any, processes: int) -> _Result:
@@ -45,15 +52,19 @@ def launch(function: Callable[..., _Result], *arguments: Any, processes: int) ->
             max_nodes=1,
             nproc_per_node=processes,
             run_id=uuid.uuid4().hex,
+            # By files: what torch opens otherwise listens on all interfaces.
             rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
+            rdzv_endpoint=str(Path(folder) / "rendezvous"),
+            rdzv_configs={"store_type": "file", "keep_alive_interval": _NEVER_S},
             max_restarts=0,
             monitor_interval=0.1,
             start_method="spawn",
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
         try:
-            results = elastic_launch(config, _rank)(function, *arguments)
+            with _agents_store_is_not_shared():
+                store = str(Path(folder) / "ranks")
+                results = elastic_launch(config, _rank)(store, function, *arguments)
         except ChildFailedError as failed:
             rank, failure = failed.get_first_failure()
             message = _first_error(Path(folder)) or f"rank {rank} of {processes} ended: {failure.message}"
@@ -74,8 +85,23 @@ def _quiet_elastic() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _rank(function: Callable[..., _Result], *arguments: Any) -> _Result | None:
+@contextlib.contextmanager
+def _agents_store_is_not_shared() -> Iterator[None]:
+    """Keep torchrun's agent, which lives in this process, from opening a store of its own for the ranks."""
+    before = os.environ.get(_NOT_SHARED)
+    os.environ[_NOT_SHARED] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_NOT_SHARED]
+        else:
+            os.environ[_NOT_SHARED] = before
+
+
+def _rank(store: str, function: Callable[..., _Result], *arguments: Any) -> _Result | None:
     """Run ``function`` as one rank; rank 0 returns its result."""
+    os.environ[RANK_STORE_VARIABLE] = store
     # An interrupt reaches the ranks too; they need not say so.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     quiet_libraries()

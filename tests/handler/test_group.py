@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from dlrm_factory.errors import GroupError
+from dlrm_factory.host.process import process_state
 from dlrm_factory.requests.answers import Answer, answer_scaled_away
 from handler import group
-from handler.group import WorkerGroup, in_group, process_state
+from handler.group import WorkerGroup, in_group
 
 HTTP = {"explain": "False"}
 GRPC = {"explain": {"content-type": ""}}
@@ -49,8 +50,8 @@ def test_states_of_a_process() -> None:
 # The parent of a rank, as torchrun is; the rank says that it is ready and stands still.
 RANK = """
 import os, signal
-from handler.group import _end_with
-_end_with(os.getppid())
+from dlrm_factory.host.process import end_with_parent
+end_with_parent(os.getppid())
 print(os.getpid(), flush=True)
 os.kill(os.getpid(), signal.SIGSTOP)
 """

@@ -5,6 +5,7 @@
     .dlrm/                   mode 700, for it holds tokens
     ├── .dlrm-run-dir        says that this folder is ours to write and to clean
     ├── config.properties    the settings in force
+    ├── group.secret         of groups with other hosts; stays when the server ends
     ├── key_file.json        tokens; TorchServe writes it where it starts
     ├── server.json          pid and addresses
     ├── logs/                model_log.log, ts_log.log, console.log, …
@@ -80,6 +81,10 @@ class RunDir:
     @property
     def key_file(self) -> Path:
         return self.root / "key_file.json"
+
+    @property
+    def secret_file(self) -> Path:
+        return self.root / "group.secret"
 
     @property
     def state_file(self) -> Path:
