@@ -53,10 +53,13 @@ class Line:
             if len(self._received) > MAX_MESSAGE_BYTES:
                 raise ConnectionError(f"it sent a message of more than {MAX_MESSAGE_BYTES} bytes")
             left = deadline - time.monotonic()
-            if left <= 0:
+            try:
+                self._connection.settimeout(max(left, 1e-3))
+                found = self._connection.recv(16 * 1024) if left > 0 else None
+            except TimeoutError:
+                found = None
+            if found is None:
                 raise TimeoutError(f"nothing came for {within_s:g} s")
-            self._connection.settimeout(left)
-            found = self._connection.recv(16 * 1024)
             if not found:
                 raise ConnectionError("it closed the connection")
             self._received += found

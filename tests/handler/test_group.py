@@ -16,7 +16,7 @@ from dlrm_factory.errors import GroupError
 from dlrm_factory.host.process import process_state
 from dlrm_factory.requests.answers import Answer, answer_scaled_away
 from handler import group
-from handler.group import WorkerGroup, in_group
+from handler.group import WorkerGroup, hosts_of, in_group
 
 HTTP = {"explain": "False"}
 GRPC = {"explain": {"content-type": ""}}
@@ -28,6 +28,9 @@ def test_several_ranks_are_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
         if size is not None:
             monkeypatch.setenv("WORLD_SIZE", size)
         assert in_group() is expected
+    monkeypatch.delenv("WORLD_SIZE")
+    assert (hosts_of(None), hosts_of({"minWorkers": 1}), hosts_of({"hosts": 3})) == (1, 1, 3)
+    assert in_group(3)
 
 
 def state_within(pid: int, wanted: str, seconds: float = 10.0) -> str:
