@@ -138,6 +138,7 @@ def _load(folder: Path, context: Context, group: WorkerGroup | None) -> DLRMServ
         model_version=((context.manifest or {}).get("model") or {}).get("modelVersion"),
         plan=scorer.built.plan.to_dict(),
         vocabularies=scorer.vocabularies,
+        waiting_groups=None if group is None else group.waiting_groups,
     )
     goldens = read_goldens(folder)
     if goldens is None:

@@ -30,8 +30,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from datetime import timedelta
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NoReturn
@@ -43,7 +44,7 @@ from dlrm_factory.errors import GroupError
 from dlrm_factory.host.process import TEMPORARY_FAILURE, end_with_parent, process_state
 from dlrm_factory.ranks import RankedScorer, RankGroup, follow, load_rank
 from dlrm_factory.ranks.world import connect_store, host_store_path, listen_store, use_interface
-from dlrm_factory.rendezvous import MeetingPlace, ModelIdentity, Rendezvous
+from dlrm_factory.rendezvous import MeetingPlace, ModelIdentity, Rendezvous, waiting_groups
 from dlrm_factory.requests.answers import Answer, answer_group_lost
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.weights.sealed import SealedWeights
@@ -89,6 +90,7 @@ class WorkerGroup:
         ranks: RankGroup,
         torchrun: int | None,
         *,
+        model: str = "dlrm",
         rendezvous: Rendezvous | None = None,
         host_store: dist.Store | None = None,
     ) -> None:
@@ -96,12 +98,14 @@ class WorkerGroup:
 
         Args:
             torchrun: pid of the process that started the ranks of this host; None where that is not torchrun.
+            model: its name.
             rendezvous: of a leader with ranks on other hosts.
             host_store: where the ranks of this host find each other; None if this is the only one.
         """
         self.ranks = ranks
         self._weights = weights
         self._torchrun = torchrun
+        self._model = model
         self._rendezvous = rendezvous
         self._host_store = host_store
         self._lost = False
@@ -149,13 +153,18 @@ class WorkerGroup:
                 host_store.wait([_STORE], _HOSTS_COME)
                 store = connect_store(*json.loads(host_store.get(_STORE)))
         ranks = RankGroup.join(device=sharding.device, timeout_s=sharding.timeout_s, store=store)
-        group = cls(weights, ranks, torchrun, rendezvous=rendezvous, host_store=host_store)
+        group = cls(weights, ranks, torchrun, model=model, rendezvous=rendezvous, host_store=host_store)
         # Python's own way out may wait for ranks that are gone.
         atexit.register(group.end)
         group._hand_over()
         if rendezvous is not None:
             group._limit_loading(weights.declaration.serving.startup_timeout_s)
         return group
+
+    @property
+    def waiting_groups(self) -> Callable[[], list[dict[str, Any]]] | None:
+        """Gives the groups of the model that wait for hosts; None where groups have but this one."""
+        return None if self._rendezvous is None else partial(waiting_groups, self._model)
 
     @property
     def follows(self) -> bool:

@@ -11,7 +11,7 @@
     compares          ◄── the same of its own ──
                       ── host number, or why not ►
                       ── where torch's store is ►  starts its ranks
-                      ◄── a beat each second ──►   until the group ends, on either side
+                      ◄── a beat, again and again ──►   until the group ends, on either side
 
 Messages are JSON, one a line; nothing is unpickled. No module of this room imports torch.
 """

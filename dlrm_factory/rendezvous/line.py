@@ -12,7 +12,8 @@ from typing import Any
 __all__ = ["BEAT_S", "MAX_MESSAGE_BYTES", "STARTING_S", "Line"]
 
 MAX_MESSAGE_BYTES = 64 * 1024
-BEAT_S = 1.0
+# A sign of life; `sharding.timeout_s` of a second is told from silence yet.
+BEAT_S = 0.25
 # Silence that counts as the end while ranks start: Python holds a thread for seconds then.
 STARTING_S = 20.0
 

@@ -1,4 +1,4 @@
-"""Where hosts meet, as options and the environment say."""
+"""Address, ports and secret of a group, as options and the environment say."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ IDENTITY = ModelIdentity(model="dlrm", seal="5ea1" * 8, versions={"torch": "2.13
 
 
 def knock(line: Line, identity: ModelIdentity = IDENTITY, secret: bytes = SECRET) -> dict[str, Any]:
-    """What the leader answers to a host."""
+    """Answer of the leader to a host."""
     refusal = prove_as_host(line, secret, within_s=5)
     if refusal:
         return {"refused": [refusal]}

@@ -19,9 +19,11 @@ _HEAD = """\
 # What stands here wins over config.properties.
 """
 _PARALLEL, _TORCHRUN, _RANKS, _HOSTS = "parallelType", "torchrun", "nproc-per-node", "hosts"
-_START = "startupTimeout"
+_START, _UNHEALTHY = "startupTimeout", "maxRetryTimeoutInSec"
 # A leader waits for its hosts as long as it takes, and then limits the loading itself.
 _HOSTS_COME_S = 30 * 24 * 3600
+# TorchServe starts a worker again however long that fails; this is for its /ping alone.
+_UNHEALTHY_S = 30
 _HOSTS_COME = "s until all hosts are there; loading then has serving.startup_timeout_s"
 
 
@@ -44,6 +46,7 @@ def model_config(declaration: DLRMDeclaration) -> str:
     sharding = declaration.sharding
     if sharding.hosts > 1:
         lines = [line if line[0] != _START else (_START, _HOSTS_COME_S, _HOSTS_COME) for line in lines]
+        lines.append((_UNHEALTHY, _UNHEALTHY_S, "s after which /ping tells of a group that is not back"))
     text = _HEAD + "".join(f"{key}: {value}  # {meaning}\n" for key, value, meaning in lines)
     return text + _group(sharding.local_world_size, sharding.hosts)
 
@@ -58,9 +61,10 @@ def with_ranks(text: str, ranks: int, *, hosts: int = 1, startup_timeout_s: int 
     config = _parse(text, MODEL_CONFIG_FILE)
     kept = {key: value for key, value in config.items() if key not in (_PARALLEL, _TORCHRUN, _HOSTS)}
     if hosts > 1:
-        kept[_START] = _HOSTS_COME_S
+        kept |= {_START: _HOSTS_COME_S, _UNHEALTHY: _UNHEALTHY_S}
     elif config.get(_HOSTS, 1) != 1:
         kept[_START] = startup_timeout_s
+        kept.pop(_UNHEALTHY, None)
     return _HEAD + yaml.safe_dump(kept, sort_keys=False) + _group(ranks // hosts, hosts)
 
 

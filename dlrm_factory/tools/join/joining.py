@@ -35,7 +35,7 @@ _POLL_S = 0.5
 _REFUSED_S = 3.0
 _CONNECT_S = 1.5
 _HAND_SHAKE_S = 5.0
-_LOOK_S = 0.25
+_LOOK_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)

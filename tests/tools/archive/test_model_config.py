@@ -28,7 +28,7 @@ def test_a_worker_has_the_ranks_of_its_host() -> None:
     alone = config_of()
     assert config_of(world_size=2) == alone | GROUP
     # A leader waits for its hosts for as long as it takes.
-    waits = {"hosts": 2, "startupTimeout": 2592000}
+    waits = {"hosts": 2, "startupTimeout": 2592000, "maxRetryTimeoutInSec": 30}
     assert config_of(world_size=4, hosts=2, device="cuda") == alone | GROUP | waits | {"deviceType": "gpu"}
     # The leader alone on its host needs no torchrun.
     assert config_of(world_size=2, hosts=2) == alone | waits
@@ -43,6 +43,7 @@ def test_other_ranks_keep_all_other_settings() -> None:
     assert yaml.safe_load(spread) == {"minWorkers": 3, "responseTimeout": 7} | GROUP | {
         "hosts": 2,
         "startupTimeout": 2592000,
+        "maxRetryTimeoutInSec": 30,
     }
     alone = yaml.safe_load(with_ranks(spread, 1, startup_timeout_s=77))
     assert alone == {"minWorkers": 3, "responseTimeout": 7, "startupTimeout": 77}
