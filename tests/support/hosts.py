@@ -8,6 +8,7 @@ import random
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,3 +62,20 @@ def _namespaces(name: str, count: int, stack: contextlib.ExitStack) -> list[Host
 
 def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=30)
+
+
+def listens_everywhere(pid: int) -> list[str]:
+    """Addresses of all interfaces that a process listens on, whatever its network namespace."""
+    folder = Path(f"/proc/{pid}")
+    sockets = set()
+    for each in (folder / "fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            sockets.add(str(each.readlink()))
+    found = []
+    for name in ("tcp", "tcp6"):
+        for line in (folder / "net" / name).read_text().splitlines()[1:]:
+            fields = line.split()
+            address, listens = fields[1], fields[3] == "0A"
+            if listens and f"socket:[{fields[9]}]" in sockets and not address.partition(":")[0].strip("0"):
+                found.append(address)
+    return found
