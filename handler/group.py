@@ -25,9 +25,7 @@ import logging
 import os
 import signal
 import socket
-import stat
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
@@ -48,6 +46,7 @@ from dlrm_factory.rendezvous import MeetingPlace, ModelIdentity, Rendezvous, wai
 from dlrm_factory.requests.answers import Answer, answer_group_lost
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.weights.sealed import SealedWeights
+from handler.connection import FrontEndWatch, hand_over_path, send_connection
 from handler.wire import call_before_waits
 
 __all__ = ["WorkerGroup", "hosts_of", "in_group"]
@@ -56,7 +55,6 @@ logger = logging.getLogger(__name__)
 
 _PROTOCOL = "ts.protocol.otf_message_handler"
 _NOBODY = "none, for the group of ranks is lost (model_log.log says why)"
-_SOCKET = ".ts.sock."  # names of TorchServe's sockets for its workers
 # For the answers of a lost group, where nothing says when they have left.
 _ANSWERS_LEAVE_S = 1.0
 # Between the end of the leader's connection, by which TorchServe gives up the worker, and that of the others.
@@ -93,6 +91,7 @@ class WorkerGroup:
         model: str = "dlrm",
         rendezvous: Rendezvous | None = None,
         host_store: dist.Store | None = None,
+        front_end: FrontEndWatch | None = None,
     ) -> None:
         """Take part in the group whose ranks have found each other.
 
@@ -101,6 +100,7 @@ class WorkerGroup:
             model: its name.
             rendezvous: of a leader with ranks on other hosts.
             host_store: where the ranks of this host find each other; None if this is the only one.
+            front_end: is stopped when the model is loaded.
         """
         self.ranks = ranks
         self._weights = weights
@@ -112,6 +112,7 @@ class WorkerGroup:
         self._leader = os.getpid()
         self._connections: list[int] = []
         self._loading: threading.Timer | None = None
+        self._front_end = front_end
 
     @classmethod
     def join(cls, folder: Path, *, model: str = "dlrm", hosts: int = 1) -> WorkerGroup:
@@ -127,6 +128,7 @@ class WorkerGroup:
         if torchrun is not None:
             end_with_parent(torchrun)
             _check_torchrun()
+        front_end = FrontEndWatch(lambda: _end_loading("TorchServe has gone", torchrun))
         sharding = weights.declaration.sharding
         local = int(os.environ.setdefault("LOCAL_WORLD_SIZE", "1"))
         host_store = dist.FileStore(str(host_store_path(os.getppid())), local) if local > 1 else None
@@ -146,14 +148,22 @@ class WorkerGroup:
                 opened = listen_store(place.address)
                 if host_store is not None:
                     host_store.set(_STORE, json.dumps([place.address, opened.port]))
-                rendezvous.start(opened.port, lambda error: _end_loading(error, torchrun))
+                rendezvous.start(opened.port, lambda error: _end_loading(str(error), torchrun))
                 store = opened
             else:
                 assert host_store is not None
                 host_store.wait([_STORE], _HOSTS_COME)
                 store = connect_store(*json.loads(host_store.get(_STORE)))
         ranks = RankGroup.join(device=sharding.device, timeout_s=sharding.timeout_s, store=store)
-        group = cls(weights, ranks, torchrun, model=model, rendezvous=rendezvous, host_store=host_store)
+        group = cls(
+            weights,
+            ranks,
+            torchrun,
+            model=model,
+            rendezvous=rendezvous,
+            host_store=host_store,
+            front_end=front_end,
+        )
         # Python's own way out may wait for ranks that are gone.
         atexit.register(group.end)
         group._hand_over()
@@ -195,6 +205,8 @@ class WorkerGroup:
 
     def loaded(self) -> None:
         """Take note that the model is ready."""
+        if self._front_end is not None:
+            self._front_end.stop()
         if self._loading is not None:
             self._loading.cancel()
 
@@ -204,6 +216,7 @@ class WorkerGroup:
         torch.set_num_threads(scorer.declaration.serving.threads)
         threading.Thread(target=self._follow, args=(scorer,), daemon=True, name="follow").start()
         threading.Thread(target=self._watch_leader, daemon=True, name="watch").start()
+        self.loaded()
 
     def last_answers(
         self,
@@ -297,9 +310,9 @@ class WorkerGroup:
             return
         if self.follows:
             self._leader = int(self._host_store.get(_LEADER))
-            _send_connection(_hand_over_path(self._leader))
+            send_connection(hand_over_path(self._leader))
             return
-        path = _hand_over_path(self._leader)
+        path = hand_over_path(self._leader)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
             path.unlink(missing_ok=True)
             receiver.bind(str(path))
@@ -322,8 +335,8 @@ def _end(torchrun: int | None) -> NoReturn:
     os._exit(TEMPORARY_FAILURE)
 
 
-def _end_loading(error: GroupError, torchrun: int | None) -> NoReturn:
-    logger.error("The group is lost before it is ready, so this worker ends: %s", error)
+def _end_loading(reason: str, torchrun: int | None) -> NoReturn:
+    logger.error("The group is lost before it is ready, so this worker ends: %s", reason)
     _end(torchrun)
 
 
@@ -334,37 +347,3 @@ def _check_torchrun() -> None:
             "torchrun listens on all interfaces, and believes whoever connects. Start TorchServe by `dlrm serve`, or "
             "with PET_RDZV_CONF and TORCH_DISABLE_SHARE_RDZV_TCP_STORE as docs/scale-out.md says"
         )
-
-
-def _hand_over_path(leader: int) -> Path:
-    return Path(tempfile.gettempdir()) / f".dlrm.{leader}"
-
-
-def _send_connection(path: Path) -> None:
-    connection = _connection()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.connect(str(path))
-        if connection is None:
-            sender.send(b"-")
-        else:
-            socket.send_fds(sender, [b"+"], [connection])
-
-
-def _connection() -> int | None:
-    """File descriptor of TorchServe's connection to this process; None if there is none."""
-    for each in Path("/proc/self/fd").iterdir():
-        descriptor = int(each.name)
-        try:
-            if stat.S_ISSOCK(os.fstat(descriptor).st_mode) and _is_connection(descriptor):
-                return descriptor
-        except OSError:
-            continue  # the listing's own
-    return None
-
-
-def _is_connection(descriptor: int) -> bool:
-    with socket.socket(fileno=os.dup(descriptor)) as found:
-        if (found.family, found.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
-            return False
-        listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        return not listens and Path(str(found.getsockname())).name.startswith(_SOCKET)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -73,29 +72,6 @@ def test_a_rank_that_stands_still_ends_with_torchrun() -> None:
         assert state_within(rank, "T") == "T"
         parent.kill()
     assert state_within(rank, "XZ") in "XZ"
-
-
-def test_the_connection_is_the_socket_that_torchserve_has_opened(tmp_path: Path) -> None:
-    assert group._connection() is None
-    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as frontend:
-        listener.bind(str(tmp_path / ".ts.sock.9001"))
-        listener.listen(1)
-        assert group._connection() is None
-        frontend.connect(listener.getsockname())
-        worker, _ = listener.accept()
-        with worker:
-            assert group._connection() == worker.fileno()
-            leader = tmp_path / "leader"
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
-                receiver.bind(str(leader))
-                group._send_connection(leader)
-                (held,) = socket.recv_fds(receiver, 1, 1)[1]
-        # The worker has ended, and the leader holds on.
-        frontend.settimeout(0.05)
-        with pytest.raises(TimeoutError):
-            frontend.recv(1)
-        os.close(held)
-        assert frontend.recv(1) == b""
 
 
 @pytest.fixture
