@@ -36,6 +36,8 @@ _REFUSED_S = 3.0
 _CONNECT_S = 1.5
 _HAND_SHAKE_S = 5.0
 _LOOK_S = 0.1
+# A group that has not come back by then was scaled away, or waits for somebody else.
+_SPARE_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +137,7 @@ class _Joiner:
         pause = 0.0
         while not self._stop.wait(pause):
             pause = _POLL_S
+            self._drop_spares(_SPARE_S)
             try:
                 connection = socket.create_connection(
                     (self._place.address, port), timeout=_CONNECT_S, source_address=self._source
@@ -147,12 +150,15 @@ class _Joiner:
             except OSError as error:
                 self._tell_once(port, f"no leader at {self._place.address}:{port}: {error}")
                 pause = _REFUSED_S
+            except (KeyError, TypeError, ValueError) as error:
+                self._tell_once(port, f"no leader at {self._place.address}:{port}: it said {error!r}")
+                pause = _REFUSED_S
             except _Refused as refused:
                 self._tell_once(port, f"refused at {self._place.address}:{port}: {refused}")
                 pause = _REFUSED_S
             finally:
                 line.close()
-        self._drop_spares()
+        self._drop_spares(0.0)
 
     def _visit(self, port: int, line: Line) -> None:
         """OSError if no leader answers; `_Refused` if it does not want this host, or this host not it."""
@@ -211,11 +217,11 @@ class _Joiner:
             del spare[:count]
         return found + [RankProcess(model.folder) for _ in range(count - len(found))]
 
-    def _drop_spares(self) -> None:
+    def _drop_spares(self, older_than_s: float) -> None:
         with self._lock:
             for ranks in self._spare.values():
-                while ranks:
-                    ranks.pop().kill()
+                while ranks and ranks[0].age_s >= older_than_s:
+                    ranks.pop(0).kill()
 
     def _tell_once(self, port: int, text: str) -> None:
         if self._told.get(port) != text:

@@ -24,11 +24,17 @@ class RankProcess:
     def __init__(self, folder: Path) -> None:
         """``folder``: of the unpacked archive."""
         self.number = -1
+        self._made = time.monotonic()
         self._folder = folder
         self._stopped_since: float | None = None
         command = [sys.executable, "-W", "ignore::FutureWarning", "-m", "dlrm_factory.ranks.remote"]
         environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": _python_path(folder)}
         self._process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.PIPE)
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was made."""
+        return time.monotonic() - self._made
 
     @property
     def pid(self) -> int:

@@ -33,7 +33,7 @@ class IdleRank(RankProcess):
     made: list[IdleRank]
 
     def __init__(self, folder: Path) -> None:
-        self.number, self._folder, self._stopped_since = -1, folder, None
+        self.number, self._folder, self._stopped_since, self._made = -1, folder, None, time.monotonic()
         self._process = subprocess.Popen(["sleep", "600"], stdin=subprocess.PIPE)
         self.made.append(self)
 
@@ -144,6 +144,21 @@ def test_ranks_are_served_for_one_group_after_the_other(
         lead(store, place, losses)
         assert tells("joined with")
     assert tells(f"left {at}")
+
+
+def test_spare_ranks_do_not_wait_for_ever(
+    store: Path, place: MeetingPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joining, "_SPARE_S", 0.2)
+    with joined(store, tmp_path / "secret", place) as tells:
+        leader = lead(store, place, [])
+        assert tells("joined with")
+        leader.close()
+        assert tells("the group at")
+        end = time.monotonic() + 10
+        while (alive := [rank.lives() for rank in IdleRank.made]) != [False] * 4:
+            assert time.monotonic() < end, alive
+            time.sleep(0.05)
 
 
 def test_what_the_leader_refuses_is_told_once(store: Path, place: MeetingPlace, tmp_path: Path) -> None:
