@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -115,3 +116,14 @@ def test_a_lost_group_ends_after_its_answers(lost: WorkerGroup, monkeypatch: pyt
         frontend.settimeout(5)
         lost._end_after_answers(worker)
         assert (frontend.recv(1), order) == (b"", ["end"])
+
+
+def test_loading_has_its_time_once_all_hosts_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(WorkerGroup, "end", lambda _: ended.set())
+    for loads in (True, False):
+        made = WorkerGroup(None, None, None)
+        made._limit_loading(0.2)
+        if loads:
+            made.loaded()
+        assert ended.wait(0.5 if loads else 10) is not loads

@@ -175,7 +175,9 @@ def test_a_group_over_two_hosts(
     joiner[0].terminate()
     told, _ = joiner[0].communicate(timeout=30)
     assert joiner[0].returncode == 0
-    assert [line.split(" at ")[0] for line in told.splitlines()] == [
+    # A leader that is about to end may still be there when it is asked again.
+    lines = [line for line in told.splitlines() if not line.startswith(("refused", "no leader"))]
+    assert [line.split(" at ")[0] for line in lines] == [
         "waiting for a leader",
         "admitted",
         "joined with rank 1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -10,10 +11,10 @@ import torch
 from support.hosts import listens_everywhere
 
 from dlrm_factory.config import tiny
-from dlrm_factory.errors import PlanError, ServingError
+from dlrm_factory.errors import GroupError, PlanError, ServingError
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.model.hardware import Hardware
-from dlrm_factory.ranks import loading
+from dlrm_factory.ranks import RankedScorer, loading
 from dlrm_factory.ranks.world import connect_store, host_store_path, listen_store, use_interface
 
 VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
@@ -70,3 +71,23 @@ def test_no_rank_loads_that_plans_otherwise(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(loading.dist, "all_gather", gather_another)
     with pytest.raises(PlanError, match="ranks 2 of 3 place the tables otherwise than the leader does"):
         loading._check_plan(plan, group)
+
+
+def test_a_group_that_is_lost_elsewhere_answers_the_batch_in_hand_first() -> None:
+    losses: list[GroupError] = []
+    ranked = object.__new__(RankedScorer)
+    ranked._lock, ranked._lost, ranked._on_loss = threading.Lock(), None, losses.append
+    lost = GroupError("host 1 is gone")
+    with ranked._lock:
+        other = threading.Thread(target=ranked.lose_between, args=(lost,), kwargs={"within_s": 10})
+        other.start()
+        other.join(0.1)
+        assert losses == []
+    other.join(10)
+    assert losses == [lost]
+    # A batch that does not end is not waited for, and a group is lost once.
+    with ranked._lock:
+        ranked.lose_between(GroupError("again"), within_s=0.05)
+    assert losses == [lost]
+    with pytest.raises(GroupError, match="host 1 is gone"), ranked._in_group():
+        pass
