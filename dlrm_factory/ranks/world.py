@@ -60,8 +60,9 @@ def use_interface(address: str | None) -> None:
     ServingError if no interface has the address.
     """
     interface = _LOOPBACK if address is None else _interface_of(address)
-    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        os.environ.setdefault(name, interface)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    # To NCCL a name without "=" means all interfaces whose names start so.
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
 
 
 def _interface_of(address: str) -> str:

@@ -10,9 +10,9 @@ import dlrm_factory
 def test_exports_are_pinned():
     assert dlrm_factory.__all__ == [
         "BuiltDLRM", "DLRMDeclaration", "DLRMError", "DLRMFactory", "EvaluationSource",
-        "FeatureBatch", "Hardware", "Scorer", "ServeOptions", "archive_model",
+        "FeatureBatch", "Hardware", "JoinOptions", "Scorer", "ServeOptions", "archive_model",
         "criteo", "draft_declaration", "draw_plan", "draw_tuning", "dump_declaration", "evaluate",
-        "first_declaration", "import_weights", "open_checkpoint", "preset", "read_declaration",
+        "first_declaration", "import_weights", "join_leader", "open_checkpoint", "preset", "read_declaration",
         "save_checkpoint", "scale_workers", "stage", "start_server", "stop_server",
         "train", "tune", "verify", "write_report",
     ]  # fmt: skip

@@ -43,7 +43,7 @@ def test_the_interface_is_the_addresss(monkeypatch: pytest.MonkeyPatch) -> None:
         for name in VARIABLES:
             monkeypatch.delenv(name, raising=False)
         use_interface(address)
-        assert [os.environ[name] for name in VARIABLES] == ["lo", "lo"]
+        assert [os.environ[name] for name in VARIABLES] == ["lo", "=lo"]
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
     use_interface(None)
     assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7"

@@ -10,8 +10,7 @@ from typing import Annotated
 import typer
 
 from dlrm_factory.rendezvous import DEFAULT_PORTS
-from dlrm_factory.tools.join import JoinOptions
-from dlrm_factory.tools.join import join as join_leader
+from dlrm_factory.tools.join import JoinOptions, join_leader
 
 __all__ = ["join"]
 

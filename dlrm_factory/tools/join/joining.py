@@ -1,4 +1,4 @@
-"""`join`: wait for a leader, serve ranks for each of its groups, and wait again."""
+"""`join_leader`: wait for a leader, serve ranks for each of its groups, and wait again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from dlrm_factory.tools.join.rank_process import RankProcess
 from dlrm_factory.tools.server.store import ServedModel, find_models
 from dlrm_factory.weights.seal import read_seal
 
-__all__ = ["JoinOptions", "join"]
+__all__ = ["JoinOptions", "join_leader"]
 
 _POLL_S = 0.5
 # A leader that refuses does so until somebody mends something.
@@ -42,7 +42,7 @@ _SPARE_S = 120.0
 
 @dataclass(frozen=True, kw_only=True)
 class JoinOptions:
-    """Options of `join`.
+    """Options of `join_leader`.
 
     Args:
         leader: address that the leader's host gave as ``--group-address``.
@@ -61,7 +61,7 @@ class JoinOptions:
     address: str | None = None
 
 
-def join(options: JoinOptions, tell: Callable[[str], None], stop: threading.Event) -> None:
+def join_leader(options: JoinOptions, tell: Callable[[str], None], stop: threading.Event) -> None:
     """Serve ranks of this host until ``stop`` is set; no process is left then.
 
     Args:

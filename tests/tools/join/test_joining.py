@@ -21,7 +21,7 @@ from dlrm_factory.errors import GroupError, ServingError
 from dlrm_factory.rendezvous import MeetingPlace, ModelIdentity, Rendezvous
 from dlrm_factory.tools.archive.sealing import archive_model
 from dlrm_factory.tools.cli.main import app
-from dlrm_factory.tools.join import JoinOptions, join, joining
+from dlrm_factory.tools.join import JoinOptions, join_leader, joining
 from dlrm_factory.tools.join.rank_process import RankProcess
 from dlrm_factory.tools.server.settings import free_ports
 from dlrm_factory.weights.checkpoint import save_checkpoint
@@ -87,7 +87,7 @@ def joined(store: Path, secret: Path, place: MeetingPlace) -> Iterator[Told]:
         ports=str(place.ports[0]),
         address="127.0.0.2",
     )
-    thread = threading.Thread(target=join, args=(options, tells.told.append, stop))
+    thread = threading.Thread(target=join_leader, args=(options, tells.told.append, stop))
     thread.start()
     try:
         yield tells
