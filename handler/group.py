@@ -91,7 +91,6 @@ class WorkerGroup:
         model: str = "dlrm",
         rendezvous: Rendezvous | None = None,
         host_store: dist.Store | None = None,
-        front_end: FrontEndWatch | None = None,
     ) -> None:
         """Take part in the group whose ranks have found each other.
 
@@ -100,7 +99,6 @@ class WorkerGroup:
             model: its name.
             rendezvous: of a leader with ranks on other hosts.
             host_store: where the ranks of this host find each other; None if this is the only one.
-            front_end: is stopped when the model is loaded.
         """
         self.ranks = ranks
         self._weights = weights
@@ -111,8 +109,9 @@ class WorkerGroup:
         self._lost = False
         self._leader = os.getpid()
         self._connections: list[int] = []
+        # Both stop when the model is loaded.
+        self._front_end: FrontEndWatch | None = None
         self._loading: threading.Timer | None = None
-        self._front_end = front_end
 
     @classmethod
     def join(cls, folder: Path, *, model: str = "dlrm", hosts: int = 1) -> WorkerGroup:
@@ -129,13 +128,12 @@ class WorkerGroup:
             end_with_parent(torchrun)
             _check_torchrun()
         front_end = FrontEndWatch(lambda: _end_loading("TorchServe has gone", torchrun))
-        sharding = weights.declaration.sharding
         local = int(os.environ.setdefault("LOCAL_WORLD_SIZE", "1"))
         host_store = dist.FileStore(str(host_store_path(os.getppid())), local) if local > 1 else None
         store: dist.Store | None = host_store
-        rendezvous = None
-        # torch neither encrypts nor authenticates what ranks send.
+        rendezvous = loading = None
         if hosts == 1:
+            # torch neither encrypts nor authenticates what ranks send.
             use_interface(None)
         else:
             os.environ["WORLD_SIZE"] = str(hosts * local)
@@ -145,30 +143,25 @@ class WorkerGroup:
                 identity = ModelIdentity.of(folder, model)
                 rendezvous = Rendezvous(place, identity, world_size=hosts * local, hosts=hosts)
                 rendezvous.wait()
-                opened = listen_store(place.address)
-                if host_store is not None:
-                    host_store.set(_STORE, json.dumps([place.address, opened.port]))
-                rendezvous.start(opened.port, lambda error: _end_loading(str(error), torchrun))
-                store = opened
+                loading = _limit_loading(weights.declaration.serving.startup_timeout_s, torchrun)
+                store = _open_store(rendezvous, host_store, torchrun)
             else:
                 assert host_store is not None
                 host_store.wait([_STORE], _HOSTS_COME)
                 store = connect_store(*json.loads(host_store.get(_STORE)))
-        ranks = RankGroup.join(device=sharding.device, timeout_s=sharding.timeout_s, store=store)
+        sharding = weights.declaration.sharding
         group = cls(
             weights,
-            ranks,
+            RankGroup.join(device=sharding.device, timeout_s=sharding.timeout_s, store=store),
             torchrun,
             model=model,
             rendezvous=rendezvous,
             host_store=host_store,
-            front_end=front_end,
         )
+        group._front_end, group._loading = front_end, loading
         # Python's own way out may wait for ranks that are gone.
         atexit.register(group.end)
         group._hand_over()
-        if rendezvous is not None:
-            group._limit_loading(weights.declaration.serving.startup_timeout_s)
         return group
 
     @property
@@ -187,8 +180,9 @@ class WorkerGroup:
         def on_sigterm(*_: object) -> None:
             ranked.lose(GroupError("another rank has ended; send the request again"))
 
-        # torchrun's, once it has seen a rank end. What is under way is answered first.
-        signal.signal(signal.SIGTERM, on_sigterm)
+        if self._torchrun is not None:
+            # torchrun's, once it has seen a rank end. What is under way is answered first.
+            signal.signal(signal.SIGTERM, on_sigterm)
         if self._rendezvous is not None:
             timeout_s = self.ranks.timeout_s
             # The batch in hand has a deadline of its own, by which its requests are answered.
@@ -245,19 +239,6 @@ class WorkerGroup:
     def end(self) -> NoReturn:
         """End all ranks on this host, this one too, at once; those of other hosts end for it."""
         _end(self._torchrun)
-
-    def _limit_loading(self, seconds: int) -> None:
-        """End the group if it is not `loaded` in time. TorchServe cannot: it does not know when all hosts are there."""
-
-        def give_up() -> None:
-            logger.error(
-                "The group has not loaded the model within %d s (serving.startup_timeout_s)", seconds
-            )
-            self.end()
-
-        self._loading = threading.Timer(seconds, give_up)
-        self._loading.daemon = True
-        self._loading.start()
 
     def _lose(self, error: GroupError) -> None:
         logger.critical("The group of ranks is lost, so this worker ends: %s", error)
@@ -325,6 +306,24 @@ class WorkerGroup:
                 logger.warning("A rank's end will fail its batch with 500, not 503: %s", error)
             finally:
                 path.unlink(missing_ok=True)
+
+
+def _open_store(rendezvous: Rendezvous, host_store: dist.Store | None, torchrun: int | None) -> dist.Store:
+    """The store of all ranks, of which those of this host and of the others are told."""
+    store = listen_store(rendezvous.address)
+    if host_store is not None:
+        host_store.set(_STORE, json.dumps([rendezvous.address, store.port]))
+    rendezvous.start(store.port, lambda error: _end_loading(str(error), torchrun))
+    return store
+
+
+def _limit_loading(seconds: float, torchrun: int | None) -> threading.Timer:
+    """End the group if it has not loaded in time. TorchServe cannot: it does not know when all hosts are there."""
+    reason = f"it was not loaded within {seconds:g} s (serving.startup_timeout_s)"
+    timer = threading.Timer(seconds, _end_loading, args=(reason, torchrun))
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def _end(torchrun: int | None) -> NoReturn:

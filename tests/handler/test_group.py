@@ -120,10 +120,10 @@ def test_a_lost_group_ends_after_its_answers(lost: WorkerGroup, monkeypatch: pyt
 
 def test_loading_has_its_time_once_all_hosts_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
-    monkeypatch.setattr(WorkerGroup, "end", lambda _: ended.set())
+    monkeypatch.setattr(group, "_end", lambda _: ended.set())
     for loads in (True, False):
         made = WorkerGroup(None, None, None)
-        made._limit_loading(0.2)
+        made._loading = group._limit_loading(0.2, None)
         if loads:
             made.loaded()
         assert ended.wait(0.5 if loads else 10) is not loads
