@@ -6,6 +6,7 @@ torch-model-archiver copies it to the archive's root, next to the packages ``dlr
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import time
@@ -48,6 +49,8 @@ def _use_own_code() -> None:
 
 if __name__ != "handler.dlrm_handler":  # that is the name in a checkout; an archive has this file at its root
     _use_own_code()
+    # Nearly all that is imported and loaded stays: collections meanwhile look through it again and again.
+    gc.disable()
 
 import numpy as np  # noqa: E402
 

@@ -7,6 +7,10 @@ import random
 import sys
 from pathlib import Path
 
+from dlrm_factory.config import demo
+from dlrm_factory.errors import DLRMError
+from dlrm_factory.tools.archive.reading import read_archive_declaration
+
 CANDIDATES = 100
 
 
@@ -50,9 +54,25 @@ def best(request: str, answer: str) -> None:
         print(f"  {item:8} {score:.4f}")
 
 
+def is_demo(archive: str) -> bool:
+    """Return True if ``archive`` has a model with the demo's features and tables."""
+    try:
+        found = read_archive_declaration(Path(archive))
+    except DLRMError:
+        return False
+    wanted = demo()
+    return [found.dense_features, found.sparse_features, found.tables] == [
+        wanted.dense_features,
+        wanted.sparse_features,
+        wanted.tables,
+    ]
+
+
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
     if command == "best":
         best(*arguments)
+    elif command == "is_demo":
+        sys.exit(not is_demo(*arguments))
     else:
         print(json.dumps({"ranking": ranking, "upstream": upstream}[command]()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -11,8 +12,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from support.depth import DEPTHS, examples
+from xdist.scheduler import LoadFileScheduling
 
 TESTS = Path(__file__).parent
+
+# Nearly all that imports make stays: collections meanwhile look at it again and again, a fifth of the time.
+gc.disable()
 
 # Files are run in this order, then the others: what takes minutes must not be begun last, on one core.
 FIRST = (
@@ -23,6 +28,12 @@ FIRST = (
     "tools/training/test_ranks.py",
     "integration",
     "compiled",
+)
+# Files with the fixture `tiny_server`.
+ASK_ONE_SERVER = (
+    "integration/test_bodies.py",
+    "integration/test_request_kinds.py",
+    "integration/test_stock_clients.py",
 )
 # What only a test with the mark may start, known by a word of its command.
 NEEDS_MARK = {
@@ -43,6 +54,9 @@ def host_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield Path(os.environ["DLRM_CACHE_DIR"])
 
 
+# Java compiles what it runs often a second time, at length: servers of tests end before that is paid back.
+os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
+
 # A machine that does other work besides is no fault of a test: no example has a time limit.
 for _name in DEPTHS:
     settings.register_profile(
@@ -59,6 +73,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((i for i, first in enumerate(FIRST) if name.startswith(first)), len(FIRST))
 
     items.sort(key=place)
+
+
+class FileScheduling(LoadFileScheduling):
+    """Files of tests, each in one process; those that ask one server in the same."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "integration/conftest.py" if file.endswith(ASK_ONE_SERVER) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FileScheduling:
+    return FileScheduling(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """Take what was imported out of the collector's sight."""
+    gc.enable()
+    gc.freeze()
 
 
 _started: list[str] = []

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +32,10 @@ _Result = TypeVar("_Result")
 _NOT_SHARED = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 # Each sign of life is appended to the file, and nobody reads it.
 _NEVER_S = 10**6
+# Imported once, in a process that each rank is forked from.
+_PRELOADED = ["dlrm_factory.factory", "dlrm_factory.tools.launch"]
+# What torch says of a rank's place, to the rank alone.
+_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
 
 
 def launch(function: Callable[..., _Result], *arguments: Any, processes: int) -> _Result:
@@ -46,7 +51,10 @@ def launch(function: Callable[..., _Result], *arguments: Any, processes: int) ->
         DLRMError: with the message of the first one that a rank raised, or what else ended a rank.
     """
     _quiet_elastic()
+    multiprocessing.set_forkserver_preload(_PRELOADED)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_PLACE)}
     with tempfile.TemporaryDirectory(prefix="dlrm-ranks-") as folder:
+        environment[RANK_STORE_VARIABLE] = str(Path(folder) / "ranks")
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -58,13 +66,12 @@ def launch(function: Callable[..., _Result], *arguments: Any, processes: int) ->
             rdzv_configs={"store_type": "file", "keep_alive_interval": _NEVER_S},
             max_restarts=0,
             monitor_interval=0.1,
-            start_method="spawn",
+            start_method="forkserver",
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
         try:
             with _agents_store_is_not_shared():
-                store = str(Path(folder) / "ranks")
-                results = elastic_launch(config, _rank)(store, function, *arguments)
+                results = elastic_launch(config, _rank)(environment, function, *arguments)
         except ChildFailedError as failed:
             rank, failure = failed.get_first_failure()
             message = _first_error(Path(folder)) or f"rank {rank} of {processes} ended: {failure.message}"
@@ -99,9 +106,11 @@ def _agents_store_is_not_shared() -> Iterator[None]:
             os.environ[_NOT_SHARED] = before
 
 
-def _rank(store: str, function: Callable[..., _Result], *arguments: Any) -> _Result | None:
-    """Run ``function`` as one rank; rank 0 returns its result."""
-    os.environ[RANK_STORE_VARIABLE] = store
+def _rank(
+    environment: Mapping[str, str], function: Callable[..., _Result], *arguments: Any
+) -> _Result | None:
+    """Run ``function`` as one rank; rank 0 returns its result. ``environment``: of the process that called `launch`."""
+    os.environ.update(environment)
     # An interrupt reaches the ranks too; they need not say so.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     quiet_libraries()

@@ -17,13 +17,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from compare.archives import make_store
 from compare.fastapi_server import missing_packages
 from compare.machine import describe_machine
 from compare.measurements import targets_of
 from compare.rows import ROWS, Row, choose_rows, without_fastapi
-from compare.runs import Comparison
-from compare.servers import running_targets
 from dlrm_factory.config import criteo
 from dlrm_factory.errors import DLRMError
 from dlrm_factory.tools.cli.tables import wide_console
@@ -54,6 +51,11 @@ def compare(
         console.print(left_out, highlight=False, markup=False, soft_wrap=True)
     if not rows:
         raise typer.Exit(1)
+    # These bring torch, which a wrong row need not wait for.
+    from compare.archives import make_store
+    from compare.runs import Comparison
+    from compare.servers import running_targets
+
     machine = describe_machine()
     keys = {key for row in rows for key in (row.ours, row.theirs)}
     declaration = criteo(cap=cap)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from support import sharding
 
-TESTS = Path(__file__).parents[1]
+from dlrm_factory.tools.launch import launch
 
 
 def name(case: tuple) -> str:
@@ -29,14 +25,7 @@ def test_one_process(case):
 
 @pytest.mark.multiprocess
 def test_two_processes(tmp_path):
-    command = [
-        sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2",
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
-        str(TESTS / "support" / "sharding.py"), str(tmp_path),
-    ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch(sharding.check_all, tmp_path, processes=2)
     ranks = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
     assert sorted(rank["rank"] for rank in ranks) == [0, 1]
     for rank in ranks:

@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from support.batches import random_state
+from support.depth import examples
 from support.server import serving
 
 from dlrm_factory.client import (
@@ -46,6 +47,7 @@ COLUMNS = {
     "item_tags": [np.array([3, 9]), [], [49]],
 }
 ROWS = [{name: column[i] for name, column in COLUMNS.items()} for i in range(3)]
+KILLS = examples(2)
 # Long enough for a worker to be started again.
 PATIENT = Retry(attempts=40, first_delay=0.1, longest_delay=1.0)
 
@@ -219,7 +221,7 @@ def test_nothing_is_lost_when_workers_are_killed(server, expected):
         for thread in threads:
             thread.start()
         try:
-            for _ in range(3):
+            for _ in range(KILLS):
                 time.sleep(0.5)
                 victim = next(worker for worker in management.workers("dlrm") if worker.ready)
                 psutil.Process(victim.pid).kill()

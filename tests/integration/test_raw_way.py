@@ -107,16 +107,17 @@ def run(command: list[str], folder: Path, environment: dict[str, str]) -> str:
     return printed
 
 
-def archive(folder: Path, staged: str, name: str, environment: dict[str, str]) -> None:
-    """`torch-model-archiver` with the very command that `dlrm stage` printed."""
-    printed = run(
-        ["dlrm", "stage", "tiny.safetensors", "--output", staged, "--model-name", name], folder, environment
-    )
-    if name == "patched":
-        answers = folder / staged / "dlrm_factory/requests/answers.py"
-        answers.write_text(answers.read_text(encoding="utf-8") + PATCH, encoding="utf-8")
-        expect(folder / staged, 0.25)
-    run(shlex.split(printed.splitlines()[-1]), folder, environment)
+def archive(folder: Path, environment: dict[str, str]) -> None:
+    """Two archives by `torch-model-archiver` with the command that `dlrm stage` printed, one with a patch."""
+    words = ["dlrm", "stage", "tiny.safetensors", "--output", "staged", "--model-name", "dlrm"]
+    command = run(words, folder, environment).splitlines()[-1]
+    run(shlex.split(command), folder, environment)
+    shutil.copytree(folder / "staged", folder / "patched")
+    answers = folder / "patched" / "dlrm_factory/requests/answers.py"
+    answers.write_text(answers.read_text(encoding="utf-8") + PATCH, encoding="utf-8")
+    expect(folder / "patched", 0.25)
+    command = command.replace("staged", "patched").replace("--model-name dlrm", "--model-name patched")
+    run(shlex.split(command), folder, environment)
 
 
 def expect(staged: Path, score: float) -> None:
@@ -157,8 +158,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     shapes = make_model(tiny(), dense_device="meta").state_dict()
     state = {key: 0.3 * torch.randn(value.shape, generator=generator) for key, value in shapes.items()}
     save_checkpoint(folder / "tiny.safetensors", uncompiled(tiny()), state)
-    archive(folder, "staged", "dlrm", environment)
-    archive(folder, "staged_patched", "patched", environment)
+    archive(folder, environment)
     inference, management = write_settings(folder)
     found = Server(folder=folder, staged=folder / "staged", inference=inference, management=management)
     words = "--start --ncs --ts-config config.properties --model-store model_store --models"

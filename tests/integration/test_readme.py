@@ -60,6 +60,7 @@ def test_the_commands_of_the_readme_in_their_order(tmp_path):
     assert '"status": "Processing worker updates..."' in done.output
     assert "t_C26" in done.output
     check_demo(done.output)
+    assert "dlrm.mar has the demo model" in done.output
     assert (folder / "model_store" / "dlrm.mar").is_file()
     assert processes_of(folder) == []
 

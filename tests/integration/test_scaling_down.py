@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 import pytest
 from support.batches import random_state
+from support.depth import examples
 from support.server import serving
 
 from dlrm_factory.config import ServingOptions, tiny
@@ -34,6 +35,7 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENTS = 20
+ROUNDS = examples(2)
 PAUSE_S = 0.01  # or new workers would have no core to start on
 TIMEOUT_S = 15.0
 # What a raw client must take for "send it again": docs/serving.md lists them.
@@ -175,7 +177,7 @@ def test_scores_are_ones_own_while_workers_are_drained(server: RunningServer) ->
             json.loads(body)["predictions"] for ((_, body),) in (answers.keys() for answers in first(alone))
         ]
         with Load(server, "dlrm", bodies) as load:
-            for workers in (3, 2, 1, 3, 1):
+            for workers in (3, 2, 1):
                 scale_model(management, "dlrm", workers, timeout=120, drain=drain_of(server, "dlrm"))
 
     def right(client: int, body: bytes) -> bool:
@@ -206,7 +208,7 @@ def test_answers_in_the_moment_of_the_end_reach_their_own_clients(
 ) -> None:
     bodies = [b'"%d-%s"' % (client, b"x" * 2000) for client in range(64)]
     with management_client(server.run_dir, server.state) as management, Load(server, "echo", bodies) as load:
-        for _ in range(4):
+        for _ in range(ROUNDS):
             scale_model(management, "echo", 3, timeout=120)
             time.sleep(0.3)
             signal.touch()

@@ -1,12 +1,7 @@
-"""State dicts of sharded float models, saved by real ranks, as trainers with TorchRec save them.
-
-Run as a program under torchrun: `sharded_files.py FOLDER`.
-"""
+"""State dicts of sharded float models, saved by real ranks, as trainers with TorchRec save them."""
 
 from __future__ import annotations
 
-import os
-import sys
 import warnings
 from pathlib import Path
 
@@ -78,11 +73,3 @@ def _state(
     )
     fill_float_tables(sharded, StateDictRows(declaration, weights))
     return sharded.state_dict()
-
-
-if __name__ == "__main__":
-    save_all(Path(sys.argv[1]))
-    dist.destroy_process_group()
-    # gloo's threads can outlive the group, and the interpreter then aborts at its end.
-    sys.stdout.flush()
-    os._exit(0)

@@ -1,21 +1,19 @@
-"""Every sharding that a declaration can ask for, and what the built model must then compute.
-
-Run as a program under torchrun it checks all of them on this rank, and writes the differences to a file.
-"""
+"""Every sharding that a declaration can ask for, and what the built model must then compute."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import torch.distributed as dist
 
 from dlrm_factory.config import DLRMDeclaration, tiny
 from dlrm_factory.factory import DLRMFactory
+from dlrm_factory.model.shard import process_group
 from dlrm_factory.scorer import Scorer
 from support.batches import random_batch, random_state, unsharded_logits
 
@@ -104,11 +102,8 @@ def largest_difference(mode: str, declaration: DLRMDeclaration, *, rank: int = 0
     return float(np.abs(Scorer(built).logits(batch) - expected).max())
 
 
-def main() -> None:
-    import torch.distributed as dist
-
-    from dlrm_factory.model.shard import process_group
-
+def check_all(folder: Path) -> None:
+    """Write the differences that this rank finds to a file of its own in ``folder``."""
     rank = process_group("cpu").rank()
     found = [
         {
@@ -120,10 +115,4 @@ def main() -> None:
         for mode, declaration in cases()
     ]
     report = {"rank": rank, "world_size": dist.get_world_size(), "cases": found}
-    # A file each: the ranks share one standard output, and long lines would mix.
-    Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(report))
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    (folder / f"{rank}.json").write_text(json.dumps(report))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 import typer
@@ -55,6 +56,8 @@ app.add_typer(bench, name="bench")
 def main() -> None:
     """Run the command line. Exits 0, or non-zero with one clear message."""
     quiet_libraries()
+    # Half a million objects of torch stay: with the default thresholds they are looked through again and again.
+    gc.set_threshold(50_000, 20, 100)
     try:
         app()
     except DLRMError as error:

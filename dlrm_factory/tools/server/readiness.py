@@ -50,8 +50,10 @@ _WAITS = "Waiting for host"
 _COMPILING = "compiling the model's dense parts, about 30 s, once for this machine"
 
 _POLL_S = 0.2
-# Between TorchServe's word that a load failed and the last line of the worker's traceback.
+# Between the first and the last line of a worker's traceback.
 _LOG_LAG_S = 1.0
+# Between TorchServe's word that a load failed and the worker's traceback: on a busy machine its log comes late.
+_MAX_LOG_LAG_S = 10.0
 # A ready worker answers in milliseconds; this leaves time for a full queue before it.
 _MAX_ANSWER_S = 60.0
 # TorchServe hears of a worker's end sooner than this.
@@ -304,6 +306,10 @@ def _check_ended(model: str, ended: Sequence[Worker], since: dict[int, float]) -
 def _check_deaths(marks: LogMarks | None, model: str, ready: int, wanted: int) -> None:
     if marks is None or _failure(marks, model) is None:
         return
+    give_up = time.monotonic() + _MAX_LOG_LAG_S
+    log = marks.run_dir.model_log
+    while _exception(worker_lines(marks.since(log), model)) is None and time.monotonic() < give_up:
+        time.sleep(_POLL_S)
     time.sleep(_LOG_LAG_S)
     raise ServingError(f"{_failure(marks, model)}\n({ready} of {wanted} workers ready; {_where(marks)[2:]})")
 

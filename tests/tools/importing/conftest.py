@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from support.sharded_files import save_all
 
-TESTS = Path(__file__).parents[2]
+from dlrm_factory.tools.launch import launch
 
 
 @pytest.fixture(
@@ -21,12 +18,5 @@ def sharded(request, tmp_path_factory) -> tuple[Path, int]:
     if request.param == 1:
         save_all(folder)
         return folder, 1
-    command = [
-        sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", str(request.param),
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
-        str(TESTS / "support" / "sharded_files.py"), str(folder),
-    ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch(save_all, folder, processes=request.param)
     return folder, request.param

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 
+from dlrm_factory.errors import ServingError
+from dlrm_factory.tools.server import readiness
+from dlrm_factory.tools.server.management import Worker
 from dlrm_factory.tools.server.readiness import (
     LogMarks,
     load_failure,
     load_step,
     registration_failure,
     startup_failure,
+    wait_for_workers,
 )
 from dlrm_factory.tools.server.rundir import RunDir
 
@@ -160,3 +167,27 @@ def test_a_wait_for_the_compiler_is_told(line):
     )
     assert load_step(worker(line, model="other"), "dlrm") == ""
     assert load_step(worker("Listening"), "dlrm") == ""
+
+
+class Died:
+    """Management client of a model whose only worker has died; what it printed comes later than TorchServe's word."""
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self._run_dir = run_dir
+
+    def workers(self, model: str) -> list[Worker]:
+        log = self._run_dir.model_log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(worker("Torch worker started."))
+        self._run_dir.ts_log.write_text(DIED)
+        threading.Timer(0.4, log.write_text, args=(worker(*CRASH),)).start()
+        return []
+
+
+def test_a_traceback_that_comes_late_is_waited_for(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readiness, "_LOG_LAG_S", 0.05)
+    marks = LogMarks.now(run_dir)
+    with pytest.raises(ServingError, match=r"did not load: .*ConfigError: model\.yaml"):
+        wait_for_workers(
+            Died(run_dir), "dlrm", 1, marks=marks, deadline=time.monotonic() + 5, tell=lambda _: None
+        )
