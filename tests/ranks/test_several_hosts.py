@@ -66,8 +66,12 @@ def process(*command: str, **options: object) -> Iterator[subprocess.Popen[str]]
 
 def ranks_under(joiner: subprocess.Popen[str]) -> list[psutil.Process]:
     """Processes of ranks that a joiner has."""
-    found = psutil.Process(joiner.pid).children(recursive=True)
-    return [each for each in found if "dlrm_factory.ranks.remote" in each.cmdline()]
+    found = []
+    for each in psutil.Process(joiner.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ends
+            if "dlrm_factory.ranks.remote" in each.cmdline():
+                found.append(each)
+    return found
 
 
 def line_of(joiner: subprocess.Popen[str], start: str) -> str:

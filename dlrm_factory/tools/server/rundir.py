@@ -115,7 +115,8 @@ class RunDir:
         """Makes the folder, or takes over one of ours. Raises ServingError for a folder of others."""
         if self.root.exists() and not self.root.is_dir():
             raise ServingError(f"run directory {self.root} is a file; give a folder with --run-dir")
-        if self.root.is_dir() and not self.is_ours() and any(self.root.iterdir()):
+        # The secret comes first where it is copied to all hosts before the server is started.
+        if self.root.is_dir() and not self.is_ours() and set(self.root.iterdir()) - {self.secret_file}:
             raise ServingError(
                 f"run directory {self.root} holds files that are not a server's; give an empty or new folder "
                 "with --run-dir"
