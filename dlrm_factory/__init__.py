@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from dlrm_factory.tools.evaluation import EvaluationSource, evaluate, write_report
     from dlrm_factory.tools.importing import first_declaration, import_weights
     from dlrm_factory.tools.init import draft_declaration
+    from dlrm_factory.tools.join import JoinOptions, join_leader
     from dlrm_factory.tools.plan_picture import draw_plan
     from dlrm_factory.tools.server import ServeOptions, scale_workers, start_server, stop_server
     from dlrm_factory.tools.training import train
@@ -51,6 +52,7 @@ _HOMES = {
     "EvaluationSource": "tools.evaluation",
     "FeatureBatch": "batch",
     "Hardware": "model.hardware",
+    "JoinOptions": "tools.join",
     "Scorer": "scorer",
     "ServeOptions": "tools.server",
     "ServingCosts": "tools.capacity",
@@ -67,6 +69,7 @@ _HOMES = {
     "first_declaration": "tools.importing",
     "hosts_for": "tools.capacity",
     "import_weights": "tools.importing",
+    "join_leader": "tools.join",
     "open_checkpoint": "weights.checkpoint",
     "preset": "config",
     "read_declaration": "config",
@@ -92,6 +95,7 @@ __all__ = [
     "EvaluationSource",
     "FeatureBatch",
     "Hardware",
+    "JoinOptions",
     "Scorer",
     "ServeOptions",
     "ServingCosts",
@@ -108,6 +112,7 @@ __all__ = [
     "first_declaration",
     "hosts_for",
     "import_weights",
+    "join_leader",
     "open_checkpoint",
     "preset",
     "read_declaration",

@@ -64,7 +64,7 @@ from dlrm_factory.requests.service import DLRMService  # noqa: E402
 from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer  # noqa: E402
 from handler.calls import answer_calls  # noqa: E402
 from handler.draining import Draining  # noqa: E402
-from handler.group import WorkerGroup, in_group  # noqa: E402
+from handler.group import WorkerGroup, hosts_of, in_group  # noqa: E402
 from handler.metrics import ReadMetrics  # noqa: E402
 from handler.request import REQUEST_ID, request_id_of  # noqa: E402
 from handler.worker import freeze_loaded, prepare_worker, share_cores  # noqa: E402
@@ -90,13 +90,18 @@ class DLRMHandler:
         prepare_worker(str(context.system_properties.get("server_version")), context.metrics)
         folder = Path(context.system_properties["model_dir"])
         try:
-            self._group = WorkerGroup.join(folder) if in_group() else None
+            hosts = hosts_of(context.model_yaml_config)
+            self._group = (
+                WorkerGroup.join(folder, model=context.model_name, hosts=hosts) if in_group(hosts) else None
+            )
             if self._group is not None and self._group.follows:
                 self._group.follow()
             else:
                 self._service = _load(folder, context, self._group)
                 self._read_metrics = ReadMetrics(self._service.read_counts)
                 self._draining = Draining.for_model(str(context.system_properties["model_dir"]))
+                if self._group is not None:
+                    self._group.loaded()
         except DLRMError as error:
             logger.error("The archive in %s cannot be served: %s", folder, error)
             raise
@@ -136,6 +141,7 @@ def _load(folder: Path, context: Context, group: WorkerGroup | None) -> DLRMServ
         model_version=((context.manifest or {}).get("model") or {}).get("modelVersion"),
         plan=scorer.built.plan.to_dict(),
         vocabularies=scorer.vocabularies,
+        waiting_groups=None if group is None else group.waiting_groups,
     )
     goldens = read_goldens(folder)
     if goldens is None:

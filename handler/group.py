@@ -1,8 +1,8 @@
-"""A worker that is a group of ranks: TorchServe starts torchrun, and torchrun one process a rank.
+"""A worker that is a group of ranks: TorchServe starts torchrun, and torchrun one process a rank of this host.
 
 ::
 
-    TorchServe ── torchrun ─┬─ rank 0, the leader, which has the requests
+    TorchServe ── torchrun ─┬─ rank 0, the leader, which has the requests  ◄──── ranks of other hosts, `dlrm join`
         │                   └─ ranks 1, 2, …, its followers
         └── a connection to each rank
 
@@ -13,22 +13,24 @@ fits a group, which ends as a whole and after its answers. So
 - each follower hands its connection to the leader, with whom it ends;
 - the kernel kills every rank when torchrun ends, one that stands still too;
 - whoever ends the group kills torchrun.
+
+A host that has the leader alone needs no torchrun: the worker is the leader.
 """
 
 from __future__ import annotations
 
 import atexit
-import ctypes
+import json
 import logging
 import os
 import signal
 import socket
-import stat
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from datetime import timedelta
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,68 +39,135 @@ import torch
 import torch.distributed as dist
 
 from dlrm_factory.errors import GroupError
+from dlrm_factory.host.process import TEMPORARY_FAILURE, end_with_parent, process_state
 from dlrm_factory.ranks import RankedScorer, RankGroup, follow, load_rank
+from dlrm_factory.ranks.world import connect_store, host_store_path, listen_store, use_interface
+from dlrm_factory.rendezvous import MeetingPlace, ModelIdentity, Rendezvous, waiting_groups
 from dlrm_factory.requests.answers import Answer, answer_group_lost
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.weights.sealed import SealedWeights
+from handler.connection import FrontEndWatch, hand_over_path, send_connection
 from handler.wire import call_before_waits
 
-__all__ = ["WorkerGroup", "in_group", "process_state"]
+__all__ = ["WorkerGroup", "hosts_of", "in_group"]
 
 logger = logging.getLogger(__name__)
 
 _PROTOCOL = "ts.protocol.otf_message_handler"
 _NOBODY = "none, for the group of ranks is lost (model_log.log says why)"
-_SOCKET = ".ts.sock."  # names of TorchServe's sockets for its workers
-_PR_SET_PDEATHSIG = 1
-_TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h
 # For the answers of a lost group, where nothing says when they have left.
 _ANSWERS_LEAVE_S = 1.0
 # Between the end of the leader's connection, by which TorchServe gives up the worker, and that of the others.
 _LAST_READ_S = 0.1
 _HAND_OVER_S = 30.0
+_HOSTS_COME = timedelta(days=3650)
+# Keys of the store of this host's ranks.
+_LEADER, _STORE = "leader", "store"
 # A leader that has lost a rank ends within `_ANSWERS_LEAVE_S`, unless it stands still.
 _LEADER_ENDS_S = 3.0
 _POLL_S = 0.02
 _WATCH_S = 0.5
 
 
-def in_group() -> bool:
+def hosts_of(config: Mapping[str, Any] | None) -> int:
+    """Hosts of a group, as the archive's model-config.yaml says."""
+    return int((config or {}).get("hosts", 1))
+
+
+def in_group(hosts: int = 1) -> bool:
     """Return True if this process is one of several ranks."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return hosts * int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 class WorkerGroup:
     """The group that this process is a rank of."""
 
-    def __init__(self, weights: SealedWeights, ranks: RankGroup, torchrun: int | None) -> None:
-        """``torchrun``: pid of the process that started the ranks; None where that is not torchrun."""
+    def __init__(
+        self,
+        weights: SealedWeights,
+        ranks: RankGroup,
+        torchrun: int | None,
+        *,
+        model: str = "dlrm",
+        rendezvous: Rendezvous | None = None,
+        host_store: dist.Store | None = None,
+    ) -> None:
+        """Take part in the group whose ranks have found each other.
+
+        Args:
+            torchrun: pid of the process that started the ranks of this host; None where that is not torchrun.
+            model: its name.
+            rendezvous: of a leader with ranks on other hosts.
+            host_store: where the ranks of this host find each other; None if this is the only one.
+        """
         self.ranks = ranks
         self._weights = weights
         self._torchrun = torchrun
+        self._model = model
+        self._rendezvous = rendezvous
+        self._host_store = host_store
         self._lost = False
         self._leader = os.getpid()
         self._connections: list[int] = []
+        # Both stop when the model is loaded.
+        self._front_end: FrontEndWatch | None = None
+        self._loading: threading.Timer | None = None
 
     @classmethod
-    def join(cls, folder: Path) -> WorkerGroup:
-        """Join the group that serves the archive in ``folder``, over the loopback interface. All ranks call it.
+    def join(cls, folder: Path, *, model: str = "dlrm", hosts: int = 1) -> WorkerGroup:
+        """Join the group that serves the archive in ``folder``. All ranks of this host call it.
 
-        WeightsError if the archive is broken.
+        The ranks of one host talk over the loopback interface. With several ``hosts`` the leader waits until the
+        others are there, however long that takes, and all talk over the interface of `MeetingPlace.address`.
+
+        WeightsError if the archive is broken; ServingError if the place is not told, or cannot be used.
         """
         weights = SealedWeights(folder)
         torchrun = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         if torchrun is not None:
-            _end_with(torchrun)
-        # torch neither encrypts nor authenticates what ranks send.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+            end_with_parent(torchrun)
+            _check_torchrun()
+        front_end = FrontEndWatch(lambda: _end_loading("TorchServe has gone", torchrun))
+        local = int(os.environ.setdefault("LOCAL_WORLD_SIZE", "1"))
+        host_store = dist.FileStore(str(host_store_path(os.getppid())), local) if local > 1 else None
+        store: dist.Store | None = host_store
+        rendezvous = loading = None
+        if hosts == 1:
+            # torch neither encrypts nor authenticates what ranks send.
+            use_interface(None)
+        else:
+            os.environ["WORLD_SIZE"] = str(hosts * local)
+            place = MeetingPlace.from_environment()
+            use_interface(place.address)
+            if int(os.environ.setdefault("RANK", "0")) == 0:
+                identity = ModelIdentity.of(folder, model)
+                rendezvous = Rendezvous(place, identity, world_size=hosts * local, hosts=hosts)
+                rendezvous.wait()
+                loading = _limit_loading(weights.declaration.serving.startup_timeout_s, torchrun)
+                store = _open_store(rendezvous, host_store, torchrun)
+            else:
+                assert host_store is not None
+                host_store.wait([_STORE], _HOSTS_COME)
+                store = connect_store(*json.loads(host_store.get(_STORE)))
         sharding = weights.declaration.sharding
-        ranks = RankGroup.join(device=sharding.device, timeout_s=sharding.timeout_s)
-        group = cls(weights, ranks, torchrun)
+        group = cls(
+            weights,
+            RankGroup.join(device=sharding.device, timeout_s=sharding.timeout_s, store=store),
+            torchrun,
+            model=model,
+            rendezvous=rendezvous,
+            host_store=host_store,
+        )
+        group._front_end, group._loading = front_end, loading
         # Python's own way out may wait for ranks that are gone.
         atexit.register(group.end)
         group._hand_over()
         return group
+
+    @property
+    def waiting_groups(self) -> Callable[[], list[dict[str, Any]]] | None:
+        """Gives the groups of the model that wait for hosts; None where groups have but this one."""
+        return None if self._rendezvous is None else partial(waiting_groups, self._model)
 
     @property
     def follows(self) -> bool:
@@ -111,8 +180,15 @@ class WorkerGroup:
         def on_sigterm(*_: object) -> None:
             ranked.lose(GroupError("another rank has ended; send the request again"))
 
-        # torchrun's, once it has seen a rank end. What is under way is answered first.
-        signal.signal(signal.SIGTERM, on_sigterm)
+        if self._torchrun is not None:
+            # torchrun's, once it has seen a rank end. What is under way is answered first.
+            signal.signal(signal.SIGTERM, on_sigterm)
+        if self._rendezvous is not None:
+            timeout_s = self.ranks.timeout_s
+            # The batch in hand has a deadline of its own, by which its requests are answered.
+            self._rendezvous.serve(
+                timeout_s, lambda error: ranked.lose_between(error, within_s=2 * timeout_s)
+            )
         protocol = sys.modules.get(_PROTOCOL)
         if protocol is not None:
             call_before_waits(protocol, self._end_after_answers)
@@ -121,12 +197,20 @@ class WorkerGroup:
         sys.stdout.flush()
         return ranked
 
+    def loaded(self) -> None:
+        """Take note that the model is ready."""
+        if self._front_end is not None:
+            self._front_end.stop()
+        if self._loading is not None:
+            self._loading.cancel()
+
     def follow(self) -> None:
         """Do what rank 0 says, in a thread that ends the group when it cannot any more. For the other ranks."""
         scorer = load_rank(self._weights, self.ranks)
         torch.set_num_threads(scorer.declaration.serving.threads)
         threading.Thread(target=self._follow, args=(scorer,), daemon=True, name="follow").start()
         threading.Thread(target=self._watch_leader, daemon=True, name="watch").start()
+        self.loaded()
 
     def last_answers(
         self,
@@ -153,10 +237,8 @@ class WorkerGroup:
         ]
 
     def end(self) -> NoReturn:
-        """End all ranks on this host, this one too, at once."""
-        if self._torchrun is not None and os.getppid() == self._torchrun:
-            os.kill(self._torchrun, signal.SIGKILL)
-        os._exit(_TEMPORARY_FAILURE)
+        """End all ranks on this host, this one too, at once; those of other hosts end for it."""
+        _end(self._torchrun)
 
     def _lose(self, error: GroupError) -> None:
         logger.critical("The group of ranks is lost, so this worker ends: %s", error)
@@ -204,21 +286,21 @@ class WorkerGroup:
                 self.end()
 
     def _hand_over(self) -> None:
-        """Tell all ranks the leader's pid, and give the leader the connections of its followers."""
-        pid = torch.tensor([os.getpid()])
-        if self.follows:
-            dist.broadcast(pid, group_src=0, group=self.ranks.data)
-            self._leader = int(pid)
-            _send_connection(_hand_over_path(self._leader))
+        """Tell the ranks of this host the leader's pid, and give the leader the connections of its followers."""
+        if self._host_store is None:
             return
-        path = _hand_over_path(self._leader)
+        if self.follows:
+            self._leader = int(self._host_store.get(_LEADER))
+            send_connection(hand_over_path(self._leader))
+            return
+        path = hand_over_path(self._leader)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
             path.unlink(missing_ok=True)
             receiver.bind(str(path))
             try:
                 receiver.settimeout(_HAND_OVER_S)
-                dist.broadcast(pid, group_src=0, group=self.ranks.data)
-                for _ in range(1, self.ranks.size):
+                self._host_store.set(_LEADER, str(self._leader))
+                for _ in range(1, int(os.environ["LOCAL_WORLD_SIZE"])):
                     self._connections += socket.recv_fds(receiver, 1, 1)[1]
             except OSError as error:
                 logger.warning("A rank's end will fail its batch with 500, not 503: %s", error)
@@ -226,51 +308,41 @@ class WorkerGroup:
                 path.unlink(missing_ok=True)
 
 
-def process_state(pid: int) -> str:
-    """State of a process as Linux names it: ``T`` is stopped by a signal, ``Z`` ended, and ``X`` is gone."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return "X"
-    return text.rpartition(")")[2].split()[0]
+def _open_store(rendezvous: Rendezvous, host_store: dist.Store | None, torchrun: int | None) -> dist.Store:
+    """The store of all ranks, of which those of this host and of the others are told."""
+    store = listen_store(rendezvous.address)
+    if host_store is not None:
+        host_store.set(_STORE, json.dumps([rendezvous.address, store.port]))
+    rendezvous.start(store.port, lambda error: _end_loading(str(error), torchrun))
+    return store
 
 
-def _end_with(parent: int) -> None:
-    """Let the kernel kill this process when its parent has ended."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(_TEMPORARY_FAILURE)
+def _limit_loading(seconds: float, torchrun: int | None) -> threading.Timer:
+    """End the group if it has not loaded in time. TorchServe cannot: it does not know when all hosts are there."""
+    reason = f"it was not loaded within {seconds:g} s (serving.startup_timeout_s)"
+    timer = threading.Timer(seconds, _end_loading, args=(reason, torchrun))
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
-def _hand_over_path(leader: int) -> Path:
-    return Path(tempfile.gettempdir()) / f".dlrm.{leader}"
+def _end(torchrun: int | None) -> NoReturn:
+    if torchrun is not None:
+        host_store_path(torchrun).unlink(missing_ok=True)
+        if os.getppid() == torchrun:
+            os.kill(torchrun, signal.SIGKILL)
+    os._exit(TEMPORARY_FAILURE)
 
 
-def _send_connection(path: Path) -> None:
-    connection = _connection()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.connect(str(path))
-        if connection is None:
-            sender.send(b"-")
-        else:
-            socket.send_fds(sender, [b"+"], [connection])
+def _end_loading(reason: str, torchrun: int | None) -> NoReturn:
+    logger.error("The group is lost before it is ready, so this worker ends: %s", reason)
+    _end(torchrun)
 
 
-def _connection() -> int | None:
-    """File descriptor of TorchServe's connection to this process; None if there is none."""
-    for each in Path("/proc/self/fd").iterdir():
-        descriptor = int(each.name)
-        try:
-            if stat.S_ISSOCK(os.fstat(descriptor).st_mode) and _is_connection(descriptor):
-                return descriptor
-        except OSError:
-            continue  # the listing's own
-    return None
-
-
-def _is_connection(descriptor: int) -> bool:
-    with socket.socket(fileno=os.dup(descriptor)) as found:
-        if (found.family, found.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
-            return False
-        listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        return not listens and Path(str(found.getsockname())).name.startswith(_SOCKET)
+def _check_torchrun() -> None:
+    """Warn of a torchrun that listens on all interfaces: whoever reaches its store can run code here."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("RANK") == "0":
+        logger.warning(
+            "torchrun listens on all interfaces, and believes whoever connects. Start TorchServe by `dlrm serve`, or "
+            "with PET_RDZV_CONF and TORCH_DISABLE_SHARE_RDZV_TCP_STORE as docs/scale-out.md says"
+        )

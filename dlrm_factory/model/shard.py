@@ -13,6 +13,7 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.global_settings import set_propogate_device
 from torchrec.distributed.types import ShardingEnv
 
+from dlrm_factory.host.process import RANK_STORE_VARIABLE
 from dlrm_factory.model.plan import Mode, TablePlan
 from dlrm_factory.model.quantize import SUPPORTED_SHARDING_TYPES, QuantizedEmbeddingBagCollectionSharder
 
@@ -35,17 +36,23 @@ def make_sharder(mode: Mode) -> EmbeddingBagCollectionSharder:
     )
 
 
-def process_group(device: str) -> dist.ProcessGroup:
-    """The world's process group: torchrun's ranks, or this process alone. Made if there is none.
+def process_group(device: str, store: dist.Store | None = None) -> dist.ProcessGroup:
+    """The world's process group: ranks as the environment numbers them, or this process alone. Made if there is none.
 
-    gloo for ``cpu``, NCCL for ``cuda``. A lone process needs no port: its store lives in memory.
+    gloo for ``cpu``, NCCL for ``cuda``. ``store``: where the ranks find each other; None for the file that
+    `RANK_STORE_VARIABLE` names, else for torchrun's way, which listens on all interfaces. A lone process needs none.
     """
     if not dist.is_initialized():
         backend = "nccl" if device == "cuda" else "gloo"
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+        if size == 1:
+            store = dist.HashStore()
+        elif store is None and RANK_STORE_VARIABLE in os.environ:
+            store = dist.FileStore(os.environ[RANK_STORE_VARIABLE], size)
+        if store is None:
             dist.init_process_group(backend, timeout=_TIMEOUT)
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=_TIMEOUT)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
     group = dist.group.WORLD
     assert group is not None
     return group

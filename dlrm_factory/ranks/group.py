@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -28,6 +29,7 @@ class RankGroup:
         data: slices and logits, with a deadline. gloo.
         exchange: TorchRec's, with a deadline. gloo on CPU, NCCL on CUDA.
         timeout_s: the deadline of one collective.
+        hosts: machines that the ranks are on, equally many on each.
     """
 
     rank: int
@@ -37,15 +39,25 @@ class RankGroup:
     data: dist.ProcessGroup
     exchange: dist.ProcessGroup
     timeout_s: float
+    hosts: int = 1
 
     @classmethod
-    def join(cls, *, device: str = "cpu", timeout_s: float = 5.0) -> RankGroup:
+    def join(
+        cls,
+        *,
+        device: str = "cpu",
+        timeout_s: float = 5.0,
+        store: dist.Store | None = None,
+    ) -> RankGroup:
         """Join the group of all of the world's ranks, which all call this.
 
-        ``device``: ``cpu`` or ``cuda``. ``timeout_s``: in seconds, when a rank that does not answer counts as gone,
-        from `begin` on.
+        Args:
+            device: ``cpu`` or ``cuda``.
+            timeout_s: in seconds, when a rank that does not answer counts as gone, from `begin` on.
+            store: where the ranks find each other; None for what torchrun says, or a lone process.
         """
-        world = process_group(device)
+        world = process_group(device, store)
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", world.size()))
         return cls(
             rank=world.rank(),
             size=world.size(),
@@ -54,6 +66,7 @@ class RankGroup:
             data=dist.new_group(timeout=_LOADING, backend="gloo"),
             exchange=dist.new_group(timeout=_LOADING),
             timeout_s=timeout_s,
+            hosts=max(1, world.size() // local),
         )
 
     @property

@@ -204,6 +204,15 @@ class RankedScorer:
             self._lost = error
             self._on_loss(error)
 
+    def lose_between(self, error: GroupError, *, within_s: float) -> None:
+        """`lose` the group once the batch in hand has ended, or has not ``within_s`` seconds. For other threads."""
+        free = self._lock.acquire(timeout=within_s)
+        try:
+            self.lose(error)
+        finally:
+            if free:
+                self._lock.release()
+
     def stop(self) -> None:
         """Let the followers end. Nothing can be scored afterwards."""
         if self._lost is None:

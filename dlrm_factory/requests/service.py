@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -53,16 +53,20 @@ class DLRMService:
         model_version: str | None = None,
         plan: Mapping[str, Any] | None = None,
         vocabularies: Vocabularies | None = None,
+        waiting_groups: Callable[[], Sequence[Mapping[str, Any]]] | None = None,
     ) -> None:
         """Make the service of one model.
 
         Args:
             plan: of the tables' places, as plain values; only descriptions tell it.
             vocabularies: of the tables that have one.
+            waiting_groups: gives other groups of the model that wait for hosts, for descriptions; None for a model
+                whose groups have none.
         """
         self._scorer = scorer
         self._serving = scorer.declaration.serving
         self._plan = plan
+        self._waiting_groups = waiting_groups
         self._reader = RequestReader(
             encoder=FeatureEncoder(scorer.declaration, vocabularies),
             max_samples=self._serving.max_samples,
@@ -132,7 +136,7 @@ class DLRMService:
 
     def _read_one(self, request: Request) -> DecodedRequest | Answer:
         if request.ask is Ask.DESCRIPTION:
-            return self._description
+            return self._describe()
         try:
             decoded = self._decoder.decode(request)
             return explain(decoded, self._reader) if request.ask is Ask.EXPLANATION else decoded
@@ -142,16 +146,19 @@ class DLRMService:
             logger.exception("A request could not be decoded, through a fault of ours")
             return answer_internal_error("the request could not be decoded; the server's log says why")
 
+    def _describe(self) -> Answer:
+        if self._waiting_groups is None:
+            return answer_json(self._description)
+        return answer_json({**self._description, "waiting_groups": self._waiting_groups()})
+
     @cached_property
-    def _description(self) -> Answer:
+    def _description(self) -> dict[str, Any]:
         reader = self._reader
-        return answer_json(
-            describe(
-                self._scorer.declaration,
-                plan=self._plan,
-                model_name=reader.model_name,
-                model_version=reader.model_version,
-            )
+        return describe(
+            self._scorer.declaration,
+            plan=self._plan,
+            model_name=reader.model_name,
+            model_version=reader.model_version,
         )
 
     def _answer(self, samples: DecodedRequest | Gathered, scores: Scores | Answer) -> list[Answer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -9,7 +10,7 @@ import os
 import signal
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,12 +22,16 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dlrm_factory import errors
 from dlrm_factory.errors import DLRMError
+from dlrm_factory.host.process import RANK_STORE_VARIABLE
 from dlrm_factory.tools.quiet import quiet_libraries
 
 __all__ = ["launch"]
 
 _Result = TypeVar("_Result")
 
+_NOT_SHARED = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+# Each sign of life is appended to the file, and nobody reads it.
+_NEVER_S = 10**6
 # Imported once, in a process that each rank is forked from.
 _PRELOADED = ["dlrm_factory.factory", "dlrm_factory.tools.launch"]
 # What torch says of a rank's place, to the rank alone.
@@ -49,20 +54,24 @@ def launch(function: Callable[..., _Result], *arguments: Any, processes: int) ->
     multiprocessing.set_forkserver_preload(_PRELOADED)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_PLACE)}
     with tempfile.TemporaryDirectory(prefix="dlrm-ranks-") as folder:
+        environment[RANK_STORE_VARIABLE] = str(Path(folder) / "ranks")
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=processes,
             run_id=uuid.uuid4().hex,
+            # By files: what torch opens otherwise listens on all interfaces.
             rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
+            rdzv_endpoint=str(Path(folder) / "rendezvous"),
+            rdzv_configs={"store_type": "file", "keep_alive_interval": _NEVER_S},
             max_restarts=0,
             monitor_interval=0.1,
             start_method="forkserver",
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
         try:
-            results = elastic_launch(config, _rank)(environment, function, *arguments)
+            with _agents_store_is_not_shared():
+                results = elastic_launch(config, _rank)(environment, function, *arguments)
         except ChildFailedError as failed:
             rank, failure = failed.get_first_failure()
             message = _first_error(Path(folder)) or f"rank {rank} of {processes} ended: {failure.message}"
@@ -81,6 +90,20 @@ def _quiet_elastic() -> None:
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextlib.contextmanager
+def _agents_store_is_not_shared() -> Iterator[None]:
+    """Keep torchrun's agent, which lives in this process, from opening a store of its own for the ranks."""
+    before = os.environ.get(_NOT_SHARED)
+    os.environ[_NOT_SHARED] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_NOT_SHARED]
+        else:
+            os.environ[_NOT_SHARED] = before
 
 
 def _rank(

@@ -46,6 +46,7 @@ class FakeContext:
         self.system_properties = {"model_dir": str(model_dir)}
         self.metrics = None
         self.model_name = "ads"
+        self.model_yaml_config: dict[str, object] = {}
         self.manifest = {"model": {"modelVersion": "2.1"}}
         self.headers: dict[int, dict[str, str]] = {}
         self.statuses: dict[int, tuple[int, str]] = {}

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from dlrm_factory.errors import GroupError
+from dlrm_factory.host.process import process_state
 from dlrm_factory.requests.answers import Answer, answer_scaled_away
 from handler import group
-from handler.group import WorkerGroup, in_group, process_state
+from handler.group import WorkerGroup, hosts_of, in_group
 
 HTTP = {"explain": "False"}
 GRPC = {"explain": {"content-type": ""}}
@@ -27,6 +28,9 @@ def test_several_ranks_are_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
         if size is not None:
             monkeypatch.setenv("WORLD_SIZE", size)
         assert in_group() is expected
+    monkeypatch.delenv("WORLD_SIZE")
+    assert (hosts_of(None), hosts_of({"minWorkers": 1}), hosts_of({"hosts": 3})) == (1, 1, 3)
+    assert in_group(3)
 
 
 def state_within(pid: int, wanted: str, seconds: float = 10.0) -> str:
@@ -49,8 +53,8 @@ def test_states_of_a_process() -> None:
 # The parent of a rank, as torchrun is; the rank says that it is ready and stands still.
 RANK = """
 import os, signal
-from handler.group import _end_with
-_end_with(os.getppid())
+from dlrm_factory.host.process import end_with_parent
+end_with_parent(os.getppid())
 print(os.getpid(), flush=True)
 os.kill(os.getpid(), signal.SIGSTOP)
 """
@@ -69,29 +73,6 @@ def test_a_rank_that_stands_still_ends_with_torchrun() -> None:
         assert state_within(rank, "T") == "T"
         parent.kill()
     assert state_within(rank, "XZ") in "XZ"
-
-
-def test_the_connection_is_the_socket_that_torchserve_has_opened(tmp_path: Path) -> None:
-    assert group._connection() is None
-    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as frontend:
-        listener.bind(str(tmp_path / ".ts.sock.9001"))
-        listener.listen(1)
-        assert group._connection() is None
-        frontend.connect(listener.getsockname())
-        worker, _ = listener.accept()
-        with worker:
-            assert group._connection() == worker.fileno()
-            leader = tmp_path / "leader"
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
-                receiver.bind(str(leader))
-                group._send_connection(leader)
-                (held,) = socket.recv_fds(receiver, 1, 1)[1]
-        # The worker has ended, and the leader holds on.
-        frontend.settimeout(0.05)
-        with pytest.raises(TimeoutError):
-            frontend.recv(1)
-        os.close(held)
-        assert frontend.recv(1) == b""
 
 
 @pytest.fixture
@@ -135,3 +116,14 @@ def test_a_lost_group_ends_after_its_answers(lost: WorkerGroup, monkeypatch: pyt
         frontend.settimeout(5)
         lost._end_after_answers(worker)
         assert (frontend.recv(1), order) == (b"", ["end"])
+
+
+def test_loading_has_its_time_once_all_hosts_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(group, "_end", lambda _: ended.set())
+    for loads in (True, False):
+        made = WorkerGroup(None, None, None)
+        made._loading = group._limit_loading(0.2, None)
+        if loads:
+            made.loaded()
+        assert ended.wait(0.5 if loads else 10) is not loads

@@ -50,3 +50,12 @@ def test_a_client_with_a_body_gets_its_scores(service: DLRMService) -> None:
     # A client may send any header; only TorchServe's own question has no body.
     (answer,) = handle(service, [{"body": b'{"instances": [{}], "output": "logit"}'}], [DESCRIBE])
     assert json.loads(answer.body) == {"predictions": [0.0]}
+
+
+def test_groups_that_wait_for_hosts_are_told_as_they_are_now(scorer) -> None:
+    waiting: list[dict[str, Any]] = []
+    service = DLRMService(scorer, waiting_groups=lambda: waiting)
+    assert describe(service)["waiting_groups"] == []
+    waiting.append({"port": 29601, "missing": [{"host": 1, "address": "10.0.0.2"}]})
+    assert describe(service)["waiting_groups"] == waiting
+    assert "waiting_groups" not in describe(DLRMService(scorer))

@@ -30,17 +30,17 @@ ANY_PORTS = dict.fromkeys(
 
 @contextlib.contextmanager
 def serving(
-    store: Path, *models: str, run_dir: Path, workers: int | None = None, ranks: int | None = None
+    store: Path, *models: str, run_dir: Path, workers: int | None = None, **others: Any
 ) -> Iterator[RunningServer]:
-    """``models`` (NAME=ARCHIVE) of ``store``, served on free ports until the block ends."""
+    """``models`` (NAME=ARCHIVE) of ``store``, served on free ports until the block ends. ``others``: more options."""
     options = ServeOptions(
         model_store=store,
         models=models,
         run_dir=run_dir,
         ports=ANY_PORTS,
         workers=workers,
-        ranks=ranks,
         timeout=120,
+        **others,
     )
     server = start_server(options)
     try:

@@ -14,6 +14,7 @@ from dlrm_factory.tools.cli.declarations import preset
 from dlrm_factory.tools.cli.evaluate import evaluate
 from dlrm_factory.tools.cli.importing import import_model
 from dlrm_factory.tools.cli.init import init
+from dlrm_factory.tools.cli.join import join
 from dlrm_factory.tools.cli.plan import plan
 from dlrm_factory.tools.cli.predict import predict
 from dlrm_factory.tools.cli.serve import scale, serve, stop
@@ -42,6 +43,7 @@ for _command in (
     verify,
     stage,
     serve,
+    join,
     predict,
     scale,
     stop,

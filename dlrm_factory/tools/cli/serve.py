@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from dlrm_factory.errors import ServingError
+from dlrm_factory.rendezvous import DEFAULT_PORTS
 from dlrm_factory.tools.cli.progress import WorkerWait
 from dlrm_factory.tools.server import (
     RunDir,
@@ -65,6 +66,21 @@ def serve(
     ranks: Annotated[
         int | None, typer.Option(min=1, help="Processes of each worker. Default: as the archive says.")
     ] = None,
+    hosts: Annotated[
+        int | None, typer.Option(min=1, help="Hosts that --ranks are spread over. Default: this one.")
+    ] = None,
+    group_address: Annotated[
+        str | None, typer.Option(help="This host's address in the network of a group's other hosts.")
+    ] = None,
+    group_ports: Annotated[
+        str, typer.Option(metavar="FIRST-LAST", help="Where `dlrm join` finds groups, one port each.")
+    ] = DEFAULT_PORTS,
+    secret_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Secret that all hosts of a group have. Default: group.secret of the run directory."
+        ),
+    ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds until the models must be ready.")] = 600.0,
     run_dir: Annotated[Path, typer.Option(help="Folder for tokens, logs and state.")] = Path(".dlrm"),
     ts_config: Annotated[
@@ -95,6 +111,10 @@ def serve(
         token_auth=not no_token_auth,
         workers=workers,
         ranks=ranks,
+        hosts=hosts,
+        group_address=group_address,
+        group_ports=group_ports,
+        secret_file=secret_file,
         timeout=timeout,
         log_level=log_level,
         access_log=access_log,

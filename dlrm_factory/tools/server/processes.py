@@ -168,6 +168,9 @@ def launch_environment(
         "METRICS_LOCATION": str(run_dir.logs),
         "DLRM_LOG_LEVEL": log_level,
         "DLRM_ACCESS_LOG_LEVEL": "info" if access_log else "off",
+        # torchrun reads its own options here too. Without these it listens on all interfaces, for whoever connects.
+        "PET_RDZV_CONF": "store_type=file,keep_alive_interval=1000000",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
     return environment | {"PYTHONPATH": _python_path(environment.get("PYTHONPATH", ""))}
 

@@ -45,6 +45,8 @@ _REFUSED = ("Failed to load model ", "Load model ")
 _MAX_LINES = 8
 # What a worker says when it compiles, or waits for another process that does.
 _COMPILES = ("Compiling the dense parts ", "Waiting for another process, which compiles ")
+# What a leader says every 10 s.
+_WAITS = "Waiting for host"
 _COMPILING = "compiling the model's dense parts, about 30 s, once for this machine"
 
 _POLL_S = 0.2
@@ -129,6 +131,8 @@ def load_failure(model_log: str, ts_log: str, model: str) -> str | None:
 def load_step(model_log: str, model: str) -> str:
     """Say what the workers of ``model`` have been at since they started, if that takes long; else empty."""
     lines = worker_lines(model_log, model)
+    if lines and lines[-1].startswith(_WAITS):
+        return lines[-1][0].lower() + lines[-1][1:]
     return _COMPILING if any(line.startswith(_COMPILES) for line in lines) else ""
 
 

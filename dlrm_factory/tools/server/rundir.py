@@ -5,6 +5,7 @@
     .dlrm/                   mode 700, for it holds tokens
     ├── .dlrm-run-dir        says that this folder is ours to write and to clean
     ├── config.properties    the settings in force
+    ├── group.secret         of groups with other hosts; stays when the server ends
     ├── key_file.json        tokens; TorchServe writes it where it starts
     ├── server.json          pid and addresses
     ├── logs/                model_log.log, ts_log.log, console.log, …
@@ -82,6 +83,10 @@ class RunDir:
         return self.root / "key_file.json"
 
     @property
+    def secret_file(self) -> Path:
+        return self.root / "group.secret"
+
+    @property
     def state_file(self) -> Path:
         return self.root / "server.json"
 
@@ -110,7 +115,8 @@ class RunDir:
         """Makes the folder, or takes over one of ours. Raises ServingError for a folder of others."""
         if self.root.exists() and not self.root.is_dir():
             raise ServingError(f"run directory {self.root} is a file; give a folder with --run-dir")
-        if self.root.is_dir() and not self.is_ours() and any(self.root.iterdir()):
+        # The secret comes first where it is copied to all hosts before the server is started.
+        if self.root.is_dir() and not self.is_ours() and set(self.root.iterdir()) - {self.secret_file}:
             raise ServingError(
                 f"run directory {self.root} holds files that are not a server's; give an empty or new folder "
                 "with --run-dir"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dlrm_factory.errors import ArchiveError, ServingError
 from dlrm_factory.host.worker_file import WorkerFile, find_worker_file
-from dlrm_factory.tools.archive.model_config import ranks_of
+from dlrm_factory.tools.archive.model_config import group_of
 from dlrm_factory.tools.archive.reading import read_archive_declaration
 from dlrm_factory.tools.client.tokens import is_loopback
 from dlrm_factory.tools.server.management import ManagementClient
@@ -142,7 +142,8 @@ def core_oversubscription(archive: Path, workers: int, cores: int | None = None)
     None also for an archive that carries no declaration to ask. ``cores``: None for those of this process.
     """
     try:
-        threads = read_archive_declaration(archive).serving.threads * ranks_of(archive)
+        ranks, hosts = group_of(archive)
+        threads = read_archive_declaration(archive).serving.threads * ranks // hosts
     except ArchiveError:
         return None
     cores = cores or len(os.sched_getaffinity(0))

@@ -11,9 +11,11 @@ from pathlib import Path
 import httpx
 
 from dlrm_factory.errors import ServingError
+from dlrm_factory.rendezvous import DEFAULT_PORTS
 from dlrm_factory.tools.client.tokens import KeyFileAuth
 from dlrm_factory.tools.java import find_java
 from dlrm_factory.tools.server.management import ManagementClient, http_client
+from dlrm_factory.tools.server.meeting import meeting_environment
 from dlrm_factory.tools.server.processes import (
     is_running,
     launch,
@@ -52,6 +54,10 @@ class ServeOptions:
         token_auth: False switches tokens off.
         workers: workers of each model; None leaves it to the archive.
         ranks: processes of each worker; None leaves it to the archive.
+        hosts: that these are spread over; None for this one alone.
+        group_address: of this host, by which other hosts of groups reach it; needed if there are any.
+        group_ports: ``FIRST-LAST``, where they find its groups.
+        secret_file: that all hosts of a group have; None for one of the run directory, which is made.
         timeout: seconds until the models must be ready.
         log_level: of TorchServe's own messages: warn, info or debug.
         access_log: one line a request.
@@ -65,6 +71,10 @@ class ServeOptions:
     token_auth: bool = True
     workers: int | None = None
     ranks: int | None = None
+    hosts: int | None = None
+    group_address: str | None = None
+    group_ports: str = DEFAULT_PORTS
+    secret_file: Path | None = None
     timeout: float = 600.0
     log_level: str = "warn"
     access_log: bool = False
@@ -105,7 +115,13 @@ def start_server(options: ServeOptions, tell: Callable[[Progress], None] = lambd
         run_dir.clear()
         run_dir.prepare()
         check_space(models, run_dir.root)
-        models = with_other_ranks(models, options.ranks, run_dir.staged)
+        models = with_other_ranks(models, options.ranks, run_dir.staged, hosts=options.hosts)
+        meeting = meeting_environment(
+            models,
+            address=options.group_address,
+            ports=options.group_ports,
+            secret_file=options.secret_file or run_dir.secret_file,
+        )
         settings = server_settings(
             base_config(options.ts_config),
             model_store=options.model_store.resolve(),
@@ -115,7 +131,7 @@ def start_server(options: ServeOptions, tell: Callable[[Progress], None] = lambd
             models=models,
         )
         try:
-            return _start(run_dir, java, options, settings, models, tell)
+            return _start(run_dir, java, options, settings, models, meeting, tell)
         except BaseException:
             # Ctrl-C too: half a server is of no use, and would hold the ports.
             stop_processes(run_dir)
@@ -129,6 +145,7 @@ def _start(
     options: ServeOptions,
     settings: ServerSettings,
     models: list[ServedModel],
+    meeting: Mapping[str, str],
     tell: Callable[[Progress], None],
 ) -> RunningServer:
     deadline = time.monotonic() + options.timeout
@@ -137,6 +154,7 @@ def _start(
     environment = launch_environment(
         run_dir, java=java, tmp=tmp, log_level=options.log_level, access_log=options.access_log
     )
+    environment |= meeting
     store = options.model_store.resolve()
     process = launch(run_dir, settings=settings, models=models, model_store=store, environment=environment)
     state = ServerState(

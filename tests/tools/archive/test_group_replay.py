@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import threading
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 from support.batches import uncompiled
+from support.hosts import listens_everywhere
 from support.sharding import mixed_shardings
 from typer.testing import CliRunner
 
@@ -32,10 +37,40 @@ def sealed(tmp_path: Path) -> Path:
     return folder
 
 
+class Listeners(threading.Thread):
+    """Addresses of all interfaces that this process and its ranks listen on, looked up again and again."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.seen: dict[int, set[str]] = {}
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        while not self._stopped.wait(0.05):
+            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+                with contextlib.suppress(psutil.Error, OSError):
+                    if process.pid == os.getpid() or "multiprocessing.forkserver" in " ".join(
+                        process.cmdline()
+                    ):
+                        self.seen.setdefault(process.pid, set()).update(listens_everywhere(process.pid))
+
+    def __enter__(self) -> Listeners:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self.join()
+
+
 @pytest.mark.multiprocess
 def test_a_group_reproduces_the_golden_requests(sealed: Path) -> None:
-    done = CliRunner().invoke(app, ["verify", str(sealed), "--ranks", "2", "--json"])
+    with Listeners() as listeners:
+        done = CliRunner().invoke(app, ["verify", str(sealed), "--ranks", "2", "--json"])
     assert done.exit_code == 0, done.output
+    # Neither the ranks nor torchrun's agent, in this process, nor the one that ranks are forked from.
+    assert len(listeners.seen) >= 4
+    assert not any(listeners.seen.values())
     group = json.loads(done.stdout)["group"]
     assert group["ranks"] == 2
     assert group["requests"] == len(read_goldens(sealed))

@@ -12,11 +12,11 @@ from dlrm_factory.config import tiny
 from dlrm_factory.config.declaration import ShardingOptions
 from dlrm_factory.errors import ArchiveError
 from dlrm_factory.tools.archive import staging
-from dlrm_factory.tools.archive.model_config import model_config, ranks_of, with_ranks
+from dlrm_factory.tools.archive.model_config import group_of, model_config, with_ranks
 
 GROUP = {
     "parallelType": "pp",
-    "torchrun": {"nproc-per-node": 2, "rdzv-backend": "c10d", "rdzv-endpoint": "localhost:0"},
+    "torchrun": {"nproc-per-node": 2, "rdzv-backend": "c10d"},
 }
 
 
@@ -27,7 +27,11 @@ def config_of(**sharding: object) -> dict[str, object]:
 def test_a_worker_has_the_ranks_of_its_host() -> None:
     alone = config_of()
     assert config_of(world_size=2) == alone | GROUP
-    assert config_of(world_size=4, hosts=2, device="cuda") == alone | GROUP | {"deviceType": "gpu"}
+    # A leader waits for its hosts for as long as it takes.
+    waits = {"hosts": 2, "startupTimeout": 2592000, "maxRetryTimeoutInSec": 30}
+    assert config_of(world_size=4, hosts=2, device="cuda") == alone | GROUP | waits | {"deviceType": "gpu"}
+    # The leader alone on its host needs no torchrun.
+    assert config_of(world_size=2, hosts=2) == alone | waits
 
 
 def test_other_ranks_keep_all_other_settings() -> None:
@@ -35,28 +39,38 @@ def test_other_ranks_keep_all_other_settings() -> None:
     grouped = with_ranks(text, 2)
     assert yaml.safe_load(grouped) == {"minWorkers": 3, "responseTimeout": 7} | GROUP
     assert yaml.safe_load(with_ranks(grouped, 1)) == {"minWorkers": 3, "responseTimeout": 7}
+    spread = with_ranks(text, 4, hosts=2)
+    assert yaml.safe_load(spread) == {"minWorkers": 3, "responseTimeout": 7} | GROUP | {
+        "hosts": 2,
+        "startupTimeout": 2592000,
+        "maxRetryTimeoutInSec": 30,
+    }
+    alone = yaml.safe_load(with_ranks(spread, 1, startup_timeout_s=77))
+    assert alone == {"minWorkers": 3, "responseTimeout": 7, "startupTimeout": 77}
 
 
 @pytest.mark.parametrize(
-    ("text", "ranks"),
+    ("text", "group"),
     [
-        (None, 1),
-        ("minWorkers: 1\n", 1),
-        (with_ranks("minWorkers: 1\n", 3), 3),
+        (None, (1, 1)),
+        ("minWorkers: 1\n", (1, 1)),
+        (with_ranks("minWorkers: 1\n", 3), (3, 1)),
+        (with_ranks("minWorkers: 1\n", 6, hosts=3), (6, 3)),
+        (with_ranks("minWorkers: 1\n", 3, hosts=3), (3, 3)),
         # TorchServe starts one process.
-        ("torchrun: {nproc-per-node: 4}\n", 1),
+        ("torchrun: {nproc-per-node: 4}\n", (1, 1)),
     ],
 )
-def test_ranks_of_an_archive(tmp_path: Path, text: str | None, ranks: int) -> None:
+def test_group_of_an_archive(tmp_path: Path, text: str | None, group: tuple[int, int]) -> None:
     write_archive(tmp_path, text)
-    assert ranks_of(tmp_path) == ranks
+    assert group_of(tmp_path) == group
 
 
 @pytest.mark.parametrize(("text", "reason"), [("a: [", "is not YAML"), ("- a", "is not a mapping")])
 def test_a_broken_file_is_named(tmp_path: Path, text: str, reason: str) -> None:
     write_archive(tmp_path, text)
     with pytest.raises(ArchiveError, match=rf"{tmp_path}: model-config.yaml: {reason}"):
-        ranks_of(tmp_path)
+        group_of(tmp_path)
 
 
 def write_archive(folder: Path, text: str | None) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
 import pytest
+import yaml
 from support.batches import random_batch, random_state, uncompiled
 
-from dlrm_factory.config import dump_declaration, tiny
-from dlrm_factory.config.declaration import ShardingOptions
+from dlrm_factory.config import tiny
 from dlrm_factory.errors import ServingError
+from dlrm_factory.rendezvous import MeetingPlace
 from dlrm_factory.scorer import Scorer
-from dlrm_factory.tools.archive.model_config import ranks_of
+from dlrm_factory.tools.archive.model_config import group_of
 from dlrm_factory.tools.archive.sealing import archive_model
-from dlrm_factory.tools.server.ranks import with_other_ranks
+from dlrm_factory.tools.server.meeting import meeting_environment
+from dlrm_factory.tools.server.ranks import hosts_of, with_other_ranks
 from dlrm_factory.tools.server.store import find_models
 from dlrm_factory.weights.checkpoint import save_checkpoint
 
@@ -37,8 +38,8 @@ def test_another_number_is_served_from_a_folder_of_its_own(
     models = find_models(archives, [f"ads={location}"])
     (model,) = with_other_ranks(models, 2, tmp_path)
     assert (model.name, model.path, model.location) == ("ads", tmp_path / "ads", str(tmp_path / "ads"))
-    assert ranks_of(model.path) == 2
-    assert ranks_of(models[0].path) == 1
+    assert group_of(model.path) == (2, 1)
+    assert group_of(models[0].path) == (1, 1)
     # With the same weights, and fit to be served again.
     batch = random_batch(tiny(), 3)
     assert (
@@ -47,7 +48,7 @@ def test_another_number_is_served_from_a_folder_of_its_own(
     )
     assert with_other_ranks([model], 2, tmp_path / "again") == [model]
     (alone,) = with_other_ranks([model], 1, tmp_path / "alone")
-    assert ranks_of(alone.path) == 1
+    assert group_of(alone.path) == (1, 1)
 
 
 def test_the_archives_own_number_needs_no_copy(archives: Path, tmp_path: Path) -> None:
@@ -67,12 +68,37 @@ def test_models_of_another_kind_have_no_ranks(store, add_archive, tmp_path: Path
         with_other_ranks(models, 2, tmp_path / "staged")
 
 
-def test_several_hosts_are_refused_unless_a_number_is_given(archives: Path, tmp_path: Path) -> None:
-    (model,) = with_other_ranks(find_models(archives, ["dlrm"]), 2, tmp_path)
-    sharding = ShardingOptions(world_size=4, hosts=2)
-    text = dump_declaration(msgspec.structs.replace(tiny(), sharding=sharding))
-    (model.path / "declaration.yaml").unlink()
-    (model.path / "declaration.yaml").write_text(text)
-    with pytest.raises(ServingError, match=r"declares 4 ranks on 2 hosts, .*; give --ranks 4, or fewer"):
-        with_other_ranks([model], None, tmp_path / "none")
-    assert with_other_ranks([model], 2, tmp_path / "none") == [model]
+def test_ranks_are_spread_over_hosts(archives: Path, tmp_path: Path) -> None:
+    models = find_models(archives, ["dlrm"])
+    (model,) = with_other_ranks(models, 4, tmp_path / "spread", hosts=2)
+    assert group_of(model.path) == (4, 2)
+    assert hosts_of(model) == 2
+    assert with_other_ranks([model], None, tmp_path / "none") == [model]
+    # All ranks on this host take its own time-out again.
+    (here,) = with_other_ranks([model], 4, tmp_path / "here")
+    assert group_of(here.path) == (4, 1)
+    assert yaml.safe_load((here.path / "model-config.yaml").read_text())["startupTimeout"] == 600
+    for ranks, hosts, message in ((3, 2, "cannot share 3 ranks evenly"), (None, 2, "give --ranks too")):
+        with pytest.raises(ServingError, match=message):
+            with_other_ranks(models, ranks, tmp_path / "none", hosts=hosts)
+
+
+def test_groups_with_other_hosts_are_told_where_to_meet(archives: Path, tmp_path: Path) -> None:
+    models = find_models(archives, ["dlrm"])
+    secret, ports = tmp_path / "secret", "29600-29601"
+    assert meeting_environment(models, address=None, ports=ports, secret_file=secret) == {}
+    assert not secret.exists()
+    spread = with_other_ranks(models, 2, tmp_path / "spread", hosts=2)
+    for address, message in (
+        (None, "they have to find this one"),
+        ("192.0.2.7", "192.0.2.7 is not an address of"),
+    ):
+        with pytest.raises(ServingError, match=f"is served by 2 hosts, and {message}"):
+            meeting_environment(spread, address=address, ports=ports, secret_file=secret)
+    told = meeting_environment(spread, address="127.0.0.1", ports=ports, secret_file=secret)
+    place = MeetingPlace.from_environment(told)
+    assert (place.address, place.text) == ("127.0.0.1", "127.0.0.1:29600-29601")
+    assert secret.stat().st_mode & 0o777 == 0o600
+    # The other hosts have a copy of it.
+    assert meeting_environment(spread, address="127.0.0.1", ports=ports, secret_file=secret) == told
+    assert MeetingPlace.from_environment(told).secret == place.secret

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
 
 import psutil
 import pytest
@@ -128,3 +129,16 @@ def test_sockets_fit_where_every_folder_is_deep(tmp_path, monkeypatch):
     assert tmp.resolve() == run_dir.root / "tmp"
     tmp.unlink()
     tmp.parent.rmdir()
+
+
+def test_a_folder_with_the_secret_of_groups_is_taken(tmp_path: Path) -> None:
+    run_dir = RunDir.at(tmp_path)
+    run_dir.secret_file.write_text("a secret of hosts")
+    run_dir.prepare()
+    run_dir.clear()
+    # The other hosts have a copy of it.
+    assert run_dir.secret_file.read_text() == "a secret of hosts"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    with pytest.raises(ServingError, match="holds files that are not a server's"):
+        RunDir.at(tmp_path / "other").prepare()
