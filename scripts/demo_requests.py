@@ -7,7 +7,7 @@ import random
 import sys
 from pathlib import Path
 
-from dlrm_factory.config import demo
+from dlrm_factory.config import DLRMDeclaration, demo
 from dlrm_factory.errors import DLRMError
 from dlrm_factory.tools.archive.reading import read_archive_declaration
 
@@ -55,16 +55,18 @@ def best(request: str, answer: str) -> None:
 
 
 def is_demo(archive: str) -> bool:
-    """Return True if ``archive`` has a model with the demo's features and tables."""
+    """Return True if ``archive`` has a model with the demo's features."""
     try:
         found = read_archive_declaration(Path(archive))
     except DLRMError:
         return False
-    wanted = demo()
-    return [found.dense_features, found.sparse_features, found.tables] == [
-        wanted.dense_features,
-        wanted.sparse_features,
-        wanted.tables,
+    return _names(found) == _names(demo())
+
+
+def _names(declaration: DLRMDeclaration) -> list[list[tuple[str, ...]]]:
+    return [
+        [(feature.name,) for feature in declaration.dense_features],
+        [(feature.name, feature.table) for feature in declaration.sparse_features],
     ]
 
 

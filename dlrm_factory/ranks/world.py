@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import struct
 import tempfile
 from datetime import timedelta
 from pathlib import Path
 
-import psutil
 import torch.distributed as dist
 
 from dlrm_factory.errors import ServingError
@@ -19,6 +20,7 @@ __all__ = ["connect_store", "host_store_path", "listen_store", "use_interface"]
 _CONNECTING = timedelta(seconds=60)
 _BACKLOG = 1024
 _LOOPBACK = "lo"
+_SIOCGIFADDR = 0x8915  # of Linux: an interface's address
 
 
 def host_store_path(launcher: int) -> Path:
@@ -66,12 +68,33 @@ def use_interface(address: str | None) -> None:
 
 
 def _interface_of(address: str) -> str:
-    interfaces = psutil.net_if_addrs()
-    for name, addresses in interfaces.items():
-        if address in [each.address.partition("%")[0] for each in addresses]:
-            return str(name)
-    if address.startswith("127."):  # all of these are the loopback interface's, listed or not
+    if address.startswith("127."):  # all of these are the loopback interface's
         return _LOOPBACK
-    raise ServingError(
-        f"no network interface of this machine has the address {address}; it has {', '.join(interfaces)}"
+    interfaces = _first_addresses()
+    for name, addresses in interfaces.items():
+        if address in addresses:
+            return name
+    known = ", ".join(
+        f"{name} ({', '.join(addresses)})" for name, addresses in interfaces.items() if addresses
     )
+    raise ServingError(
+        f"no network interface of this machine has the address {address} as its first; it has {known}"
+    )
+
+
+def _first_addresses() -> dict[str, list[str]]:
+    """Addresses of each network interface: the first of IPv4, which is the one that gloo takes, and those of IPv6."""
+    found: dict[str, list[str]] = {name: [] for _, name in socket.if_nameindex()}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        for name, addresses in found.items():
+            request = struct.pack("256s", name.encode()[:15])
+            try:
+                answer = fcntl.ioctl(asked, _SIOCGIFADDR, request)
+            except OSError:
+                continue  # it has none
+            addresses.append(socket.inet_ntoa(answer[20:24]))
+    listed = Path("/proc/net/if_inet6")
+    for line in listed.read_text().splitlines() if listed.exists() else []:
+        digits, *_, name = line.split()
+        found.setdefault(name, []).append(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits)))
+    return found

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import psutil
 import pytest
 from support.batches import random_state, uncompiled
@@ -22,6 +23,7 @@ from support.hosts import listens_everywhere
 from support.server import ask, serving
 
 from dlrm_factory.config import tiny
+from dlrm_factory.config.declaration import ShardingOptions
 from dlrm_factory.rendezvous import write_secret
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
@@ -47,7 +49,9 @@ BACK_S = 90.0
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One archive, which declares one rank, as a folder."""
     folder = tmp_path_factory.mktemp("groups")
-    declaration = uncompiled(tiny())
+    # Copies of small tables would do without the others.
+    sharding = ShardingOptions(replicate_below=0)
+    declaration = msgspec.structs.replace(uncompiled(tiny()), sharding=sharding)
     save_checkpoint(folder / "tiny.safetensors", declaration, random_state(declaration))
     archive_model(folder / "tiny.safetensors", folder / "store" / "dlrm", archive_format="directory")
     return folder / "store"
