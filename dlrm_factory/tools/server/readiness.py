@@ -27,6 +27,7 @@ __all__ = [
     "wait_for_models",
     "wait_for_server",
     "wait_for_workers",
+    "why_ended",
     "worker_lines",
 ]
 
@@ -201,10 +202,18 @@ class Progress:
 def wait_for_server(state: ServerState, client: ManagementClient, marks: LogMarks, deadline: float) -> None:
     """Returns once the management API answers; TorchServe unpacks the archives before it does."""
     while not client.answers():
-        if not is_running(state):
-            raise ServingError(startup_failure(marks.since(marks.run_dir.console_log)))
+        ended = why_ended(state, marks)
+        if ended is not None:
+            raise ended
         _check_time(deadline, f"TorchServe (pid {state.pid}) does not answer at {state.management} yet")
         time.sleep(_POLL_S)
+
+
+def why_ended(state: ServerState, marks: LogMarks) -> ServingError | None:
+    """Reason for which a server that was to start has ended; None if it runs."""
+    if is_running(state):
+        return None
+    return ServingError(startup_failure(marks.since(marks.run_dir.console_log)))
 
 
 def wait_for_models(

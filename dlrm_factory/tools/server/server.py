@@ -24,7 +24,13 @@ from dlrm_factory.tools.server.processes import (
     stop_processes,
 )
 from dlrm_factory.tools.server.ranks import with_other_ranks
-from dlrm_factory.tools.server.readiness import LogMarks, Progress, wait_for_models, wait_for_server
+from dlrm_factory.tools.server.readiness import (
+    LogMarks,
+    Progress,
+    wait_for_models,
+    wait_for_server,
+    why_ended,
+)
 from dlrm_factory.tools.server.rundir import RunDir, ServerState
 from dlrm_factory.tools.server.settings import ServerSettings, base_config, server_settings
 from dlrm_factory.tools.server.store import ServedModel, check_space, find_models
@@ -173,10 +179,14 @@ def _start(
     run_dir.write_state(state)
     logger.info("TorchServe runs as pid %d with settings of %s", process.pid, settings.base)
     with management_client(run_dir, state) as client:
-        wait_for_server(state, client, marks, deadline)
-        workers = wait_for_models(
-            client, models, marks=marks, workers=options.workers, deadline=deadline, tell=tell
-        )
+        try:
+            wait_for_server(state, client, marks, deadline)
+            workers = wait_for_models(
+                client, models, marks=marks, workers=options.workers, deadline=deadline, tell=tell
+            )
+        except ServingError as error:
+            # It listens to the management API before it finds that another port is taken.
+            raise why_ended(state, marks) or error from None
     _check_ping(run_dir, state)
     return RunningServer(run_dir=run_dir, state=state, workers=workers)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,8 @@ ENCODING = "latin-1"
 # Java's idea of line ends and blanks is narrower than Python's.
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _BLANK = " \t\f"
+_KERNELS_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FIRST_QUIET, _QUIET_TRIED = 16384, 64
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _SEPARATOR = re.compile(r"((?:\\.|[^\\=:\s])*)[ \t\f]*[=:]?[ \t\f]*(.*)", re.DOTALL)
 _CONTROL = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
@@ -127,12 +130,31 @@ def _escape(text: str, also: str = "") -> str:
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """``count`` different ports that nobody listens on just now."""
+    """``count`` different ports that nobody listens on just now.
+
+    Where there are such, they are none that the kernel gives to whoever asks for any: that would often be somebody
+    before the server listens.
+    """
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((host, 0))
-        return [int(each.getsockname()[1]) for each in sockets]
+        found: list[int] = []
+        for port in [*_quiet_ports(), *[0] * count]:
+            trial = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                trial.bind((host, port))
+                found.append(int(trial.getsockname()[1]))
+            if len(found) == count:
+                break
+        return found
+
+
+def _quiet_ports() -> list[int]:
+    """Some ports below those that the kernel gives, in no order; none if there are few."""
+    try:
+        first = int(_KERNELS_PORTS.read_text().split()[0])
+    except (OSError, ValueError):
+        return []
+    below = range(_FIRST_QUIET, first)
+    return random.SystemRandom().sample(below, _QUIET_TRIED) if len(below) > 10 * _QUIET_TRIED else []
 
 
 def check_free(host: str, port: int, purpose: str, option: str) -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from dlrm_factory.errors import ServingError
@@ -15,6 +17,7 @@ from dlrm_factory.tools.server.readiness import (
     registration_failure,
     startup_failure,
     wait_for_workers,
+    why_ended,
 )
 from dlrm_factory.tools.server.rundir import RunDir
 
@@ -191,3 +194,17 @@ def test_a_traceback_that_comes_late_is_waited_for(run_dir: RunDir, monkeypatch:
         wait_for_workers(
             Died(run_dir), "dlrm", 1, marks=marks, deadline=time.monotonic() + 5, tell=lambda _: None
         )
+
+
+def test_a_port_that_is_taken_at_the_last_moment_is_named(run_dir: RunDir) -> None:
+    run_dir.console_log.parent.mkdir(parents=True, exist_ok=True)
+    marks = LogMarks.now(run_dir)
+    run_dir.console_log.write_text(
+        "[INFO ] main org.pytorch.serve.ModelServer - Management API bind to: http://127.0.0.1:8081\n"
+        "java.io.IOException: Failed to bind to address /127.0.0.1:7070\n"
+        "\tat org.pytorch.serve.ModelServer.startGRPCServer(ModelServer.java:488)\n"
+    )
+    this = psutil.Process()
+    assert why_ended(SimpleNamespace(pid=this.pid, started=this.create_time()), marks) is None
+    ended = why_ended(SimpleNamespace(pid=this.pid, started=1.0), marks)
+    assert str(ended) == "TorchServe cannot listen on 127.0.0.1:7070: it is taken; give other ports"

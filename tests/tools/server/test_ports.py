@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
 from dlrm_factory.errors import ServingError
+from dlrm_factory.tools.server import settings
 from dlrm_factory.tools.server.settings import check_free, free_ports, holder_of
 
 
@@ -14,6 +16,21 @@ def test_free_ports_are_different_and_free():
     assert len(set(ports)) == 5
     for port in ports:
         check_free("127.0.0.1", port, "inference", "--port")
+
+
+@pytest.mark.parametrize(
+    ("text", "quiet"), [("32768\t60999\n", True), ("1024\t65535\n", False), (None, False)]
+)
+def test_free_ports_are_none_that_the_kernel_gives_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, quiet: bool
+) -> None:
+    file = tmp_path / "ip_local_port_range"
+    if text is not None:
+        file.write_text(text)
+    monkeypatch.setattr(settings, "_KERNELS_PORTS", file)
+    found = free_ports(8)
+    assert len(set(found)) == 8
+    assert quiet == all(16384 <= port < 32768 for port in found)
 
 
 def test_a_taken_port_names_the_port_its_holder_and_the_option():
