@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from dlrm_factory.errors import DLRMError
+from dlrm_factory.errors import DLRMError, GroupError
 from dlrm_factory.host.process import TEMPORARY_FAILURE, end_with_parent
 from dlrm_factory.ranks.follower import follow
 from dlrm_factory.ranks.group import RankGroup
@@ -50,6 +50,9 @@ def _main() -> int:
         scorer = load_rank(weights, group)
         torch.set_num_threads(scorer.declaration.serving.threads)
         follow(scorer, group, folder=weights.folder)
+    except GroupError as error:
+        logger.info("%s", error)  # as when the leader is stopped; `dlrm join` tells it in a line of its own
+        return TEMPORARY_FAILURE
     except DLRMError as error:
         logger.error("%s", error)
         return TEMPORARY_FAILURE

@@ -28,7 +28,9 @@ class RankProcess:
         self._folder = folder
         self._stopped_since: float | None = None
         command = [sys.executable, "-W", "ignore::FutureWarning", "-m", "dlrm_factory.ranks.remote"]
-        environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": _python_path(folder)}
+        # torch warns of each host whose address has no name.
+        defaults = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        environment = {**defaults, **os.environ, "PYTHONPATH": _python_path(folder)}
         self._process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.PIPE)
 
     @property
