@@ -397,10 +397,9 @@ def _build_slowly(folder, target, precision, seconds):
     target.with_suffix(".json").write_bytes(msgspec.json.encode({target.name: checksum(target)}))
 
 
-def _worker(folder, precision, declaration_bytes, cache):
+def _worker(folder, precision, declaration_bytes):
     from dlrm_factory.config import parse_declaration
 
-    os.environ["DLRM_CACHE_DIR"] = cache  # the environment is that of the server of forks
     dense_library.compiler = lambda: "g++"
     dense_library.build_in_subprocess = _build_slowly
     declaration = parse_declaration(declaration_bytes)
@@ -420,8 +419,7 @@ def test_one_process_builds_and_the_others_wait(tmp_path):
 
     declaration = mixed_shardings()
     folder = seal(declaration, tmp_path)
-    arguments = (folder, "fp32", dump_declaration(declaration), os.environ["DLRM_CACHE_DIR"])
-    with ranks(_worker, *arguments, size=3) as workers:
+    with ranks(_worker, folder, "fp32", dump_declaration(declaration), size=3) as workers:
         assert end_of(workers, within_s=60) == [0, 0, 0]
     assert (cache_folder() / "builds").read_text() == "built\n"
     assert len(set((cache_folder() / "tried").read_text().split())) == 3

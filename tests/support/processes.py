@@ -19,10 +19,18 @@ from dlrm_factory.tools.server.settings import free_ports
 _PRELOADED = ["support.ranked"]
 
 
-def _run(rank: int, size: int, port: int, function: Callable[..., None], arguments: tuple) -> None:
+def _run(
+    rank: int,
+    size: int,
+    port: int,
+    environment: dict[str, str],
+    function: Callable[..., None],
+    arguments: tuple,
+) -> None:
     import torch
     import torch.distributed as dist
 
+    os.environ.update(environment)  # that of the server of forks may be an earlier test's
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -51,7 +59,8 @@ def ranks(function: Callable[..., None], *arguments: object, size: int) -> Itera
     context.set_forkserver_preload(_PRELOADED)
     (port,) = free_ports(1)
     started = [
-        context.Process(target=_run, args=(rank, size, port, function, arguments)) for rank in range(size)
+        context.Process(target=_run, args=(rank, size, port, dict(os.environ), function, arguments))
+        for rank in range(size)
     ]
     with pytest.MonkeyPatch.context() as patch:
         # Python 3.11's server of forks has no other way to find what it shall import.
