@@ -26,9 +26,9 @@ class RankGroup:
         size: number of ranks.
         steps: what the leader sends first, with a deadline; followers wait for it without one. gloo.
         patience: answers that may take minutes, without a deadline. gloo.
-        data: slices and logits, with a deadline. gloo.
-        exchange: TorchRec's, with a deadline. gloo on CPU, NCCL on CUDA.
-        timeout_s: the deadline of one collective.
+        data: parts that are too large for a first message, and answers, with a deadline. gloo.
+        exchange: pooled vectors, with a deadline; TorchRec shards over it. gloo on CPU, NCCL on CUDA.
+        timeout_s: the deadline of one message.
         hosts: machines that the ranks are on, equally many on each.
     """
 

@@ -70,6 +70,11 @@ class Layout:
     replicated: tuple[int, ...]
     means: tuple[int, ...]
 
+    @property
+    def means_apart(self) -> list[int]:
+        """Features whose lengths the rank that divides by them has not got with their ids."""
+        return sorted(set(self.means) - set(self.replicated))
+
     def only(self, features: Sequence[int]) -> Layout:
         """The same of ``features`` alone, in ascending order, which count from 0 then."""
         places = {feature: place for place, feature in enumerate(features)}

@@ -119,17 +119,12 @@ def _parcel(
     return Parcel(shape=shape, numbers=numbers, lengths=lengths, features=features)
 
 
-def mean_features(layout: Layout) -> list[int]:
-    """Features whose lengths the rank that divides by them has not got with their ids."""
-    return sorted(set(layout.means) - set(layout.replicated))
-
-
 class _Route:
     """Features by where their ids go."""
 
     def __init__(self, layout: Layout) -> None:
         self.replicated = np.array(layout.replicated, dtype=np.int64)
-        self.means = np.array(mean_features(layout), dtype=np.int64)
+        self.means = np.array(layout.means_apart, dtype=np.int64)
         self.ranks = [_RankRoute(part) for part in layout.ranks]
 
 

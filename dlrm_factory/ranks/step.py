@@ -17,7 +17,6 @@ from dlrm_factory.ranks.group import RankGroup
 from dlrm_factory.ranks.layout import Layout, layout_of
 from dlrm_factory.ranks.lookup import RankLookup, Shards, kernels_of, shards_of
 from dlrm_factory.ranks.parcels import Part
-from dlrm_factory.ranks.routing import mean_features
 from dlrm_factory.scorer import Scorer
 
 __all__ = ["ANSWER_HEAD", "AnswerHead", "RankStep"]
@@ -78,7 +77,7 @@ class _View:
         self.columns = [part.columns for part in layout.ranks]
         self.lookup = RankLookup(shards, layout, features, rank, scorer.declaration)
         self.assemble = Assembly(layout, features, scorer.declaration)
-        apart, near = mean_features(layout), layout.replicated
+        apart, near = layout.means_apart, layout.replicated
         self.means = torch.tensor(
             [features[feature] for feature in layout.means], device=scorer.built.device, dtype=torch.int64
         )

@@ -8,7 +8,7 @@ from typing import Literal
 
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.model.plan import TablePlan
-from dlrm_factory.ranks.layout import Layout, Stream, layout_of
+from dlrm_factory.ranks.layout import Stream, layout_of
 
 __all__ = ["Traffic", "plan_traffic"]
 
@@ -68,7 +68,7 @@ def plan_traffic(
             yield bag * (stream.stop - stream.start) / rows[stream.feature]
             yield lengths if stream.whole else _LENGTH
 
-    own = len(layout.replicated) * (bag + lengths) + _mean_lengths(layout) * lengths
+    own = len(layout.replicated) * (bag + lengths) + len(layout.means_apart) * lengths
     return Traffic(
         ids=sum(sum(sent(layout.ranks[rank].streams)) + own * shares[rank] for rank in away),
         dense=sum(_NUMBER * len(declaration.dense_features) * shares[rank] for rank in away),
@@ -80,8 +80,3 @@ def plan_traffic(
         ),
         logits=sum(_LOGIT * shares[rank] for rank in away),
     )
-
-
-def _mean_lengths(layout: Layout) -> int:
-    """Features whose lengths the rank that divides has not got with their ids."""
-    return len(set(layout.means) - set(layout.replicated))

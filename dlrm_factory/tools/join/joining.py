@@ -150,7 +150,7 @@ class _Joiner:
             except OSError as error:
                 self._tell_once(port, f"no leader at {self._place.address}:{port}: {error}")
                 pause = _REFUSED_S
-            except (KeyError, TypeError, ValueError) as error:
+            except (ArithmeticError, KeyError, TypeError, ValueError) as error:
                 self._tell_once(port, f"no leader at {self._place.address}:{port}: it said {error!r}")
                 pause = _REFUSED_S
             except _Refused as refused:
