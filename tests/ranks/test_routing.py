@@ -165,3 +165,8 @@ def test_more_sets_of_features_than_a_group_keeps_cross_whole(monkeypatch: pytes
         found.append(read(leader))
     assert [part.features for part in found] == [b"\x80", b"", b"\x80"]
     assert bags_of(found[1].sharded.offsets, found[1].sharded.values, 6) == [[6], [7], [], [], [], []]
+
+
+def test_lengths_that_come_with_replicated_ids_do_not_cross_again() -> None:
+    layout = Layout(ranks=(RankLayout((), ()),) * 2, replicated=(0, 2), means=(2, 1))
+    assert layout.means_apart == [1]
