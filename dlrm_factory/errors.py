@@ -5,6 +5,8 @@
     DLRMError                     what the command line prints as one message
     ├── ConfigError               the declaration is wrong; carries every problem found, each with its path
     ├── PlanError                 the tables cannot be placed, or TorchRec would compute them wrongly
+    ├── ModuleError               the user's own dense net cannot be loaded, raises, or returns what is not declared
+    │   └── UntrustedCodeError    it is code that this process was not told to run
     ├── WeightsError              a checkpoint or table file is missing, misshapen, damaged or unsafe
     ├── ArchiveError              an archive cannot be staged, sealed or read
     ├── DataError                 training data is unreadable or does not match the declaration
@@ -32,11 +34,13 @@ __all__ = [
     "DataError",
     "GroupError",
     "LimitError",
+    "ModuleError",
     "PlanError",
     "RankError",
     "RequestError",
     "ServingError",
     "StackError",
+    "UntrustedCodeError",
     "WeightsError",
     "near_matches",
 ]
@@ -67,6 +71,14 @@ class ConfigError(DLRMError):
 
 class PlanError(DLRMError):
     """The tables cannot be placed as asked."""
+
+
+class ModuleError(DLRMError):
+    """The user's own dense net cannot be loaded, raises, or returns what is not declared."""
+
+
+class UntrustedCodeError(ModuleError):
+    """The dense net is code that this process was not told to run."""
 
 
 class WeightsError(DLRMError):

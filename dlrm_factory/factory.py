@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,15 +14,22 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torchrec.distributed import DistributedModelParallel
-from torchrec.models.dlrm import DLRM
 
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import PlanError, WeightsError
 from dlrm_factory.model.hardware import Hardware, hardware_of
-from dlrm_factory.model.model import load_dense, make_model, table_weight_key, tables_of
+from dlrm_factory.model.model import (
+    RankingModel,
+    is_table_key,
+    load_dense,
+    make_model,
+    plain_state_dict,
+    table_weight_key,
+    tables_of,
+)
 from dlrm_factory.model.plan import Mode, TablePlan, make_plan
 from dlrm_factory.model.quantize import quantize_tables
-from dlrm_factory.model.shard import make_sharder, process_group, shard_model
+from dlrm_factory.model.shard import make_sharders, process_group, shard_model
 from dlrm_factory.weights.checkpoint import Checkpoint
 from dlrm_factory.weights.loading import (
     FloatShard,
@@ -43,8 +51,9 @@ TableOptimizer = Callable[[Iterable[nn.Parameter]], None]
 class BuiltDLRM:
     """A sharded model, ready to run.
 
-    ``model(dense_features float32 [B, n], KeyedJaggedTensor)`` → logits float32 [B, 1]. With several ranks every
-    rank must call it, each with its own batch. Run it under `torch.no_grad()`, not `torch.inference_mode()`.
+    ``model(dense_features float32 [B, n], KeyedJaggedTensor)`` → float32 [B, C], a column an output: of TorchRec's
+    architectures logits [B, 1]. Sequence features come in a second KeyedJaggedTensor. With several ranks every rank
+    must call it, each with its own batch. Run it under `torch.no_grad()`, not `torch.inference_mode()`.
     """
 
     declaration: DLRMDeclaration
@@ -58,8 +67,8 @@ class BuiltDLRM:
             raise WeightsError(
                 "a quantized model has no float state dict; take it from the checkpoint it came from"
             )
-        tables = {table_weight_key(table.name) for table in self.declaration.tables}
-        state = {key: t.detach().cpu() for key, t in self.model.state_dict().items() if key not in tables}
+        found = plain_state_dict(self.model).items()
+        state = {key: t.detach().cpu() for key, t in found if not is_table_key(key)}
         return state | self._gather_tables()
 
     def _gather_tables(self) -> dict[str, torch.Tensor]:
@@ -76,7 +85,7 @@ class BuiltDLRM:
                 weight[shard.row_offset :, shard.column_offset :][:rows, :columns] = shard.weight
             if dist.get_world_size() > 1:
                 dist.all_reduce(weight)
-            whole[table_weight_key(table.name)] = weight.cpu()
+            whole[table_weight_key(self.declaration, table.name)] = weight.cpu()
         return whole
 
 
@@ -126,7 +135,7 @@ class DLRMFactory:
 
         model = self._make_model(source, place)
         if table_optimizer is not None:
-            table_optimizer(tables_of(model).parameters())
+            table_optimizer(chain.from_iterable(each.parameters() for each in tables_of(model)))
         if mode == "quantized":
             quantize_tables(model, self.declaration)
         plan = self._plan(model, mode, hardware)
@@ -139,19 +148,18 @@ class DLRMFactory:
             sharded.eval()
         return BuiltDLRM(declaration=self.declaration, plan=plan, model=sharded, device=place)
 
-    def _make_model(self, weights: OpenWeights | None, device: torch.device) -> DLRM:
+    def _make_model(self, weights: OpenWeights | None, device: torch.device) -> RankingModel:
         """The unsharded model, tables on meta, dense weights loaded or seeded."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.declaration.training.seed)
             model = make_model(self.declaration)
         if weights is not None:
             load_dense(model, weights if isinstance(weights, Mapping) else weights.dense_state())
-        for part in (model.dense_arch, model.inter_arch, model.over_arch):
-            part.to(device)
+        model.net.to(device)
         return model
 
-    def _plan(self, model: DLRM, mode: Mode, hardware: Hardware) -> TablePlan:
-        return make_plan(model, self.declaration, hardware, mode=mode, sharder=make_sharder(mode))
+    def _plan(self, model: RankingModel, mode: Mode, hardware: Hardware) -> TablePlan:
+        return make_plan(model, self.declaration, hardware, mode=mode, sharders=make_sharders(mode))
 
     def _load_tables(self, model: DistributedModelParallel, mode: Mode, weights: OpenWeights | None) -> None:
         if isinstance(weights, SealedWeights):

@@ -12,25 +12,26 @@ import numpy.typing as npt
 import torch
 
 from dlrm_factory.batch import (
+    Embeddings,
     FeatureBatch,
     SharedContext,
+    concatenate_embeddings,
     pad_rows,
     pad_samples,
-    share_pooled,
+    share_embeddings,
     split,
     to_dense,
-    to_keyed_jagged_tensor,
+    to_keyed_jagged_tensors,
     with_contexts,
 )
 from dlrm_factory.compiled import (
-    DTYPES,
     CompiledDense,
     DirectLookup,
     Precision,
     best_precision,
     compiled_dense,
+    pooled_dtype,
 )
-from dlrm_factory.compiled.dense_net import model_feature_order
 from dlrm_factory.compiled.sizes import SIZES, SizedDense
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import DLRMError
@@ -46,20 +47,24 @@ __all__ = ["EAGER_TOLERANCE", "TOLERANCE", "Scorer", "probabilities"]
 logger = logging.getLogger(__name__)
 
 Float32 = npt.NDArray[np.float32]
-Probes = list[tuple[FeatureBatch, Float32]]  # batches with their eager probabilities
+Probes = list[tuple[FeatureBatch, Float32]]  # batches with their eager outputs, comparable
 
-# How far a probability of the compiled dense parts may be from the eager one. Tested on every load.
+# How far a probability, or a number of a vector by its length, of the compiled dense parts may be from the eager one.
+# Tested on every load.
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16": 2e-2}
 # How far an eager probability may be from that of the host which sealed the weights. CPUs of other kinds round the
 # last bits of float32 otherwise, some 1e-7 of a probability; a wrong row, weight or order shows in the digits before.
 EAGER_TOLERANCE = 1e-4
 
 
+_PROBE_STEPS = 20  # ids of the longest sequence
+
+
 class Scorer:
     """Scores batches with a built model: eagerly, or with compiled dense parts once `compile` has them.
 
-    Each sample's logit depends on that sample alone: the same within 1e-5 (fp32) in any batch.
-    A score has two steps, `pool` and `interact`; several pooled parts of a sample may be added in between.
+    Each sample's outputs depend on that sample alone: the same within 1e-5 (fp32) in any batch. They have two steps,
+    `look_up` and `interact`. C: the columns of all outputs, see `DLRMDeclaration.columns_of`.
     """
 
     def __init__(
@@ -84,9 +89,9 @@ class Scorer:
         self.vocabularies = vocabularies
         self._lookup = lookup
         self._compiled: SizedDense | None = None
-        order = model_feature_order(built.declaration)
-        self._to_declared = torch.tensor(np.argsort(order))
-        self._to_model = torch.tensor(order)
+        # Of the first probability; of a model without one, of its first output.
+        columns = [built.declaration.columns_of(each.name).start for each in built.declaration.probabilities]
+        self.first_column = columns[0] if columns else 0
 
     @classmethod
     def load(cls, folder: Path, *, device: str | None = None, release: bool = False) -> Scorer:
@@ -126,11 +131,14 @@ class Scorer:
     def precision(self) -> Precision:
         """Precision of the dense parts, once compiled: the declared one.
 
-        ``auto`` is this CPU's best, but fp32 where no held-out samples bound what bf16 costs.
+        ``auto`` is this CPU's best, but fp32 where no held-out samples bound what bf16 costs, and of a module of the
+        user's own.
         """
         wanted = self.declaration.serving.precision
         if wanted != "auto":
             return wanted
+        if self.declaration.module is not None:
+            return "fp32"
         return best_precision() if self._is_bounded else "fp32"
 
     def compile(
@@ -157,7 +165,7 @@ class Scorer:
             return
         # Here, not in the thread: TorchRec's forward must not run in two threads at once.
         scored = [
-            (batch, probabilities(self.reference_logits(batch)))
+            (batch, self.comparable(self.reference_outputs(batch)))
             for batch in [*probe_batches(self.declaration), *probes]
         ]
         if background:
@@ -169,77 +177,87 @@ class Scorer:
             self._compile(folder, build, scored)
 
     def logits(self, batch: FeatureBatch, shared: SharedContext | None = None) -> Float32:
-        """Click logits, float32 [B]. B may be 0.
+        """Logits of the first probability, float32 [B]. B may be 0. Else as `outputs`."""
+        return self.outputs(batch, shared)[:, self.first_column]
+
+    def outputs(self, batch: FeatureBatch, shared: SharedContext | None = None) -> Float32:
+        """All outputs' columns, logits of probabilities among them, float32 [B, C]. B may be 0.
 
         ``shared``: bags that several samples share; each is looked up and pooled once. An empty bag pools to zeros,
         so a shared vector is added to those of its samples.
         """
         if len(batch) == 0:
-            return np.empty(0, dtype=np.float32)
+            return np.empty((0, self.declaration.output_columns), dtype=np.float32)
         if shared is not None:
             return self.interact(
-                to_dense(batch), share_pooled(self.pool(with_contexts(batch, shared)), shared)
+                to_dense(batch), share_embeddings(self.look_up(with_contexts(batch, shared)), shared)
             )
         if self._compiled is None or self._lookup is None:
-            return self.reference_logits(batch)
+            return self.reference_outputs(batch)
         if len(batch) <= SIZES[-1]:
-            return self._compiled(to_dense(batch), self._pool_directly(batch, self._compiled.dtype))
-        # Of larger batches the pooled vectors would leave the CPU's cache before the dense parts read them.
-        return np.concatenate([self.logits(piece) for piece in split(batch, SIZES[-1])])
+            return self._compiled(to_dense(batch), self._look_up_directly(batch, self._compiled.dtype))
+        # Of larger batches the vectors would leave the CPU's cache before the dense parts read them.
+        return np.concatenate([self.outputs(piece) for piece in split(batch, SIZES[-1])])
+
+    def reference_logits(self, batch: FeatureBatch) -> Float32:
+        """Logits of the first probability by `reference_outputs`, float32 [B]. B is at least 1."""
+        return self.reference_outputs(batch)[:, self.first_column]
 
     @torch.no_grad()
-    def reference_logits(self, batch: FeatureBatch) -> Float32:
-        """Click logits by the DistributedModelParallel model, eagerly: float32 [B]. B is at least 1."""
+    def reference_outputs(self, batch: FeatureBatch) -> Float32:
+        """All outputs by the DistributedModelParallel model, eagerly: float32 [B, C]. B is at least 1."""
         if self._few_pages is None:
-            return self._whole_reference_logits(batch)
+            return self._whole_reference_outputs(batch)
         return np.concatenate(
-            [self._whole_reference_logits(piece) for piece in self._few_pages.pieces(batch)]
+            [self._whole_reference_outputs(piece) for piece in self._few_pages.pieces(batch)]
         )
 
-    def _whole_reference_logits(self, batch: FeatureBatch) -> Float32:
+    def _whole_reference_outputs(self, batch: FeatureBatch) -> Float32:
         padded = pad_samples(batch)
         dense = to_dense(padded, device=self.built.device)
-        sparse = to_keyed_jagged_tensor(padded, self.declaration, device=self.built.device)
-        logits: torch.Tensor = self.built.model(dense, sparse)
-        return logits.reshape(-1)[: len(batch)].float().cpu().numpy()
+        sparse = to_keyed_jagged_tensors(padded, self.declaration, device=self.built.device)
+        found: torch.Tensor = self.built.model(dense, *sparse)
+        return found[: len(batch)].float().cpu().numpy()
 
     @torch.no_grad()
-    def pool(self, batch: FeatureBatch) -> torch.Tensor:
-        """The pooled vector of every bag, float32 [B, F, D], features in declared order; an empty bag gives zeros.
+    def look_up(self, batch: FeatureBatch) -> Embeddings:
+        """Vectors of all features in float32; an empty bag pools to zeros. B is at least 1."""
+        if self._lookup is None:
+            return self.look_up_sharded(batch)
+        return self._look_up_directly(batch, torch.float32)
 
-        B is at least 1.
-        """
-        return self.pool_sharded(batch) if self._lookup is None else self._pool_directly(batch, torch.float32)
-
-    def _pool_directly(self, batch: FeatureBatch, dtype: torch.dtype) -> torch.Tensor:
+    def _look_up_directly(self, batch: FeatureBatch, dtype: torch.dtype) -> Embeddings:
         assert self._lookup is not None
         if self._few_pages is None:
-            return self._lookup.pool(batch, dtype)
-        return torch.cat([self._lookup.pool(piece, dtype) for piece in self._few_pages.pieces(batch)])
+            return self._lookup.look_up(batch, dtype)
+        return concatenate_embeddings(
+            [self._lookup.look_up(piece, dtype) for piece in self._few_pages.pieces(batch)]
+        )
 
     @torch.no_grad()
-    def pool_sharded(self, batch: FeatureBatch) -> torch.Tensor:
-        """`pool` by the sharded module. With several ranks all must call it, each with its own batch."""
-        sparse = to_keyed_jagged_tensor(batch, self.declaration, device=self.built.device)
-        pooled: torch.Tensor = self.built.model.module.sparse_arch(sparse)
-        return pooled.index_select(1, self._to_declared.to(pooled.device))
+    def look_up_sharded(self, batch: FeatureBatch) -> Embeddings:
+        """`look_up` by the sharded module. With several ranks all must call it, each with its own batch."""
+        sparse = to_keyed_jagged_tensors(batch, self.declaration, device=self.built.device)
+        return Embeddings(*self.built.model.module.sparse_arch(*sparse))
 
     @torch.no_grad()
-    def interact(self, dense: torch.Tensor, pooled: torch.Tensor, *, eagerly: bool = False) -> Float32:
-        """Click logits, float32 [B], of dense features [B, n] and pooled vectors [B, F, D] in declared order.
+    def interact(self, dense: torch.Tensor, found: Embeddings, *, eagerly: bool = False) -> Float32:
+        """All outputs, float32 [B, C], of dense features [B, n] and embeddings.
 
         Pooled vectors may be float32 or bfloat16. ``eagerly``: never by compiled code.
         """
         if eagerly or self._compiled is None:
-            return self._interact_eagerly(dense, pooled)
-        return self._compiled(dense, pooled)
+            return self._interact_eagerly(dense, found)
+        return self._compiled(dense, found)
 
-    def _interact_eagerly(self, dense: torch.Tensor, pooled: torch.Tensor) -> Float32:
-        model = self.built.model.module
-        in_order = pad_rows(pooled.float()).index_select(1, self._to_model.to(pooled.device))
-        embedded = model.dense_arch(pad_rows(dense.to(self.built.device)))
-        logits: torch.Tensor = model.over_arch(model.inter_arch(embedded, in_order))
-        return logits.reshape(-1)[: dense.shape[0]].float().cpu().numpy()
+    def _interact_eagerly(self, dense: torch.Tensor, found: Embeddings) -> Float32:
+        net, samples = self.built.model.module.net, dense.shape[0]
+        rows = [pad_rows(tensor) for tensor in found.all]
+        rows[0] = rows[0].float()
+        padded = found.of([tensor.to(self.built.device) for tensor in rows])
+        numbers = pad_rows(dense.to(self.built.device))
+        outputs: torch.Tensor = net(numbers, padded.pooled, padded.sequences, padded.lengths)
+        return outputs[:samples].float().cpu().numpy()
 
     def _compile_in_background(self, folder: Path, build: bool, probes: Probes) -> None:
         try:
@@ -249,41 +267,50 @@ class Scorer:
 
     def _compile(self, folder: Path, build: bool, probes: Probes) -> None:
         precision = self.precision
+        dtype = pooled_dtype(self.declaration, precision)
         found = [0.0]
 
         def try_out(dense_code: CompiledDense) -> str | None:
-            found[0] = difference = self._try_out(SizedDense(dense_code, DTYPES[precision]), probes)
+            found[0] = difference = self._try_out(SizedDense(dense_code, dtype), probes)
             if difference <= TOLERANCE[precision]:
                 return None
             return f"Compiled scores differ from eager ones by {difference:.2g}, more than {TOLERANCE[precision]:.2g}"
 
         dense_code = compiled_dense(folder, self.declaration, precision, try_out=try_out, build=build)
         if dense_code is not None:
-            self._compiled = SizedDense(dense_code, DTYPES[precision])
+            self._compiled = SizedDense(dense_code, dtype)
             logger.info("Scoring with compiled dense parts in %s, within %.1e of eager", precision, found[0])
 
     def _try_out(self, compiled: SizedDense, probes: Probes) -> float:
-        """Meet every batch size; gives the largest difference of a probability from the eager one."""
+        """Meet every batch size; gives the largest difference from the eager outputs."""
         with torch.no_grad():
-            compiled.warm_up(
-                len(self.declaration.dense_features),
-                len(self.declaration.sparse_features),
-                self.declaration.embedding_dim,
-            )
+            compiled.warm_up(self.declaration)
         return self._largest_difference(compiled, probes)
 
     @torch.no_grad()
     def _largest_difference(self, compiled: SizedDense, probes: Probes) -> float:
-        """Largest difference of a probability from the eager one, over batches of 1 and of several samples."""
+        """Largest difference from the eager outputs, over batches of 1 and of several samples."""
         found = [0.0]
         for batch, eager in probes:
-            fast = probabilities(compiled(to_dense(batch), self._pool_directly(batch, compiled.dtype)))
+            outputs = compiled(to_dense(batch), self._look_up_directly(batch, compiled.dtype))
+            fast = self.comparable(outputs)
             found.append(float(np.abs(eager - fast).max()))
         return max(found) if np.isfinite(found).all() else np.inf
 
+    def comparable(self, outputs: Float32) -> Float32:
+        """Outputs, float32 [B, C], as numbers about 1: probabilities, and vectors by the size of each."""
+        made = []
+        for output in self.declaration.all_outputs:
+            part = outputs[:, self.declaration.columns_of(output.name)]
+            if output.kind == "probability":
+                made.append(probabilities(part))
+            else:
+                made.append(part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1.0))
+        return np.concatenate(made, axis=1)
+
 
 def probabilities(logits: Float32) -> Float32:
-    """Click-through rates in [0, 1]: the sigmoid of ``logits``, float32 [B]."""
+    """Click-through rates in [0, 1]: the sigmoid of ``logits``, float32 of any shape."""
     return torch.sigmoid(torch.from_numpy(logits)).numpy()
 
 
@@ -295,6 +322,9 @@ def probe_batches(declaration: DLRMDeclaration) -> list[FeatureBatch]:
 
 def _probe_batch(declaration: DLRMDeclaration, size: int, random: np.random.Generator) -> FeatureBatch:
     lengths = random.integers(0, 4, size=(len(declaration.sparse_features), size)).astype(np.int32)
+    for feature in declaration.sequence_features:
+        place = declaration.sparse_names.index(feature.name)
+        lengths[place] = random.integers(0, min(feature.max_length, _PROBE_STEPS) + 1, size=size)
     rows = [declaration.table(feature.table).num_embeddings for feature in declaration.sparse_features]
     values = [random.integers(0, n, size=int(of.sum())) for n, of in zip(rows, lengths, strict=True)]
     return FeatureBatch(

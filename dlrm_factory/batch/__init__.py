@@ -1,34 +1,46 @@
 """Checked samples in columns, and their way into TorchRec's KeyedJaggedTensor."""
 
+from dlrm_factory.batch.embeddings import (
+    Embeddings,
+    concatenate_embeddings,
+    share_embeddings,
+    split_embeddings,
+)
 from dlrm_factory.batch.feature_batch import (
     FeatureBatch,
     concatenate,
     pad_rows,
     pad_samples,
     select_bags,
+    select_features,
     split,
 )
-from dlrm_factory.batch.jagged import to_dense, to_keyed_jagged_tensor
+from dlrm_factory.batch.jagged import pooled_part, sequence_part, to_dense, to_keyed_jagged_tensors
 from dlrm_factory.batch.shared_context import (
     SharedContext,
     join_contexts,
-    share_pooled,
     tile_context,
     with_contexts,
 )
 
 __all__ = [
+    "Embeddings",
     "FeatureBatch",
     "SharedContext",
     "concatenate",
+    "concatenate_embeddings",
     "join_contexts",
     "pad_rows",
     "pad_samples",
+    "pooled_part",
     "select_bags",
-    "share_pooled",
+    "select_features",
+    "sequence_part",
+    "share_embeddings",
     "split",
+    "split_embeddings",
     "tile_context",
     "to_dense",
-    "to_keyed_jagged_tensor",
+    "to_keyed_jagged_tensors",
     "with_contexts",
 ]

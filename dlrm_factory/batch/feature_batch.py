@@ -24,6 +24,7 @@ __all__ = [
     "pad_rows",
     "pad_samples",
     "select_bags",
+    "select_features",
     "split",
 ]
 
@@ -103,6 +104,27 @@ def split(batch: FeatureBatch, size: int) -> Iterator[FeatureBatch]:
             one_each=batch.one_each,
             in_range=batch.in_range,
         )
+
+
+def select_features(batch: FeatureBatch, features: Sequence[int]) -> FeatureBatch:
+    """The same samples with the bags of ``features`` alone, their places in rising order."""
+    if len(features) == len(batch.lengths):
+        return batch
+    ends = (
+        np.cumsum(batch.lengths.sum(axis=1, dtype=np.int64)) if batch.lengths.size else np.zeros(0, np.int64)
+    )
+    spans = [slice(ends[f - 1] if f else 0, ends[f]) for f in features] if len(ends) else []
+    none = np.empty(0, dtype=np.int64)
+    return FeatureBatch(
+        dense=batch.dense,
+        lengths=batch.lengths[list(features)],
+        values=np.concatenate([batch.values[span] for span in spans]) if spans else none,
+        weights=None
+        if batch.weights is None
+        else np.concatenate([batch.weights[span] for span in spans] or [none.astype(np.float32)]),
+        one_each=batch.one_each,
+        in_range=batch.in_range,
+    )
 
 
 def _weights_of(batch: FeatureBatch) -> npt.NDArray[np.float32]:

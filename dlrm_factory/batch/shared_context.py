@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from dlrm_factory.batch.feature_batch import FeatureBatch, concatenate, select_bags
 
-__all__ = ["SharedContext", "join_contexts", "share_pooled", "tile_context", "with_contexts"]
+__all__ = ["SharedContext", "join_contexts", "tile_context", "with_contexts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,15 +61,3 @@ def tile_context(batch: FeatureBatch, shared: SharedContext) -> FeatureBatch:
 def with_contexts(batch: FeatureBatch, shared: SharedContext) -> FeatureBatch:
     """Samples to look up: the B of ``batch``, then the R contexts, each of these once."""
     return concatenate([batch, shared.bags])
-
-
-def share_pooled(pooled: torch.Tensor, shared: SharedContext) -> torch.Tensor:
-    """The pooled vectors of `with_contexts` → those of the samples, float32 [B, F, D].
-
-    An empty bag pools to zeros, so a sum puts a context's vectors into its samples. ``pooled``: float32
-    [B + R, F, D], written to.
-    """
-    size = pooled.shape[0] - len(shared.bags)
-    for context, (start, stop) in enumerate(shared.spans):
-        pooled[start:stop] += pooled[size + context]
-    return pooled[:size]

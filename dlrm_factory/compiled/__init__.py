@@ -1,7 +1,15 @@
 """The fast path on CPU: one lookup over the mapped tables, and the dense parts compiled by AOTInductor."""
 
 from dlrm_factory.compiled.dense_library import CompiledDense, compiled_dense, library_path
-from dlrm_factory.compiled.dense_net import DTYPES, DenseNet, Precision, best_precision, cpu_capability
+from dlrm_factory.compiled.dense_net import (
+    DTYPES,
+    DenseNet,
+    Precision,
+    best_precision,
+    cpu_capability,
+    make_dense_net,
+    pooled_dtype,
+)
 from dlrm_factory.compiled.lookup import DirectLookup
 
 __all__ = [
@@ -14,4 +22,6 @@ __all__ = [
     "compiled_dense",
     "cpu_capability",
     "library_path",
+    "make_dense_net",
+    "pooled_dtype",
 ]

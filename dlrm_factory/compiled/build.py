@@ -27,9 +27,11 @@ import msgspec
 import torch
 import xxhash
 
-from dlrm_factory.compiled.dense_net import DenseNet, Precision
+from dlrm_factory.compiled.dense_net import Precision, make_dense_net
+from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.config.reading import read_declaration
 from dlrm_factory.model.model import load_dense, make_model
+from dlrm_factory.model.user_code import trust_code
 from dlrm_factory.weights.seal import DECLARATION_FILE
 from dlrm_factory.weights.sealed import read_dense
 
@@ -41,6 +43,7 @@ Kind = Literal["few", "many"]
 _KINDS: tuple[Kind, ...] = ("few", "many")
 
 _EXAMPLE_BATCH = 8
+_EXAMPLE_STEPS = 3
 _MAX_BATCH = 1 << 24
 _MAX_SECONDS = 540
 
@@ -185,19 +188,14 @@ def _end(process: subprocess.Popen[bytes], deadline: float) -> str | None:
 def _build(folder: Path, library: Path, precision: Precision, kind: Kind) -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     declaration = read_declaration(folder / DECLARATION_FILE)
+    trust_code(declaration)  # whoever compiles was told to run it
     model = make_model(declaration)
     load_dense(model, read_dense(folder))
-    net = DenseNet(model, declaration, precision, few_samples=kind == "few").eval()
-    example = (
-        torch.zeros(_EXAMPLE_BATCH, len(declaration.dense_features)),
-        torch.zeros(
-            _EXAMPLE_BATCH, len(declaration.sparse_features), declaration.embedding_dim, dtype=net.dtype
-        ),
-    )
-    batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
+    net = make_dense_net(model, declaration, precision, few_samples=kind == "few").eval()
+    example, shapes = _example(declaration, net.dtype)
     with torch.no_grad():
         made = torch._inductor.aoti_compile_and_package(
-            torch.export.export(net, example, dynamic_shapes=({0: batch}, {0: batch})),
+            torch.export.export(net, example, dynamic_shapes=shapes),
             package_path=str(library.with_suffix(".pt2")),
             inductor_configs=_FEW_SAMPLES if kind == "few" else _MANY_SAMPLES[precision],
         )
@@ -207,6 +205,26 @@ def _build(folder: Path, library: Path, precision: Precision, kind: Kind) -> Non
         (name,) = [name for name in package.namelist() if name.endswith(".so")]
         partial.write_bytes(package.read(name))
     partial.replace(library)
+
+
+def _example(declaration: DLRMDeclaration, dtype: torch.dtype) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Inputs of a net, and which of their dimensions are dynamic: samples, and the steps of sequences."""
+    batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
+    steps: dict[int, Any] = {}
+    sequences, sequence_shapes = [], []
+    for feature in declaration.sequence_features:
+        most, dim = feature.max_length, declaration.table(feature.table).embedding_dim
+        if most > 1 and most not in steps:
+            steps[most] = torch.export.Dim(f"steps_{most}", min=1, max=most)
+        sequences.append(torch.zeros(_EXAMPLE_BATCH, min(most, _EXAMPLE_STEPS), dim))
+        sequence_shapes.append({0: batch, 1: steps[most]} if most > 1 else {0: batch})
+    example = (
+        torch.zeros(_EXAMPLE_BATCH, len(declaration.dense_features)),
+        torch.zeros(_EXAMPLE_BATCH, declaration.pooled_columns, dtype=dtype),
+        tuple(sequences),
+        tuple(torch.ones(_EXAMPLE_BATCH, dtype=torch.int64) for _ in sequences),
+    )
+    return example, ({0: batch}, {0: batch}, tuple(sequence_shapes), tuple({0: batch} for _ in sequences))
 
 
 def _build_all(folder: Path, scratch: Path, precision: Precision) -> None:

@@ -21,6 +21,7 @@ import torch
 import xxhash
 from filelock import FileLock, Timeout
 
+from dlrm_factory.batch import Embeddings
 from dlrm_factory.compiled.build import (
     build_in_subprocess,
     compiler,
@@ -28,7 +29,7 @@ from dlrm_factory.compiled.build import (
     is_built,
 )
 from dlrm_factory.compiled.dense_net import Precision, cpu_capability
-from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.config.declaration import ARCHITECTURE_FIELDS, DLRMDeclaration
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.host.cache import cache_folder
 from dlrm_factory.weights.seal import DENSE_FILE, read_seal
@@ -45,10 +46,10 @@ __all__ = [
     "write_verdict",
 ]
 
-_LAYOUT = 7  # raised when DenseNet or how it is compiled changes
+_LAYOUT = 8  # raised when DenseNet or how it is compiled changes
 
 logger = logging.getLogger(__name__)
-CompiledDense = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+CompiledDense = Callable[[torch.Tensor, Embeddings], torch.Tensor]
 TryOut = Callable[[CompiledDense], str | None]
 Runner = Callable[[list[torch.Tensor]], list[torch.Tensor]]
 # Up to so many samples, code of its own is faster than a library's products. bf16: 0.05 ms in place of 0.2 ms for one
@@ -69,17 +70,11 @@ def library_name(declaration: DLRMDeclaration, dense_weights: bytes, precision: 
     shape = repr(
         (
             _LAYOUT,
-            declaration.architecture,
-            declaration.dense_arch_layer_sizes,
-            declaration.over_arch_layer_sizes,
-            declaration.dcn_num_layers,
-            declaration.dcn_low_rank_dim,
-            declaration.interaction_branch1_layer_sizes,
-            declaration.interaction_branch2_layer_sizes,
+            [getattr(declaration, field) for field in ARCHITECTURE_FIELDS],
+            declaration.outputs,
             declaration.dense_names,
-            [(feature.name, feature.table) for feature in declaration.sparse_features],
-            [table.name for table in declaration.tables],
-            declaration.embedding_dim,
+            [(feature.name, feature.table, feature.max_length) for feature in declaration.sparse_features],
+            [(table.name, table.embedding_dim, table.pooling == "none") for table in declaration.tables],
             precision,
             torch.__version__,
             cpu_capability(),
@@ -159,7 +154,7 @@ def library_path(folder: Path, declaration: DLRMDeclaration, precision: Precisio
 def compiled_dense(
     folder: Path, declaration: DLRMDeclaration, precision: Precision, *, try_out: TryOut, build: bool = True
 ) -> CompiledDense | None:
-    """The compiled `DenseNet` of the sealed weights in ``folder``: (dense, pooled) → logits.
+    """The compiled dense parts of the sealed weights in ``folder``: (dense, embeddings) → float32 [B, C].
 
     One process of the host builds it, tries it out and writes the verdict down, while the others wait; then all
     follow it. None, after one log line, if the verdict is to score eagerly.
@@ -243,9 +238,9 @@ class _BySize:
     def __init__(self, few: Runner, many: Runner, most_few: int) -> None:
         self._few, self._many, self._most_few = few, many, most_few
 
-    def __call__(self, dense: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+    def __call__(self, dense: torch.Tensor, found: Embeddings) -> torch.Tensor:
         run = self._few if dense.shape[0] <= self._most_few else self._many
-        return run([dense, pooled])[0]
+        return run([dense, *found.all] if found.sequences else [dense, found.pooled])[0]
 
 
 def _load_both(sources: _Sources) -> tuple[CompiledDense | None, str | None]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
-from torchrec.models.dlrm import DLRM
 
 from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.model.builtin_nets import DLRMNet
+from dlrm_factory.model.model import RankingModel
 
 __all__ = [
     "DTYPES",
@@ -21,7 +22,8 @@ __all__ = [
     "Precision",
     "best_precision",
     "cpu_capability",
-    "model_feature_order",
+    "make_dense_net",
+    "pooled_dtype",
 ]
 
 Precision = Literal["fp32", "bf16"]
@@ -59,28 +61,68 @@ def cpu_capability() -> str:
     return f"{platform.machine()}/{vector}/{native}"
 
 
-def model_feature_order(declaration: DLRMDeclaration) -> list[int]:
-    """TorchRec's models order sparse features by table: positions of these in declared order."""
-    names = declaration.sparse_names
-    return [names.index(name) for table in declaration.tables for name in declaration.features_of(table.name)]
+def pooled_dtype(declaration: DLRMDeclaration, precision: Precision) -> torch.dtype:
+    """Dtype of the pooled vectors that the compiled dense parts take: that of ``precision`` for the DLRM family.
+
+    Other nets take float32, whatever some of their layers compute in.
+    """
+    of_the_family = declaration.module is None and declaration.architecture != "deepfm"
+    return DTYPES[precision] if of_the_family else torch.float32
+
+
+def make_dense_net(
+    model: RankingModel, declaration: DLRMDeclaration, precision: Precision, *, few_samples: bool = False
+) -> DenseNet | AnyNet:
+    """The dense parts of ``model``, which are taken over and changed, as they are compiled in ``precision``."""
+    if isinstance(model.net.module, DLRMNet):
+        return DenseNet(model.net.module, declaration, precision, few_samples=few_samples)
+    return AnyNet(model.net, precision)
+
+
+class AnyNet(nn.Module):
+    """Any net, unchanged in float32; with ``bf16`` its large linear layers compute in bfloat16.
+
+    forward(dense float32 [B, number of dense features], pooled float32 [B, W], sequences, their lengths) → float32
+    [B, C], as `dlrm_factory.model.net.Net`.
+    """
+
+    def __init__(self, net: nn.Module, precision: Precision) -> None:
+        super().__init__()
+        self.net = net
+        self.dtype = torch.float32
+        if precision == "bf16":
+            for name, linear in [each for each in net.named_modules() if type(each[1]) is nn.Linear]:
+                if linear.weight.numel() > MAX_FLOAT_WEIGHTS:
+                    net.set_submodule(name, FloatEndsLinear(linear, torch.bfloat16))
+
+    def forward(
+        self,
+        dense: torch.Tensor,
+        pooled: torch.Tensor,
+        sequences: Sequence[torch.Tensor] = (),
+        lengths: Sequence[torch.Tensor] = (),
+    ) -> torch.Tensor:
+        found: torch.Tensor = self.net(dense, pooled, sequences, lengths)
+        return found
 
 
 class DenseNet(nn.Module):
-    """Bottom MLP, interaction and top MLP of ``model``, which it takes over and changes.
+    """Bottom MLP, interaction and top MLP of ``net``, which it takes over and changes.
 
-    forward(dense float32 [B, number of dense features], pooled [B, F, D] in ``dtype``, features in declared order)
-    → logits float32 [B]. With ``bf16`` all large layers compute in bfloat16. The small ones of the bottom MLP stay
-    float32, for a large number that is rounded there moves all of the sample's vector; and so does the last layer:
-    its bfloat16 logits would be a few hundred values for all candidates to share.
+    forward(dense float32 [B, number of dense features], pooled [B, W] in ``dtype``, features in declared order, no
+    sequences) → logits float32 [B, 1]. With ``bf16`` all large layers compute in bfloat16. The small ones of the
+    bottom MLP stay float32, for a large number that is rounded there moves all of the sample's vector; and so does the
+    last layer: its bfloat16 logits would be a few hundred values for all candidates to share.
     """
 
     def __init__(
-        self, model: DLRM, declaration: DLRMDeclaration, precision: Precision, *, few_samples: bool = False
+        self, net: DLRMNet, declaration: DLRMDeclaration, precision: Precision, *, few_samples: bool = False
     ) -> None:
         """``few_samples``: it is compiled with Inductor's C++ products, for batches of a few samples."""
         super().__init__()
-        self.dense_arch, self.over_arch = model.dense_arch, model.over_arch
-        self.inter_arch: nn.Module = model.inter_arch
+        self.dense_arch, self.over_arch = net.dense_arch, net.over_arch
+        self.inter_arch: nn.Module = net.inter_arch
+        self._shape = (len(declaration.sparse_features), declaration.embedding_dim)
         if declaration.architecture == "dlrm":
             kind = JointInteraction if precision == "bf16" else FlatInteraction
             interaction = kind(len(declaration.sparse_features))
@@ -92,16 +134,22 @@ class DenseNet(nn.Module):
             last = _linears(self.over_arch)[-1]
             _narrow(self.over_arch, lambda linear: linear is not last, few_samples)
             self.inter_arch.to(self.dtype)
-        order = model_feature_order(declaration)
-        self.reorder = order != sorted(order)
-        self.register_buffer("order", torch.tensor(order), persistent=False)
+        self.reorder = net.reorder
+        self.register_buffer("order", net.order, persistent=False)
 
-    def forward(self, dense: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        dense: torch.Tensor,
+        pooled: torch.Tensor,
+        sequences: Sequence[torch.Tensor] = (),
+        lengths: Sequence[torch.Tensor] = (),
+    ) -> torch.Tensor:
+        vectors = pooled.unflatten(1, self._shape)
         if self.reorder:
-            pooled = pooled.index_select(1, self.order)
+            vectors = vectors.index_select(1, self.order)
         embedded = self.dense_arch(dense).to(self.dtype)
-        logits: torch.Tensor = self.over_arch(self.inter_arch(embedded, pooled))
-        return logits.reshape(-1).float()
+        logits: torch.Tensor = self.over_arch(self.inter_arch(embedded, vectors))
+        return logits.reshape(-1, 1).float()
 
 
 class CastLinear(nn.Linear):
@@ -110,10 +158,17 @@ class CastLinear(nn.Linear):
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__(linear.in_features, linear.out_features, device="meta")
         self.weight = nn.Parameter(linear.weight.detach().to(dtype))
-        self.bias = nn.Parameter(linear.bias.detach().to(dtype))
+        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().to(dtype))
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(values.to(self.weight.dtype), self.weight, self.bias)
+
+
+class FloatEndsLinear(CastLinear):
+    """The same with a result in float32."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return super().forward(values).float()
 
 
 class WrittenOutLinear(CastLinear):

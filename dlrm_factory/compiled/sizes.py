@@ -8,12 +8,16 @@ as it comes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from dlrm_factory.batch import Embeddings, split_embeddings
+from dlrm_factory.compiled.dense_library import CompiledDense
+from dlrm_factory.config.declaration import DLRMDeclaration
 
 __all__ = ["SIZES", "SizedDense", "pieces"]
 
@@ -47,37 +51,44 @@ def _cheapest(samples: int) -> tuple[int, tuple[int, ...]]:
 
 
 class SizedDense:
-    """A compiled `DenseNet` that meets no batch of more than 512, and in bfloat16 none but of `SIZES`.
+    """Compiled dense parts that meet no batch of more than 512, and in bfloat16 none but of `SIZES`.
 
     For one thread at a time.
     """
 
-    def __init__(
-        self, compiled: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], dtype: torch.dtype
-    ) -> None:
-        """``dtype``: of the pooled vectors that ``compiled`` takes."""
+    def __init__(self, compiled: CompiledDense, dtype: torch.dtype) -> None:
+        """``dtype``: of the pooled vectors that ``compiled`` takes; in bfloat16 there are no sequences."""
         self.dtype = dtype
         self._compiled = compiled
         self._any_size = dtype is torch.float32
         self._dense = self._pooled = torch.empty(0)
 
-    def warm_up(self, dense_features: int, sparse_features: int, embedding_dim: int) -> None:
+    def warm_up(self, declaration: DLRMDeclaration) -> None:
         """Meet every size once."""
         for size in SIZES:
-            pooled = torch.zeros(size, sparse_features, embedding_dim, dtype=self.dtype)
-            self._compiled(torch.zeros(size, dense_features), pooled)
+            sequences = [
+                torch.zeros(size, 1, declaration.table(feature.table).embedding_dim)
+                for feature in declaration.sequence_features
+            ]
+            lengths = [torch.zeros(size, dtype=torch.int64) for _ in sequences]
+            pooled = torch.zeros(size, declaration.pooled_columns, dtype=self.dtype)
+            dense = torch.zeros(size, len(declaration.dense_features))
+            self._compiled(dense, Embeddings(pooled, sequences, lengths))
 
-    def __call__(self, dense: torch.Tensor, pooled: torch.Tensor) -> npt.NDArray[np.float32]:
-        """Click logits, float32 [B], of dense features [B, n] and pooled vectors [B, F, D]. B is at least 1."""
+    def __call__(self, dense: torch.Tensor, found: Embeddings) -> npt.NDArray[np.float32]:
+        """All outputs' columns, float32 [B, C], of dense features [B, n] and embeddings. B is at least 1."""
         samples = dense.shape[0]
-        if pooled.dtype is not self.dtype:
-            pooled = pooled.to(self.dtype)
+        if found.pooled.dtype is not self.dtype:
+            found = Embeddings(found.pooled.to(self.dtype), found.sequences, found.lengths)
         if samples in _SIZES or (self._any_size and samples < SIZES[-1]):
-            return self._compiled(dense, pooled).numpy()
+            return self._compiled(dense, found).numpy()
+        if self._any_size:
+            whole = zip(dense.split(SIZES[-1]), split_embeddings(found, SIZES[-1]), strict=True)
+            return np.concatenate([self._compiled(*piece).numpy() for piece in whole])
         parts = []
         for start, stop, size in pieces(samples):
-            part = self._compiled(*self._filled(dense[start:stop], pooled[start:stop], size))
-            parts.append(part[: stop - start].numpy())
+            numbers, pooled = self._filled(dense[start:stop], found.pooled[start:stop], size)
+            parts.append(self._compiled(numbers, Embeddings(pooled))[: stop - start].numpy())
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _filled(
@@ -85,7 +96,7 @@ class SizedDense:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The rows given and, after them, whatever an earlier call has left: no row's logit depends on another's."""
         samples = dense.shape[0]
-        if samples == size or self._any_size:
+        if samples == size:
             return dense, pooled
         if self._dense.shape[1:] != dense.shape[1:] or self._pooled.shape[1:] != pooled.shape[1:]:
             self._dense = torch.zeros(SIZES[-1], *dense.shape[1:])

@@ -3,6 +3,8 @@
 from dlrm_factory.config.declaration import (
     DenseFeature,
     DLRMDeclaration,
+    ModuleArchitecture,
+    Output,
     ServingOptions,
     ShardingOptions,
     SparseFeature,
@@ -18,6 +20,8 @@ __all__ = [
     "PRESETS",
     "DLRMDeclaration",
     "DenseFeature",
+    "ModuleArchitecture",
+    "Output",
     "ServingOptions",
     "ShardingOptions",
     "SparseFeature",

@@ -6,9 +6,9 @@ Each rule yields ``"$.path: what is wrong, what is allowed, what to do"``.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator
 
+from dlrm_factory.config.architecture_checks import ARCHITECTURE_RULES, SAFE_NAME
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.config.label import parse_label
 from dlrm_factory.config.sizes import parse_bytes
@@ -18,7 +18,6 @@ __all__ = ["problems_of"]
 
 Rule = Callable[[DLRMDeclaration], Iterator[str]]
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]*")
 _MAX_ROWS = 2**31 - 1  # fbgemm's lookup casts indices to int32
 
 
@@ -35,7 +34,7 @@ def _names(d: DLRMDeclaration) -> Iterator[str]:
         ("tables", [table.name for table in d.tables]),
     ):
         for i, name in enumerate(names):
-            if not _NAME.fullmatch(name):
+            if not SAFE_NAME.fullmatch(name):
                 yield (
                     f'$.{section}[{i}].name: "{name}" is not a name; use letters, digits, "_" and "-", '
                     'starting with a letter or "_"'
@@ -43,7 +42,8 @@ def _names(d: DLRMDeclaration) -> Iterator[str]:
 
 
 def _something_declared(d: DLRMDeclaration) -> Iterator[str]:
-    for section in ("dense_features", "sparse_features", "tables"):
+    needed = ("sparse_features", "tables") if d.module else ("dense_features", "sparse_features", "tables")
+    for section in needed:
         if not getattr(d, section):
             yield f"$.{section}: is empty; a DLRM needs at least one entry here"
 
@@ -93,75 +93,6 @@ def _table_sizes(d: DLRMDeclaration) -> Iterator[str]:
             yield (
                 f"$.tables[{i}].embedding_dim: {table.embedding_dim} is not a positive multiple of 4, "
                 "which fbgemm's kernels need"
-            )
-        if table.embedding_dim != d.tables[0].embedding_dim:
-            yield (
-                f"$.tables[{i}].embedding_dim: {table.embedding_dim} differs from "
-                f'{d.tables[0].embedding_dim} of table "{d.tables[0].name}"; '
-                "a DLRM needs one embedding_dim for all tables"
-            )
-
-
-def _layer_sizes(d: DLRMDeclaration) -> Iterator[str]:
-    named = {
-        "dense_arch_layer_sizes": d.dense_arch_layer_sizes,
-        "over_arch_layer_sizes": d.over_arch_layer_sizes,
-        "interaction_branch1_layer_sizes": d.interaction_branch1_layer_sizes,
-        "interaction_branch2_layer_sizes": d.interaction_branch2_layer_sizes,
-    }
-    for name, sizes in named.items():
-        if sizes is None:
-            continue
-        if not sizes:
-            yield f"$.{name}: is empty; give at least one layer size"
-        for i, size in enumerate(sizes):
-            if size < 1:
-                yield f"$.{name}[{i}]: {size} is not a positive layer size"
-
-
-def _arch_ends(d: DLRMDeclaration) -> Iterator[str]:
-    sizes = d.dense_arch_layer_sizes
-    if sizes and d.tables and sizes[-1] != d.embedding_dim:
-        yield (
-            f"$.dense_arch_layer_sizes[{len(sizes) - 1}]: the last size is {sizes[-1]} but embedding_dim is "
-            f"{d.embedding_dim}; they must be equal, so that dense and sparse features can interact"
-        )
-    sizes = d.over_arch_layer_sizes
-    if sizes and sizes[-1] != 1:
-        yield (
-            f"$.over_arch_layer_sizes[{len(sizes) - 1}]: the last size is {sizes[-1]} but must be 1, "
-            "the click logit"
-        )
-    # TorchRec's OverArch builds an MLP of all sizes but the last, and cannot build one of none.
-    if len(sizes) == 1:
-        yield "$.over_arch_layer_sizes: has one size; give at least one hidden layer before the last 1"
-
-
-def _architecture_options(d: DLRMDeclaration) -> Iterator[str]:
-    options = {
-        "dlrm_dcn": ("dcn_num_layers", "dcn_low_rank_dim"),
-        "dlrm_projection": ("interaction_branch1_layer_sizes", "interaction_branch2_layer_sizes"),
-    }
-    for architecture, fields in options.items():
-        for field in fields:
-            value = getattr(d, field)
-            if d.architecture == architecture and value is None:
-                yield f"$.{field}: is missing; architecture {architecture} needs it"
-            if d.architecture != architecture and value is not None:
-                yield f"$.{field}: belongs to architecture {architecture}, not to {d.architecture}; remove it"
-            if isinstance(value, int) and value < 1:
-                yield f"$.{field}: {value} is not positive"
-
-
-def _projection_branches(d: DLRMDeclaration) -> Iterator[str]:
-    for name in ("interaction_branch1_layer_sizes", "interaction_branch2_layer_sizes"):
-        sizes = getattr(d, name)
-        if d.architecture != "dlrm_projection" or not sizes or not d.tables or d.embedding_dim < 1:
-            continue
-        if sizes[-1] % d.embedding_dim:
-            yield (
-                f"$.{name}[{len(sizes) - 1}]: the last size {sizes[-1]} is not a multiple of embedding_dim "
-                f"{d.embedding_dim}"
             )
 
 
@@ -306,7 +237,7 @@ def _training(d: DLRMDeclaration) -> Iterator[str]:
         yield f"$.training.holdout: {t.holdout} is outside (0, 1)"
     if not 0 <= t.seed < 2**63:
         yield f"$.training.seed: {t.seed} is outside [0, 2**63)"
-    if label in d.dense_names or label in d.sparse_names:
+    if (label in d.dense_names or label in d.sparse_names) and d.outputs is None:
         yield f'$.training.label: "{label}" is also a feature; the model would be told the answer'
     if not t.separator:
         yield "$.training.separator: is empty"
@@ -316,10 +247,7 @@ _RULES: tuple[Rule, ...] = (
     _something_declared,
     _names,
     _no_duplicates,
-    _layer_sizes,
-    _arch_ends,
-    _architecture_options,
-    _projection_branches,
+    *ARCHITECTURE_RULES,
     _features,
     _statistics,
     _vocabularies,

@@ -6,15 +6,18 @@ The rules that span several fields are in `checks`; reading and writing files is
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 __all__ = [
+    "ARCHITECTURE_FIELDS",
     "Architecture",
     "DLRMDeclaration",
     "DenseFeature",
     "IdKind",
+    "ModuleArchitecture",
+    "Output",
     "Pooling",
     "ServingOptions",
     "ServingProfile",
@@ -26,8 +29,8 @@ __all__ = [
     "TrainingOptions",
 ]
 
-Architecture = Literal["dlrm", "dlrm_dcn", "dlrm_projection"]
-Pooling = Literal["sum", "mean"]
+Architecture = Literal["dlrm", "dlrm_dcn", "dlrm_projection", "dlrm_transformer", "deepfm"]
+Pooling = Literal["sum", "mean", "none"]
 TableDtype = Literal["fp32", "fp16", "int8", "int4"]
 Sharding = Literal["auto", "table_wise", "row_wise", "column_wise", "data_parallel"]
 ServingProfile = Literal["throughput", "latency"]
@@ -116,7 +119,7 @@ class Table(_Strict, kw_only=True, frozen=True):
     """One embedding table of num_embeddings x embedding_dim.
 
     Fields:
-        pooling: how a bag's rows become one vector.
+        pooling: how a bag's rows become one vector; ``none`` keeps one an id, so that its features are sequences.
         dtype: how rows are stored for serving; training always uses fp32.
         sharding: where the rows go; ``auto`` leaves it to TorchRec's planner.
         min_count: an id seen fewer times in training gets no row of its own. Only for a table with a vocabulary.
@@ -129,6 +132,64 @@ class Table(_Strict, kw_only=True, frozen=True):
     dtype: TableDtype = "fp32"
     sharding: Sharding = "auto"
     min_count: int = 1
+
+
+class Output(_Strict, kw_only=True, frozen=True):
+    """One of several results of a model.
+
+    Fields:
+        name: the name in requests and answers, and of the entry in what the module returns.
+        kind: ``probability`` - the module gives a logit a sample; ``vector`` - it gives ``size`` numbers a sample, such
+            as the embedding of a tower, answered as they are and not trained for themselves.
+        size: numbers of a vector.
+        label: the column with 0 or 1, or a comparison such as ``rating >= 4``; of the only probability
+            ``training.label`` if not given. A row whose cell is empty does not count for this output.
+        where: another output, whose label must be 1 for a row to count for this one: a purchase where it was clicked.
+        loss_weight: factor of this output's loss in the sum that is trained.
+    """
+
+    name: str
+    kind: Literal["probability", "vector"] = "probability"
+    size: int | None = None
+    label: str | None = None
+    where: str | None = None
+    loss_weight: float = 1.0
+
+    @property
+    def columns(self) -> int:
+        """Numbers a sample: 1 of a probability, its logit."""
+        return 1 if self.size is None else self.size
+
+
+class ModuleArchitecture(_Strict, kw_only=True, frozen=True):
+    """A dense net of the user's own, see ``docs/models.md``.
+
+    Fields:
+        module: ``my_net.py:MyNet``, a file beside the declaration and the class in it, an ``nn.Module``.
+        arguments: keyword arguments of the class.
+        files: further files beside the declaration, which the first one imports by ``from . import layers``.
+        prefixes: state dict prefixes of the user's own model → prefixes of the module's, for `dlrm import`.
+        sources: text of each file; not written in a declaration's own file but found beside it.
+    """
+
+    module: str
+    arguments: dict[str, Any] = {}
+    files: list[str] = []
+    prefixes: dict[str, str] = {}
+    sources: dict[str, str] | None = None
+
+    @property
+    def file(self) -> str:
+        return self.module.rpartition(":")[0]
+
+    @property
+    def class_name(self) -> str:
+        return self.module.rpartition(":")[2]
+
+    @property
+    def file_names(self) -> list[str]:
+        """Names of all files of code, that of the class first."""
+        return [self.file, *self.files]
 
 
 class ShardingOptions(_Strict, kw_only=True, frozen=True):
@@ -176,7 +237,11 @@ class ServingOptions(_Strict, kw_only=True, frozen=True):
         compile: compile the dense parts for the host's CPU, once for all its workers: a worker is not ready
             ``before_ready``; ``background`` scores eagerly until it is done, so that scores change then;
             ``off`` never compiles.
-        precision: of the compiled dense parts; ``auto`` is bf16 on a CPU that multiplies it natively, else fp32.
+        precision: of the compiled dense parts; ``auto`` is bf16 on a CPU that multiplies it natively, else fp32. Of a
+            module of the user's own it is fp32.
+        outputs: those that an answer gives if the request names none; null for all probabilities.
+        rank_by: what rankings sort by if the request says nothing: an expression of outputs and dense features, such
+            as ``click * purchase * price``; null for the first output.
     """
 
     profile: ServingProfile = "throughput"
@@ -191,6 +256,8 @@ class ServingOptions(_Strict, kw_only=True, frozen=True):
     max_body_bytes: int = 6_553_500
     compile: Literal["before_ready", "background", "off"] = "before_ready"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    outputs: list[str] | None = None
+    rank_by: str | None = None
 
     @property
     def batch_requests(self) -> int:
@@ -207,7 +274,8 @@ class TrainingOptions(_Strict, kw_only=True, frozen=True):
     """Settings of `dlrm train`.
 
     Fields:
-        label: the column with 0 or 1, or a comparison such as ``rating >= 4``.
+        label: the column with 0 or 1, or a comparison such as ``rating >= 4``; of several outputs each has its own.
+        group_column: the column by which GAUC groups held-out rows, such as the user; null for none.
         batch_size: samples a step and rank.
         epochs: passes over the training part.
         optimizer: of all but the tables.
@@ -233,6 +301,7 @@ class TrainingOptions(_Strict, kw_only=True, frozen=True):
     """
 
     label: str = "label"
+    group_column: str | None = None
     batch_size: int = 512
     epochs: int = 1
     optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
@@ -261,27 +330,54 @@ class TrainingOptions(_Strict, kw_only=True, frozen=True):
         return 0.0 if self.early_stopping is None else 0.1
 
 
+_SCORE = Output(name="score")
+
+# All that makes the dense net, beside the features and the tables.
+ARCHITECTURE_FIELDS = (
+    "architecture",
+    "dense_arch_layer_sizes",
+    "over_arch_layer_sizes",
+    "dcn_num_layers",
+    "dcn_low_rank_dim",
+    "interaction_branch1_layer_sizes",
+    "interaction_branch2_layer_sizes",
+    "nhead",
+    "ntransformer_layers",
+    "hidden_layer_size",
+    "deep_fm_dimension",
+)
+
+
 class DLRMDeclaration(_Strict, kw_only=True, frozen=True):
     """A whole model: features, tables, architecture, sharding, serving, training.
 
     Fields:
-        architecture: TorchRec's ``DLRM``, ``DLRM_DCN`` or ``DLRM_Projection``.
+        architecture: TorchRec's ``DLRM``, ``DLRM_DCN``, ``DLRM_Projection``, ``DLRM_Transformer`` or
+            ``SimpleDeepFMNN``, or a module of the user's own.
         dense_arch_layer_sizes: the bottom MLP; its last size is embedding_dim.
-        over_arch_layer_sizes: the top MLP; its last size is 1.
+        over_arch_layer_sizes: the top MLP; its last size is 1. Not of ``deepfm``, which has one layer there.
         dcn_num_layers, dcn_low_rank_dim: the low-rank cross net, for ``dlrm_dcn`` only.
         interaction_branch1_layer_sizes, interaction_branch2_layer_sizes: for ``dlrm_projection`` only.
+        nhead, ntransformer_layers: the transformer over the features' vectors, for ``dlrm_transformer`` only.
+        hidden_layer_size, deep_fm_dimension: of ``deepfm`` only: the bottom MLP's hidden layer, and the deep part.
+        outputs: of a module that gives several; if not given there is one probability, called ``score``.
         dense_features, sparse_features: their order is the model's order (upstream's request shape
             relies on it).
     """
 
-    architecture: Architecture = "dlrm"
-    dense_arch_layer_sizes: list[int]
-    over_arch_layer_sizes: list[int]
+    architecture: Architecture | ModuleArchitecture = "dlrm"
+    dense_arch_layer_sizes: list[int] | None = None
+    over_arch_layer_sizes: list[int] | None = None
     dcn_num_layers: int | None = None
     dcn_low_rank_dim: int | None = None
     interaction_branch1_layer_sizes: list[int] | None = None
     interaction_branch2_layer_sizes: list[int] | None = None
-    dense_features: list[DenseFeature]
+    nhead: int | None = None
+    ntransformer_layers: int | None = None
+    hidden_layer_size: int | None = None
+    deep_fm_dimension: int | None = None
+    outputs: list[Output] | None = None
+    dense_features: list[DenseFeature] = []
     sparse_features: list[SparseFeature]
     tables: list[Table]
     sharding: ShardingOptions = msgspec.field(default_factory=ShardingOptions)
@@ -289,8 +385,63 @@ class DLRMDeclaration(_Strict, kw_only=True, frozen=True):
     training: TrainingOptions = msgspec.field(default_factory=TrainingOptions)
 
     @property
+    def module(self) -> ModuleArchitecture | None:
+        """The user's own module; None for an architecture of TorchRec's."""
+        return self.architecture if isinstance(self.architecture, ModuleArchitecture) else None
+
+    @property
+    def all_outputs(self) -> list[Output]:
+        """Outputs in order: the declared ones, or ``score`` alone."""
+        return self.outputs or [_SCORE]
+
+    @property
+    def probabilities(self) -> list[Output]:
+        """Outputs that are probabilities, in order."""
+        return [output for output in self.all_outputs if output.kind == "probability"]
+
+    @property
+    def output_columns(self) -> int:
+        """C: numbers a sample that the model gives, all outputs together."""
+        return sum(output.columns for output in self.all_outputs)
+
+    def columns_of(self, output: str) -> slice:
+        """Columns of the output called ``output`` among those C; KeyError if there is none."""
+        start = 0
+        for each in self.all_outputs:
+            if each.name == output:
+                return slice(start, start + each.columns)
+            start += each.columns
+        raise KeyError(output)
+
+    def label_of(self, output: Output) -> str:
+        """Column or comparison that gives the labels of a probability."""
+        return self.training.label if output.label is None else output.label
+
+    @property
+    def labels(self) -> list[str]:
+        """Column or comparison of each probability, in order."""
+        return [self.label_of(output) for output in self.probabilities]
+
+    @property
+    def sequence_features(self) -> list[SparseFeature]:
+        """Features whose vectors are not pooled, in declared order."""
+        none = {table.name for table in self.tables if table.pooling == "none"}
+        return [feature for feature in self.sparse_features if feature.table in none]
+
+    @property
+    def pooled_features(self) -> list[SparseFeature]:
+        """Features whose bags become one vector each, in declared order."""
+        none = {table.name for table in self.tables if table.pooling == "none"}
+        return [feature for feature in self.sparse_features if feature.table not in none]
+
+    @property
+    def pooled_columns(self) -> int:
+        """W: numbers of a sample's pooled vectors, one after the other in declared order."""
+        return sum(self.table(feature.table).embedding_dim for feature in self.pooled_features)
+
+    @property
     def embedding_dim(self) -> int:
-        """D, the same for every table."""
+        """D, of architectures of TorchRec's: the same for every table."""
         return self.tables[0].embedding_dim
 
     @property

@@ -60,17 +60,38 @@ for _first in "yYnNoO":
 
 
 def read_declaration(path: str | Path) -> DLRMDeclaration:
-    """The declaration in the YAML file ``path``. ConfigError lists every mistake with its path."""
+    """The declaration in the YAML file ``path``, with the text of the files of code that lie beside it.
+
+    ConfigError lists every mistake with its path.
+    """
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-        text = data.decode("utf-8")
+        text = _read_text(path)
     except FileNotFoundError:
         raise ConfigError(["there is no such file"], str(path)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"cannot be read: {error}"], str(path)) from None
-    return parse_declaration(text, source=str(path))
+    declaration = parse_declaration(text, source=str(path))
+    module = declaration.module
+    if module is None or module.sources is not None:
+        return declaration
+    sources = {}
+    for name in module.file_names:
+        try:
+            sources[name] = _read_text(path.parent / name)
+        except (OSError, UnicodeDecodeError) as error:
+            why = (
+                "there is no such file beside the declaration"
+                if isinstance(error, FileNotFoundError)
+                else error
+            )
+            raise ConfigError([f'$.architecture: "{name}": {why}'], str(path)) from None
+    return msgspec.structs.replace(declaration, architecture=msgspec.structs.replace(module, sources=sources))
+
+
+def _read_text(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.read(_MAX_BYTES + 1).decode("utf-8")
 
 
 def parse_declaration(text: str, *, source: str = "") -> DLRMDeclaration:
@@ -124,8 +145,16 @@ def _check_nesting(text: str) -> None:
             )
 
 
-def dump_declaration(declaration: DLRMDeclaration) -> str:
-    """``declaration`` as YAML that `parse_declaration` reads to an equal one; defaults are written out."""
+def dump_declaration(declaration: DLRMDeclaration, *, with_sources: bool = False) -> str:
+    """``declaration`` as YAML that `parse_declaration` reads to an equal one; defaults are written out.
+
+    ``with_sources``: the text of the files of code too, which otherwise must lie beside the YAML's file.
+    """
+    module = declaration.module
+    if module is not None and not with_sources:
+        declaration = msgspec.structs.replace(
+            declaration, architecture=msgspec.structs.replace(module, sources=None)
+        )
     data = _without_nulls(msgspec.to_builtins(declaration))
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 

@@ -23,6 +23,7 @@ class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Fields:
         request: the JSON body, as a client would send it: rows by name.
         expected: its probability, by eager scoring of the sealed weights where they were sealed.
+        outputs: all columns of the model's outputs, probabilities and vectors, where there are several; else None.
         trained: by the float model; None where that was not at hand.
         real: the sample is a row of the clicks that the model learned from or was tested with; else it was generated.
     """
@@ -30,6 +31,7 @@ class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     request: msgspec.Raw
     expected: _Probability
     trained: _Probability | None = None
+    outputs: list[float] | None = None
     real: bool = False
 
     @property

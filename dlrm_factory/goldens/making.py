@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dlrm_factory.batch import FeatureBatch, concatenate, to_dense
+from dlrm_factory.batch import Embeddings, FeatureBatch, concatenate, to_dense
 from dlrm_factory.compiled import DirectLookup
 from dlrm_factory.config import ShardingOptions
 from dlrm_factory.config.declaration import DenseFeature, DLRMDeclaration, SparseFeature
@@ -21,7 +21,7 @@ from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.features import FeatureEncoder, Vocabularies
 from dlrm_factory.features.ids import unmix_int64
 from dlrm_factory.goldens.file import Golden, Goldens, write_goldens
-from dlrm_factory.scorer import Scorer, probabilities
+from dlrm_factory.scorer import Scorer
 from dlrm_factory.weights.few_pages import FewPages
 from dlrm_factory.weights.rows import RowSource
 from dlrm_factory.weights.sealed import SealedWeights, reseal
@@ -181,9 +181,10 @@ def _make(scorer: Scorer, real_rows: Sequence[Row], trained: RowSource | None) -
             f"serving.max_body_bytes {scorer.declaration.serving.max_body_bytes} is too small for any request; raise it"
         )
     batch = concatenate(batches)
-    expected = probabilities(scorer.logits(batch))
+    outputs = scorer.comparable(scorer.outputs(batch))
+    expected = outputs[:, scorer.first_column]
     floats = None if trained is None else _trained_scores(scorer, batch, trained)
-    if not np.isfinite(expected).all():
+    if not np.isfinite(outputs).all():
         raise WeightsError("the model's scores are not finite numbers; are its weights finite?")
     return Goldens(
         requests=[
@@ -191,6 +192,7 @@ def _make(scorer: Scorer, real_rows: Sequence[Row], trained: RowSource | None) -
                 request=msgspec.Raw(body),
                 expected=float(str(expected[i])),
                 trained=None if floats is None or not np.isfinite(floats[i]) else float(str(floats[i])),
+                outputs=[float(str(each)) for each in outputs[i]] if outputs.shape[1] > 1 else None,
                 real=real,
             )
             for i, (body, real) in enumerate(kept)
@@ -205,24 +207,35 @@ def _encode(encoder: FeatureEncoder, row: Row) -> FeatureBatch:
 
 
 def _trained_scores(scorer: Scorer, batch: FeatureBatch, trained: RowSource) -> Float32:
-    """Probabilities of the float model, float32 [B]. Reads only the rows of the batch, whatever a table's size."""
-    return probabilities(scorer.interact(to_dense(batch), _pool(scorer.declaration, batch, trained)))
+    """First outputs of the float model, float32 [B]. Reads only the rows of the batch, whatever a table's size."""
+    outputs = scorer.interact(to_dense(batch), _look_up(scorer.declaration, batch, trained))
+    return scorer.comparable(outputs)[:, scorer.first_column]
 
 
-def _pool(declaration: DLRMDeclaration, batch: FeatureBatch, rows: RowSource) -> torch.Tensor:
-    """Float32 [B, F, D], features in declared order."""
+def _look_up(declaration: DLRMDeclaration, batch: FeatureBatch, rows: RowSource) -> Embeddings:
+    """Vectors of the float tables' rows."""
     weights = np.ones(len(batch.values), dtype=np.float32) if batch.weights is None else batch.weights
-    pooled = []
+    pooled, sequences, counts = [torch.empty(len(batch), 0)], [], []
+    longest = _longest(declaration, batch)
     at = 0
     for feature, lengths in zip(declaration.sparse_features, batch.lengths, strict=True):
         table = declaration.table(feature.table)
         stop = at + int(lengths.sum())
         distinct, places = np.unique(batch.values[at:stop], return_inverse=True)
         found = [rows.table_rows(table.name, row, row + 1) for row in distinct.tolist()]
+        vectors_of = torch.cat(found) if found else torch.zeros(1, table.embedding_dim)
+        if table.pooling == "none":
+            padded = torch.zeros(len(batch), longest[feature.max_length], table.embedding_dim)
+            filled = np.arange(padded.shape[1]) < lengths[:, None]
+            padded[torch.from_numpy(filled)] = vectors_of[torch.from_numpy(places.reshape(-1))][: stop - at]
+            sequences.append(padded)
+            counts.append(torch.from_numpy(lengths.astype(np.int64)))
+            at = stop
+            continue
         starts = np.cumsum(lengths) - lengths
         vectors = torch.nn.functional.embedding_bag(
             torch.from_numpy(places.reshape(-1).astype(np.int64)),
-            torch.cat(found) if found else torch.zeros(1, table.embedding_dim),
+            vectors_of,
             torch.from_numpy(starts.astype(np.int64)),
             mode="sum",
             per_sample_weights=torch.from_numpy(weights[at:stop]),
@@ -231,4 +244,13 @@ def _pool(declaration: DLRMDeclaration, batch: FeatureBatch, rows: RowSource) ->
             vectors = vectors / torch.from_numpy(np.maximum(lengths, 1))[:, None]
         pooled.append(vectors)
         at = stop
-    return torch.stack(pooled, dim=1)
+    return Embeddings(torch.cat(pooled, dim=1), sequences, counts)
+
+
+def _longest(declaration: DLRMDeclaration, batch: FeatureBatch) -> dict[int, int]:
+    """T by the max_length of sequence features."""
+    found: dict[int, int] = {}
+    for feature in declaration.sequence_features:
+        most = int(batch.lengths[declaration.sparse_names.index(feature.name)].max(initial=1))
+        found[feature.max_length] = max(found.get(feature.max_length, 1), most)
+    return found

@@ -1,52 +1,119 @@
-"""Declaration → TorchRec model, before it is planned and sharded."""
+"""Declaration → the model before it is planned and sharded: TorchRec's embeddings, and the dense net behind them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
-from torchrec.models.dlrm import DLRM, DLRM_DCN, DLRM_Projection
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from dlrm_factory.config.declaration import DLRMDeclaration
-from dlrm_factory.errors import WeightsError
+from dlrm_factory.errors import ModuleError, WeightsError
+from dlrm_factory.model.builtin_nets import builtin_net
+from dlrm_factory.model.net import Net, user_module
 
 __all__ = [
     "EMBEDDINGS_PREFIX",
-    "embedding_bag_configs",
+    "SEQUENCES_PREFIX",
+    "RankingModel",
+    "SparseArch",
+    "is_table_key",
     "load_dense",
     "make_model",
+    "plain_state_dict",
     "table_weight_key",
+    "table_weights",
     "tables_of",
 ]
 
 EMBEDDINGS_PREFIX = "sparse_arch.embedding_bag_collection.embedding_bags"
+SEQUENCES_PREFIX = "sparse_arch.embedding_collection.embeddings"
+_NET = "net.module."
 
 _POOLING = {"sum": PoolingType.SUM, "mean": PoolingType.MEAN}
 
 
-def table_weight_key(table: str) -> str:
+def is_table_key(key: str) -> bool:
+    """Return True for the state dict key of a table's weight."""
+    return key.startswith((EMBEDDINGS_PREFIX, SEQUENCES_PREFIX))
+
+
+def table_weight_key(declaration: DLRMDeclaration, table: str) -> str:
     """The state dict key of a table's weight."""
-    return f"{EMBEDDINGS_PREFIX}.{table}.weight"
+    is_sequence = declaration.table(table).pooling == "none"
+    return f"{SEQUENCES_PREFIX if is_sequence else EMBEDDINGS_PREFIX}.{table}.weight"
 
 
-def embedding_bag_configs(declaration: DLRMDeclaration) -> list[EmbeddingBagConfig]:
-    """TorchRec's config of each table, in declared order. Tables are fp32 until they are quantised.
+def table_weights(declaration: DLRMDeclaration) -> dict[str, str]:
+    """Table by its weight's state dict key, in declared order."""
+    return {table_weight_key(declaration, table.name): table.name for table in declaration.tables}
 
-    A weighted model sums every bag: its means come as weights, see `dlrm_factory.batch.jagged`.
+
+class SparseArch(nn.Module):
+    """Embedding tables of a model: those whose bags are pooled, and those that keep a vector an id.
+
+    forward(pooled features' KeyedJaggedTensor, sequence features' KeyedJaggedTensor or None) → pooled [B, W],
+    sequences, a [B, T, D] a feature with zeros past its end, and their lengths, int64 [B]. Features are in declared
+    order.
     """
-    return [
-        EmbeddingBagConfig(
-            name=table.name,
-            num_embeddings=table.num_embeddings,
-            embedding_dim=table.embedding_dim,
-            feature_names=declaration.features_of(table.name),
-            pooling=_POOLING["sum" if declaration.is_weighted else table.pooling],
-        )
-        for table in declaration.tables
-    ]
+
+    def __init__(
+        self,
+        declaration: DLRMDeclaration,
+        bags: EmbeddingBagCollection | None,
+        sequences: EmbeddingCollection | None,
+    ) -> None:
+        super().__init__()
+        self.embedding_bag_collection, self.embedding_collection = bags, sequences
+        self._pooled = [feature.name for feature in declaration.pooled_features]
+        self._max_lengths = {feature.name: feature.max_length for feature in declaration.sequence_features}
+
+    def forward(
+        self, pooled: KeyedJaggedTensor, sequences: KeyedJaggedTensor | None = None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+        found = None if self.embedding_collection is None else self.embedding_collection(sequences)
+        if self.embedding_bag_collection is None:
+            vectors = torch.empty(pooled.stride(), 0, device=pooled.values().device)
+        else:
+            by_name = self.embedding_bag_collection(pooled)
+            vectors = torch.cat([by_name[name] for name in self._pooled], dim=1)
+        if found is None:
+            return vectors, (), ()
+        parts = {name: found[name] for name in self._max_lengths}
+        lengths = tuple(part.lengths().long() for part in parts.values())
+        return vectors, tuple(self._padded(parts)), lengths
+
+    def _padded(self, parts: Mapping[str, JaggedTensor]) -> Iterator[torch.Tensor]:
+        """Features with the same max_length come in the same T: the longest of them, at least 1."""
+        longest: dict[int, int] = {}
+        for name, part in parts.items():
+            group, lengths = self._max_lengths[name], part.lengths()
+            longest[group] = max(longest.get(group, 1), int(lengths.max()) if len(lengths) else 1)
+        for name, part in parts.items():
+            yield part.to_padded_dense(longest[self._max_lengths[name]])
+
+
+class RankingModel(nn.Module):
+    """Embeddings and the dense net behind them.
+
+    forward(dense float32 [B, number of dense features], pooled features' KeyedJaggedTensor, sequence features' or
+    None) → float32 [B, C], the columns of all outputs; of TorchRec's architectures logits [B, 1].
+    """
+
+    def __init__(self, sparse_arch: SparseArch, net: Net) -> None:
+        super().__init__()
+        self.sparse_arch = sparse_arch
+        self.net = net
+
+    def forward(
+        self, dense: torch.Tensor, pooled: KeyedJaggedTensor, sequences: KeyedJaggedTensor | None = None
+    ) -> torch.Tensor:
+        vectors, padded, lengths = self.sparse_arch(pooled, sequences)
+        found: torch.Tensor = self.net(dense, vectors, padded, lengths)
+        return found
 
 
 def make_model(
@@ -54,59 +121,101 @@ def make_model(
     *,
     tables_device: str | torch.device = "meta",
     dense_device: str | torch.device = "cpu",
-) -> DLRM:
-    """A DLRM, DLRM_DCN or DLRM_Projection as declared.
+) -> RankingModel:
+    """The declared model. On ``meta`` the tables take no memory; dense weights are random initial ones.
 
-    forward(dense_features float32 [B, number of dense features], sparse_features KeyedJaggedTensor, with weights
-    if any feature is weighted) → logits float32 [B, 1]. On ``meta`` the tables take no memory; dense weights are
-    TorchRec's random initial ones.
+    ModuleError if it is a module of the user's own that cannot be made.
     """
-    tables = EmbeddingBagCollection(
-        tables=embedding_bag_configs(declaration),
-        device=torch.device(tables_device),
+    place, dense = torch.device(tables_device), torch.device(dense_device)
+    bags, sequences = _bags(declaration, place), _sequences(declaration, place)
+    if declaration.module is None:
+        assert bags is not None
+        module: nn.Module = builtin_net(declaration, bags, dense)
+    else:
+        with dense:
+            module = user_module(declaration)
+        _check_keys(module, declaration)
+    return RankingModel(SparseArch(declaration, bags, sequences), Net(declaration, module))
+
+
+def _bags(declaration: DLRMDeclaration, device: torch.device) -> EmbeddingBagCollection | None:
+    """Tables are fp32 until they are quantised.
+
+    A weighted model sums every bag: its means come as weights, see `dlrm_factory.batch.jagged`.
+    """
+    tables = [table for table in declaration.tables if table.pooling != "none"]
+    if not tables:
+        return None
+    return EmbeddingBagCollection(
+        tables=[
+            EmbeddingBagConfig(
+                name=table.name,
+                num_embeddings=table.num_embeddings,
+                embedding_dim=table.embedding_dim,
+                feature_names=declaration.features_of(table.name),
+                pooling=_POOLING["sum" if declaration.is_weighted else table.pooling],
+            )
+            for table in tables
+        ],
+        device=device,
         is_weighted=declaration.is_weighted,
     )
-    common = {
-        "embedding_bag_collection": tables,
-        "dense_in_features": len(declaration.dense_features),
-        "dense_arch_layer_sizes": declaration.dense_arch_layer_sizes,
-        "over_arch_layer_sizes": declaration.over_arch_layer_sizes,
-        "dense_device": torch.device(dense_device),
-    }
-    if declaration.architecture == "dlrm_dcn":
-        return DLRM_DCN(
-            **common,
-            dcn_num_layers=declaration.dcn_num_layers,
-            dcn_low_rank_dim=declaration.dcn_low_rank_dim,
-        )
-    if declaration.architecture == "dlrm_projection":
-        return DLRM_Projection(
-            **common,
-            interaction_branch1_layer_sizes=declaration.interaction_branch1_layer_sizes,
-            interaction_branch2_layer_sizes=declaration.interaction_branch2_layer_sizes,
-        )
-    return DLRM(**common)
 
 
-def tables_of(model: nn.Module) -> EmbeddingBagCollection:
-    """The model's unsharded EmbeddingBagCollection."""
-    collection = model.sparse_arch.embedding_bag_collection
-    assert isinstance(collection, EmbeddingBagCollection)
-    return collection
+def _sequences(declaration: DLRMDeclaration, device: torch.device) -> EmbeddingCollection | None:
+    tables = [table for table in declaration.tables if table.pooling == "none"]
+    if not tables:
+        return None
+    return EmbeddingCollection(
+        tables=[
+            EmbeddingConfig(
+                name=table.name,
+                num_embeddings=table.num_embeddings,
+                embedding_dim=table.embedding_dim,
+                feature_names=declaration.features_of(table.name),
+            )
+            for table in tables
+        ],
+        device=device,
+    )
 
 
-def load_dense(model: DLRM, state: Mapping[str, torch.Tensor]) -> None:
+def _check_keys(module: nn.Module, declaration: DLRMDeclaration) -> None:
+    for key, tensor in module.state_dict().items():
+        if key.startswith("sparse_arch."):
+            raise ModuleError(
+                f'{type(module).__name__} has a weight "{key}"; sparse_arch is the name of the tables, rename it'
+            )
+        if not tensor.dtype.is_floating_point:
+            raise ModuleError(
+                f'{type(module).__name__} has a weight "{key}" of {tensor.dtype}; weights are floats, and a constant '
+                "is a buffer with persistent=False"
+            )
+
+
+def tables_of(model: RankingModel) -> Iterator[EmbeddingBagCollection | EmbeddingCollection]:
+    """The model's unsharded collections of tables."""
+    arch = model.sparse_arch
+    for collection in (arch.embedding_bag_collection, arch.embedding_collection):
+        if collection is not None:
+            yield collection
+
+
+def plain_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """State dict by the keys of TorchRec's own model, or of the user's module: without those of the net around it."""
+    return {key.removeprefix(_NET): tensor for key, tensor in model.state_dict().items()}
+
+
+def load_dense(model: RankingModel, state: Mapping[str, torch.Tensor]) -> None:
     """Load every weight but the tables' from ``state``, whose tables are passed over.
 
     WeightsError if a dense weight is missing, misshapen or not of this model.
     """
-    tables = {key for key in model.state_dict() if key.startswith(EMBEDDINGS_PREFIX)}
     try:
-        dense = {key: tensor for key, tensor in state.items() if key not in tables}
-        missing, unexpected = model.load_state_dict(dense, strict=False)
+        dense = {key: tensor for key, tensor in state.items() if not is_table_key(key)}
+        missing, unexpected = model.net.module.load_state_dict(dense, strict=False)
     except RuntimeError as error:
         raise WeightsError(f"dense weights do not fit the declared model: {error}") from None
-    missing = [key for key in missing if key not in tables]
     if missing or unexpected:
         raise WeightsError(
             f"dense weights are not the declared model's: missing {missing}, not of this model {unexpected}"

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from torch import nn
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
 from torchrec.distributed.planner.constants import CROSS_NODE_BANDWIDTH, INTRA_NODE_BANDWIDTH
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
@@ -18,7 +17,7 @@ from torchrec.distributed.planner.proposers import GreedyProposer, UniformPropos
 from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator, EmbeddingStorageEstimator
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError, ShardingOption, Storage, Topology
-from torchrec.distributed.types import ShardingPlan
+from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
 from dlrm_factory.config.declaration import DLRMDeclaration, Table
 from dlrm_factory.errors import PlanError
@@ -156,14 +155,14 @@ def make_plan(
     hardware: Hardware,
     *,
     mode: Mode,
-    sharder: EmbeddingBagCollectionSharder,
+    sharders: list[ModuleSharder[Any]],
 ) -> TablePlan:
     """Place the tables of ``model`` (on meta) by TorchRec's planner under the declared shardings.
 
     The planner is deterministic: every rank makes the same plan for itself, without talking.
     PlanError, with what would make it fit, if nothing does.
     """
-    sharding_plan = _find_plan(model, declaration, hardware, mode, sharder)
+    sharding_plan = _find_plan(model, declaration, hardware, mode, sharders)
     (placements,) = sharding_plan.plan.values()
     if mode == "float" and not has_fused_optimizer(declaration, hardware.device):
         # The planner knows the dense lookup for data_parallel alone, but TorchRec runs it under any sharding.
@@ -181,14 +180,14 @@ def _find_plan(
     declaration: DLRMDeclaration,
     hardware: Hardware,
     mode: Mode,
-    sharder: EmbeddingBagCollectionSharder,
+    sharders: list[ModuleSharder[Any]],
 ) -> ShardingPlan:
     failed: PlannerError | None = None
     for replicated in _replicas_to_try(declaration, hardware, mode):
         planner = _make_planner(declaration, hardware, mode, replicated)
         try:
             with _quiet_root_logger():
-                return planner.plan(model, [sharder])
+                return planner.plan(model, sharders)
         except PlannerError as error:
             failed = error
     raise PlanError(advice_when_nothing_fits(declaration, hardware, mode=mode)) from failed

@@ -1,15 +1,17 @@
-"""Serving tables (fp32, fp16, int8, int4) inside TorchRec's sharded EmbeddingBagCollection.
+"""Serving tables (fp32, fp16, int8, int4) inside TorchRec's sharded EmbeddingBagCollection and EmbeddingCollection.
 
 TorchRec's own quantised sharding runs in one process only, cannot mix fp16 or fp32 tables with int8 ones under
 row_wise or column_wise sharding, and computes row_wise mean pooling wrongly from two ranks on. Its float
 sharding does none of that, so we keep the float path whole (input dist, output dist, mean pooling callback) and
 exchange just the lookup: fbgemm's inference kernel over encoded rows in place of the training kernel. One code
-path then serves one process and N processes, every sharding type, every dtype, sum and mean.
+path then serves one process and N processes, every sharding type, every dtype, sum and mean. A sequence's lookup is
+the same kernel with a bag for each id.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,7 +20,8 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTableBatchedEmbeddingBagsCodegen
 from torch import nn
 from torchrec.distributed.batched_embedding_kernel import pooling_type_to_pooling_mode
-from torchrec.distributed.embedding_lookup import GroupedPooledEmbeddingsLookup
+from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
+from torchrec.distributed.embedding_lookup import GroupedEmbeddingsLookup, GroupedPooledEmbeddingsLookup
 from torchrec.distributed.embedding_types import (
     EmbeddingComputeKernel,
     GroupedEmbeddingConfig,
@@ -27,22 +30,30 @@ from torchrec.distributed.embedding_types import (
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.types import ParameterSharding, ShardingEnv, ShardingType
 from torchrec.modules.embedding_configs import data_type_to_sparse_type
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.model.dtypes import DATA_TYPES
-from dlrm_factory.model.model import tables_of
+from dlrm_factory.model.model import RankingModel, tables_of
 
-__all__ = ["QuantizedEmbeddingBag", "QuantizedEmbeddingBagCollectionSharder", "quantize_tables"]
+__all__ = [
+    "QuantizedEmbeddingBag",
+    "QuantizedEmbeddingBagCollectionSharder",
+    "QuantizedEmbeddingCollectionSharder",
+    "kernels_of",
+    "quantize_tables",
+]
 
 SUPPORTED_SHARDING_TYPES = ["table_wise", "row_wise", "column_wise", "data_parallel"]
 
 
-def quantize_tables(model: nn.Module, declaration: DLRMDeclaration) -> nn.Module:
+def quantize_tables(model: RankingModel, declaration: DLRMDeclaration) -> RankingModel:
     """Mark each table of an unsharded model with its declared dtype, in place. The tables stay on meta."""
-    for config in tables_of(model).embedding_bag_configs():
-        config.data_type = DATA_TYPES[declaration.table(config.name).dtype]
+    for collection in tables_of(model):
+        pooled = isinstance(collection, EmbeddingBagCollection)
+        for config in collection.embedding_bag_configs() if pooled else collection.embedding_configs():
+            config.data_type = DATA_TYPES[declaration.table(config.name).dtype]
     return model
 
 
@@ -109,10 +120,33 @@ class QuantizedEmbeddingBag(nn.Module):
             columns = sum(table.local_cols * table.num_features() for table in self.tables)
             return torch.zeros(features.stride(), columns, device=features.values().device)
 
+    def sequences(self, features: KeyedJaggedTensor) -> torch.Tensor:
+        """features: F_local keys, values int64 → a row each, float32 [ids, local_cols], feature after feature.
+
+        All tables have the same local_cols, as TorchRec's EmbeddingCollection wants them.
+        """
+        values, ends = features.values(), features.offset_per_key()
+        columns = self.tables[0].local_cols
+        found = values.new_empty(values.numel(), columns, dtype=torch.float32)
+        features_of = [i for i, table in enumerate(self.tables) for _ in range(table.num_features())]
+        for i, (start, stop) in enumerate(pairwise(ends)):
+            if start == stop:
+                continue
+            # A bag an id for this feature, and as many empty ones for every other.
+            count, before = stop - start, i * (stop - start)
+            offsets = torch.arange(len(features_of) * count + 1, device=values.device) - before
+            offsets = offsets.clamp(0, count).to(self._index_dtype(values))
+            pooled = self.tbe(indices=values[start:stop].to(offsets.dtype), offsets=offsets)
+            found[start:stop] = pooled[:, i * columns : (i + 1) * columns]
+        return found
+
+    def _index_dtype(self, values: torch.Tensor) -> torch.dtype:
+        # The CUDA kernel takes int32 indices; rows are below 2**31 by the declaration's rules.
+        return values.dtype if values.device.type == "cpu" else torch.int32
+
     def _look_up(self, features: KeyedJaggedTensor) -> torch.Tensor:
         values = features.values()
-        # The CUDA kernel takes int32 indices; rows are below 2**31 by the declaration's rules.
-        dtype = values.dtype if values.device.type == "cpu" else torch.int32
+        dtype = self._index_dtype(values)
         return self.tbe(
             indices=values.to(dtype),
             offsets=features.offsets().to(dtype),
@@ -166,6 +200,65 @@ class QuantizedShardedEmbeddingBagCollection(ShardedEmbeddingBagCollection):
         return [kernel for lookup in self._lookups for kernel in lookup._emb_modules]
 
 
+class _SequenceKernel(nn.Module):
+    """`QuantizedEmbeddingBag` that gives a vector an id."""
+
+    def __init__(self, config: GroupedEmbeddingConfig, device: torch.device) -> None:
+        super().__init__()
+        # Sums of one row; no rank has a part of another's bag.
+        self.config = config
+        self.bag = QuantizedEmbeddingBag(config, sharding_type=ShardingType.ROW_WISE, device=device)
+
+    def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
+        return self.bag.sequences(features)
+
+
+class _QuantizedSequenceLookup(GroupedEmbeddingsLookup):
+    """TorchRec's grouped lookup of sequences with our kernel in each group."""
+
+    def _create_embedding_kernel(
+        self,
+        config: GroupedEmbeddingConfig,
+        pg: Any,
+        device: torch.device | None,
+        env: ShardingEnv | None = None,
+    ) -> nn.Module:
+        assert device is not None
+        return _SequenceKernel(config, device)
+
+
+class QuantizedShardedEmbeddingCollection(ShardedEmbeddingCollection):
+    """ShardedEmbeddingCollection whose lookups are `QuantizedEmbeddingBag`s, for inference only."""
+
+    def _create_lookups(self) -> None:
+        for sharding in self._sharding_type_to_sharding.values():
+            self._lookups.append(
+                _QuantizedSequenceLookup(
+                    grouped_configs=sharding._grouped_embedding_configs,
+                    pg=self._env.process_group,
+                    device=self._device,
+                    env=self._env,
+                )
+            )
+
+    def init_data_parallel(self) -> None:
+        """Inference has no gradients to average, so no DistributedDataParallel."""
+
+    def _initialize_torch_state(self, skip_registering: bool = False) -> None:
+        self.embeddings = nn.ModuleDict({name: nn.Module() for name in self._table_names})
+
+    @property
+    def kernels(self) -> list[QuantizedEmbeddingBag]:
+        """Lookups of this rank."""
+        return [kernel.bag for lookup in self._lookups for kernel in lookup._emb_modules]
+
+
+def kernels_of(model: nn.Module) -> list[QuantizedEmbeddingBag]:
+    """Lookups of the sharded ``model`` on this rank."""
+    kinds = (QuantizedShardedEmbeddingBagCollection, QuantizedShardedEmbeddingCollection)
+    return [kernel for module in model.modules() if isinstance(module, kinds) for kernel in module.kernels]
+
+
 class QuantizedEmbeddingBagCollectionSharder(EmbeddingBagCollectionSharder):
     """Shards an EmbeddingBagCollection whose tables `quantize_tables` has marked."""
 
@@ -196,3 +289,35 @@ class QuantizedEmbeddingBagCollectionSharder(EmbeddingBagCollectionSharder):
     @property
     def sharded_module_type(self) -> type[QuantizedShardedEmbeddingBagCollection]:
         return QuantizedShardedEmbeddingBagCollection
+
+
+class QuantizedEmbeddingCollectionSharder(EmbeddingCollectionSharder):
+    """Shards an EmbeddingCollection whose tables `quantize_tables` has marked."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        return SUPPORTED_SHARDING_TYPES
+
+    def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
+        return [EmbeddingComputeKernel.QUANT.value]
+
+    def shard(
+        self,
+        module: EmbeddingCollection,
+        params: dict[str, ParameterSharding],
+        env: ShardingEnv,
+        device: torch.device | None = None,
+        module_fqn: str | None = None,
+    ) -> QuantizedShardedEmbeddingCollection:
+        return QuantizedShardedEmbeddingCollection(
+            module,
+            params,
+            env,
+            self.fused_params,
+            device,
+            qcomm_codecs_registry=self.qcomm_codecs_registry,
+            module_fqn=module_fqn,
+        )
+
+    @property
+    def sharded_module_type(self) -> type[QuantizedShardedEmbeddingCollection]:
+        return QuantizedShardedEmbeddingCollection

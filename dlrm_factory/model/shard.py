@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.global_settings import set_propogate_device
-from torchrec.distributed.types import ShardingEnv
+from torchrec.distributed.types import ModuleSharder, ShardingEnv
 
 from dlrm_factory.host.process import RANK_STORE_VARIABLE
 from dlrm_factory.model.plan import Mode, TablePlan
-from dlrm_factory.model.quantize import SUPPORTED_SHARDING_TYPES, QuantizedEmbeddingBagCollectionSharder
+from dlrm_factory.model.quantize import (
+    SUPPORTED_SHARDING_TYPES,
+    QuantizedEmbeddingBagCollectionSharder,
+    QuantizedEmbeddingCollectionSharder,
+)
 
-__all__ = ["FloatEmbeddingBagCollectionSharder", "make_sharder", "process_group", "shard_model"]
+__all__ = ["FloatEmbeddingBagCollectionSharder", "make_sharders", "process_group", "shard_model"]
 
 _TIMEOUT = timedelta(minutes=5)
 
@@ -29,11 +35,11 @@ class FloatEmbeddingBagCollectionSharder(EmbeddingBagCollectionSharder):
         return SUPPORTED_SHARDING_TYPES
 
 
-def make_sharder(mode: Mode) -> EmbeddingBagCollectionSharder:
-    """The sharder of a trainable (float) or a serving (quantized) model."""
-    return (
-        FloatEmbeddingBagCollectionSharder() if mode == "float" else QuantizedEmbeddingBagCollectionSharder()
-    )
+def make_sharders(mode: Mode) -> list[ModuleSharder[Any]]:
+    """The sharders, of pooled and of sequence tables, of a trainable (float) or a serving (quantized) model."""
+    if mode == "float":
+        return [FloatEmbeddingBagCollectionSharder(), EmbeddingCollectionSharder()]
+    return [QuantizedEmbeddingBagCollectionSharder(), QuantizedEmbeddingCollectionSharder()]
 
 
 def process_group(device: str, store: dist.Store | None = None) -> dist.ProcessGroup:
@@ -73,7 +79,7 @@ def shard_model(
         env=ShardingEnv.from_process_group(group),
         device=device,
         plan=plan.sharding_plan,
-        sharders=[make_sharder(plan.mode)],
+        sharders=make_sharders(plan.mode),
         init_data_parallel=plan.mode == "float" and group.size() > 1,
         init_parameters=False,
     )

@@ -170,6 +170,10 @@ class RankedScorer:
         """
         return self._score(batch, shared, flags=0)
 
+    def outputs(self, batch: FeatureBatch, shared: SharedContext | None = None) -> Float32:
+        """`logits` as the one column of all outputs, float32 [B, 1]."""
+        return self.logits(batch, shared)[:, None]
+
     def reference_logits(self, batch: FeatureBatch) -> Float32:
         """Click logits with eager dense parts: float32 [B]. Raises as `logits` does."""
         return self._score(batch, None, flags=EAGERLY)

@@ -11,17 +11,11 @@ from torch import nn
 
 from dlrm_factory.compiled.nbit_lookup import NBitLookup
 from dlrm_factory.config.declaration import DLRMDeclaration
-from dlrm_factory.model.quantize import QuantizedEmbeddingBag
+from dlrm_factory.model.quantize import kernels_of
 from dlrm_factory.ranks.layout import Block, Layout
 from dlrm_factory.ranks.parcels import Bags
 
-__all__ = ["RankLookup", "Shards", "kernels_of", "shards_of"]
-
-
-def kernels_of(model: nn.Module) -> list[QuantizedEmbeddingBag]:
-    """TorchRec's lookups in ``model``, of this rank's tables."""
-    found = [kernel for module in model.modules() for kernel in getattr(module, "kernels", ())]
-    return [kernel for kernel in found if isinstance(kernel, QuantizedEmbeddingBag)]
+__all__ = ["RankLookup", "Shards", "shards_of"]
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dlrm_factory.batch import Embeddings
+from dlrm_factory.model.quantize import kernels_of
 from dlrm_factory.ranks.exchange import Assembly, Exchange, Flight
 from dlrm_factory.ranks.group import RankGroup
 from dlrm_factory.ranks.layout import Layout, layout_of
-from dlrm_factory.ranks.lookup import RankLookup, Shards, kernels_of, shards_of
+from dlrm_factory.ranks.lookup import RankLookup, Shards, shards_of
 from dlrm_factory.ranks.parcels import Part
 from dlrm_factory.scorer import Scorer
 
@@ -203,7 +205,9 @@ class RankStep:
                 shared = _pooled(step.contexts)
                 for context, (start, stop) in enumerate(part.spans):
                     pooled[start:stop] += shared[context]
-            answer[ANSWER_HEAD:] = self._scorer.interact(part.dense, pooled, eagerly=eagerly)
+            answer[ANSWER_HEAD:] = self._scorer.interact(
+                part.dense, Embeddings(pooled.flatten(1)), eagerly=eagerly
+            )[:, 0]
         except Exception as error:
             self.note(error)
 

@@ -30,8 +30,8 @@ class LogitScorer(Protocol):
     @property
     def declaration(self) -> DLRMDeclaration: ...
 
-    def logits(self, batch: FeatureBatch, shared: SharedContext | None = None) -> Float32:
-        """Float32 [B]. Bags in ``shared`` belong to several samples."""
+    def outputs(self, batch: FeatureBatch, shared: SharedContext | None = None) -> Float32:
+        """All outputs' columns, float32 [B, C]. Bags in ``shared`` belong to several samples."""
         ...
 
 
@@ -120,12 +120,12 @@ def _logits(group: Sequence[Samples], scorer: LogitScorer) -> Float32:
     batches, contexts = [each.batch for each in group], [each.context for each in group]
     batch = concatenate(batches)
     if all(context is None for context in contexts):
-        logits = scorer.logits(batch)
+        outputs = scorer.outputs(batch)
     else:
-        logits = scorer.logits(batch, join_contexts(batches, contexts))
-    if logits.shape != (len(batch),):
-        raise ValueError(f"the scorer gave shape {logits.shape} for {len(batch)} samples")
-    return logits
+        outputs = scorer.outputs(batch, join_contexts(batches, contexts))
+    if outputs.shape != (len(batch), scorer.declaration.output_columns):
+        raise ValueError(f"the scorer gave shape {outputs.shape} for {len(batch)} samples")
+    return outputs[:, 0]
 
 
 def _as_logit(group: Sequence[Samples]) -> npt.NDArray[np.bool_] | None:

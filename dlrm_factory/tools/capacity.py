@@ -343,9 +343,14 @@ def _dense_flops(declaration: DLRMDeclaration) -> int:
     """Floating-point operations of the matrix products of one sample."""
     model = make_model(declaration, dense_device="meta")
     numbers = torch.empty(1, len(declaration.dense_features), device="meta")
-    pooled = torch.empty(1, len(declaration.sparse_features), declaration.embedding_dim, device="meta")
+    pooled = torch.empty(1, declaration.pooled_columns, device="meta")
+    sequences, lengths = [], []
+    for feature in declaration.sequence_features:
+        dim, ids = declaration.table(feature.table).embedding_dim, round(feature.pooling_factor or 1)
+        sequences.append(torch.empty(1, max(1, ids), dim, device="meta"))
+        lengths.append(torch.full((1,), ids, device="meta"))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.over_arch(model.inter_arch(model.dense_arch(numbers), pooled))
+        model.net(numbers, pooled, sequences, lengths)
     return int(counter.get_total_flops())
 
 

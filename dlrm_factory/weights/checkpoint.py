@@ -17,7 +17,7 @@ from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.config.reading import dump_declaration, parse_declaration
 from dlrm_factory.errors import ConfigError, WeightsError
 from dlrm_factory.features import Vocabularies
-from dlrm_factory.model.model import make_model, table_weight_key
+from dlrm_factory.model.model import is_table_key, make_model, plain_state_dict, table_weight_key
 from dlrm_factory.weights.held_out import HeldOut, is_held_out
 from dlrm_factory.weights.seen_ids import SeenIds, is_seen_ids
 from dlrm_factory.weights.tensor_rows import TensorRows
@@ -71,16 +71,15 @@ class Checkpoint:
 
     def dense_state(self) -> dict[str, torch.Tensor]:
         """Every weight but the tables': float32, by state dict key."""
-        tables = {table_weight_key(table.name) for table in self.declaration.tables} | {_VOCABULARIES}
         return {
             key: self._file.get_tensor(key)
             for key in self._file.keys()  # noqa: SIM118
-            if key not in tables and not _is_beside(key)
+            if not is_table_key(key) and key != _VOCABULARIES and not _is_beside(key)
         }
 
     def table_rows(self, table: str, start: int, stop: int) -> torch.Tensor:
         """Rows [start, stop) of ``table``: float32 [stop - start, D]."""
-        return self._rows.rows(table_weight_key(table), start, stop)
+        return self._rows.rows(table_weight_key(self.declaration, table), start, stop)
 
     def _read_vocabularies(self) -> Vocabularies:
         data: npt.NDArray[np.uint8] = self._file.get_tensor(_VOCABULARIES).numpy()
@@ -128,7 +127,9 @@ def save_checkpoint(
             tensors |= held_out.tensors()
         if seen_ids is not None:
             tensors |= seen_ids.tensors()
-        own = _encode_metadata({**(metadata or {}), _DECLARATION: dump_declaration(declaration)})
+        own = _encode_metadata(
+            {**(metadata or {}), _DECLARATION: dump_declaration(declaration, with_sources=True)}
+        )
         write_tensors(partial, tensors, {_METADATA: own}, release=release)
         partial.replace(path)
     finally:
@@ -174,7 +175,7 @@ def _check_vocabularies(found: Vocabularies | None, declaration: DLRMDeclaration
 def _check_shapes(found: Mapping[str, tuple[int, ...]], declaration: DLRMDeclaration, path: Path) -> None:
     expected = {
         key: tuple(tensor.shape)
-        for key, tensor in make_model(declaration, dense_device="meta").state_dict().items()
+        for key, tensor in plain_state_dict(make_model(declaration, dense_device="meta")).items()
     }
     problems = [f"  missing: {key} {expected[key]}" for key in expected if key not in found]
     problems += [f"  not of this model: {key} {found[key]}" for key in found if key not in expected]

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
 from dlrm_factory.config.declaration import DLRMDeclaration, TableDtype
 from dlrm_factory.model.dtypes import column_bytes, encode_rows, row_bytes, scale_bias_bytes
-from dlrm_factory.model.quantize import QuantizedEmbeddingBag, QuantizedShardedEmbeddingBagCollection
+from dlrm_factory.model.quantize import QuantizedEmbeddingBag, kernels_of
 from dlrm_factory.weights.rows import BLOCK_ROWS, RowSource
 from dlrm_factory.weights.table_file import TableFile
 
@@ -41,7 +42,7 @@ class FloatShard:
 def float_shards(model: nn.Module) -> Iterator[FloatShard]:
     """Shards, on this rank, of every table of a float model."""
     for module in model.modules():
-        if not isinstance(module, ShardedEmbeddingBagCollection):
+        if not isinstance(module, (ShardedEmbeddingBagCollection, ShardedEmbeddingCollection)):
             continue
         for lookup in module._lookups:
             # data_parallel lookups are wrapped in DistributedDataParallel.
@@ -76,7 +77,7 @@ def fill_float_tables(model: nn.Module, source: RowSource) -> None:
 @torch.no_grad()
 def fill_quantized_tables(model: nn.Module, declaration: DLRMDeclaration, source: RowSource) -> None:
     """Encode ``source`` into memory of the model's own, a block of rows at a time."""
-    for kernel in _kernels(model):
+    for kernel in kernels_of(model):
         kernel.tbe.initialize_weights()
         memory = kernel.tbe.split_embedding_weights(split_scale_shifts=False)
         for table, (rows, _) in zip(kernel.tables, memory, strict=True):
@@ -95,7 +96,7 @@ def map_quantized_tables(model: nn.Module, declaration: DLRMDeclaration, file: T
     WeightsError if the file does not hold the declared tables.
     """
     file.check(declaration)
-    for kernel in _kernels(model):
+    for kernel in kernels_of(model):
         if kernel.tbe.current_device.type == "cpu" and not _has_column_shard(kernel):
             _point_at_file(kernel, file)
             continue
@@ -108,15 +109,6 @@ def map_quantized_tables(model: nn.Module, declaration: DLRMDeclaration, file: T
                 block = slice(start, start + BLOCK_ROWS)
                 dtype = declaration.table(table.name).dtype
                 _copy_columns(rows[block], encoded[block], dtype, column, table.local_cols)
-
-
-def _kernels(model: nn.Module) -> list[QuantizedEmbeddingBag]:
-    return [
-        kernel
-        for module in model.modules()
-        if isinstance(module, QuantizedShardedEmbeddingBagCollection)
-        for kernel in module.kernels
-    ]
 
 
 def _offsets(table: object) -> tuple[int, int]:

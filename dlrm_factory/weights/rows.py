@@ -30,9 +30,12 @@ class StateDictRows:
     """Rows of a state dict with the unsharded TorchRec model's keys. WeightsError if one is missing."""
 
     def __init__(self, declaration: DLRMDeclaration, state: Mapping[str, torch.Tensor]) -> None:
-        self._state = state
+        self._declaration, self._state = declaration, state
         for table in declaration.tables:
-            key, shape = table_weight_key(table.name), (table.num_embeddings, table.embedding_dim)
+            key, shape = (
+                table_weight_key(declaration, table.name),
+                (table.num_embeddings, table.embedding_dim),
+            )
             if key not in state:
                 raise WeightsError(f'the state dict has no "{key}", the weight of table "{table.name}"')
             if tuple(state[key].shape) != shape:
@@ -41,7 +44,7 @@ class StateDictRows:
                 )
 
     def table_rows(self, table: str, start: int, stop: int) -> torch.Tensor:
-        return self._state[table_weight_key(table)][start:stop].float()
+        return self._state[table_weight_key(self._declaration, table)][start:stop].float()
 
 
 class RandomRows:

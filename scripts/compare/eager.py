@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dlrm_factory.batch import FeatureBatch, to_dense, to_keyed_jagged_tensor
+from dlrm_factory.batch import FeatureBatch, to_dense, to_keyed_jagged_tensors
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.weights.sealed import SealedWeights
@@ -35,7 +35,7 @@ class EagerModel:
         """Probability of each sample. Any thread may call."""
         batch = columns_to_batch(self.declaration, columns)
         with self._lock:
-            logits = self._model(to_dense(batch), to_keyed_jagged_tensor(batch, self.declaration))
+            logits = self._model(to_dense(batch), *to_keyed_jagged_tensors(batch, self.declaration))
         return torch.sigmoid(logits).reshape(-1).tolist()
 
     def score_all(self, requests: Sequence[Columns]) -> list[list[float]]:

@@ -10,7 +10,12 @@ from support.batches import random_state
 from support.sharding import DTYPES, declared
 from torchrec.models.dlrm import InteractionArch
 
-from dlrm_factory.compiled.dense_net import MAX_FLOAT_WEIGHTS, DenseNet, FlatInteraction, JointInteraction
+from dlrm_factory.compiled.dense_net import (
+    MAX_FLOAT_WEIGHTS,
+    FlatInteraction,
+    JointInteraction,
+    make_dense_net,
+)
 from dlrm_factory.config import criteo
 from dlrm_factory.model.model import load_dense, make_model
 
@@ -34,7 +39,7 @@ def net_of(declaration, precision, *, few_samples=False):
     load_dense(
         model, {key: value for key, value in random_state(declaration).items() if "embedding" not in key}
     )
-    return DenseNet(model, declaration, precision, few_samples=few_samples).eval()
+    return make_dense_net(model, declaration, precision, few_samples=few_samples).eval()
 
 
 @pytest.mark.parametrize("few_samples", [True, False])
@@ -46,7 +51,7 @@ def test_bfloat16_scores_are_near_float32_ones_however_large_the_numbers(archite
     narrow = net_of(declaration, "bf16", few_samples=few_samples)
     features, dim = len(declaration.sparse_features), declaration.embedding_dim
     torch.manual_seed(0)
-    pooled = torch.randn(200, features, dim) * 0.1
+    pooled = torch.randn(200, features * dim) * 0.1
     # The cross net multiplies what is rounded by itself, layer after layer.
     bound = 0.1 if architecture == "dlrm_dcn" else 0.02
     for size in (1, 100):

@@ -24,8 +24,8 @@ def load(declaration, folder):
 def test_the_lookup_pools_as_the_sharded_module_does(tmp_path, dtypes, pooling):
     scorer = load(declared("auto", pooling, dtypes), tmp_path)
     batch = random_batch(scorer.declaration, 9)
-    direct = scorer.pool(batch)
-    sharded = Scorer(scorer.built).pool(batch)
+    direct = scorer.look_up(batch).pooled
+    sharded = Scorer(scorer.built).look_up(batch).pooled
     assert direct.shape == (9, 3, 8)
     assert torch.allclose(direct, sharded, atol=1e-6)
 
@@ -34,8 +34,8 @@ def test_features_that_share_a_table_out_of_its_order(tmp_path):
     # The model orders features by table, the declaration puts the shared one last.
     scorer = load(mixed_shardings(), tmp_path)
     batch = random_batch(scorer.declaration, 5)
-    assert torch.allclose(scorer.pool(batch), Scorer(scorer.built).pool(batch), atol=1e-6)
-    finished = scorer.interact(torch.from_numpy(batch.dense), scorer.pool(batch))
+    assert torch.allclose(scorer.look_up(batch).pooled, Scorer(scorer.built).look_up(batch).pooled, atol=1e-6)
+    finished = scorer.interact(torch.from_numpy(batch.dense), scorer.look_up(batch))
     assert np.abs(finished - scorer.reference_logits(batch)).max() < 1e-5
 
 
@@ -49,7 +49,9 @@ def test_pooled_parts_add_up(tmp_path):
     only_item = FeatureBatch(
         dense=batch.dense, lengths=np.array([[0], [1], [1]], np.int32), values=np.array([6, 7])
     )
-    assert torch.allclose(scorer.pool(only_user) + scorer.pool(only_item), scorer.pool(whole))
+    assert torch.allclose(
+        scorer.look_up(only_user).pooled + scorer.look_up(only_item).pooled, scorer.look_up(whole).pooled
+    )
 
 
 @pytest.mark.parametrize("row", [-1, 1000, 2**40])
@@ -59,7 +61,7 @@ def test_an_id_outside_its_table_stops(tmp_path, row):
         dense=np.zeros((1, 2), np.float32), lengths=np.ones((3, 1), np.int32), values=np.array([row, 0, 0])
     )
     with pytest.raises(RuntimeError):
-        scorer.pool(batch)
+        scorer.look_up(batch).pooled
 
 
 def test_one_hot_batches_grow_and_shrink(tmp_path):
@@ -70,7 +72,9 @@ def test_one_hot_batches_grow_and_shrink(tmp_path):
             lengths=np.ones((3, size), np.int32),
             values=np.arange(3 * size) % 50,
         )
-        assert torch.allclose(scorer.pool(batch), Scorer(scorer.built).pool(batch), atol=1e-6)
+        assert torch.allclose(
+            scorer.look_up(batch).pooled, Scorer(scorer.built).look_up(batch).pooled, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("pooling", ["sum", "mean"])
@@ -79,7 +83,7 @@ def test_pooled_vectors_in_bfloat16_are_the_rounded_ones(tmp_path, dtypes, pooli
     scorer = load(declared("auto", pooling, dtypes), tmp_path)
     lookup = DirectLookup(scorer.declaration, SealedWeights(tmp_path / "sealed").tables)
     batch = random_batch(scorer.declaration, 9)
-    exact, rounded = lookup.pool(batch), lookup.pool(batch, torch.bfloat16)
+    exact, rounded = lookup.look_up(batch).pooled, lookup.look_up(batch, torch.bfloat16).pooled
     assert rounded.dtype == torch.bfloat16
     # Half a unit in the last of 8 binary places; the kernel rounds ties up.
     assert ((rounded.float() - exact).abs() <= exact.abs() * 2**-8).all()

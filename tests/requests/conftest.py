@@ -16,6 +16,7 @@ from dlrm_factory.batch import FeatureBatch, SharedContext, tile_context
 from dlrm_factory.config import DLRMDeclaration, ServingOptions, tiny
 from dlrm_factory.requests.answers import Answer
 from dlrm_factory.requests.service import DLRMService
+from tests.support.one_output import one_output
 
 
 class SumScorer:
@@ -26,7 +27,8 @@ class SumScorer:
         self.batches: list[FeatureBatch] = []
         self.shared: list[SharedContext] = []
 
-    def logits(self, batch: FeatureBatch, shared: SharedContext | None = None) -> np.ndarray:
+    @one_output
+    def outputs(self, batch: FeatureBatch, shared: SharedContext | None = None) -> np.ndarray:
         self.batches.append(batch)
         if shared is not None:
             self.shared.append(shared)

@@ -14,12 +14,13 @@ from support.batches import random_state
 from support.depth import examples
 from support.handed import handle
 
-from dlrm_factory.batch import FeatureBatch, SharedContext, tile_context, to_dense, to_keyed_jagged_tensor
+from dlrm_factory.batch import FeatureBatch, SharedContext, tile_context, to_dense, to_keyed_jagged_tensors
 from dlrm_factory.config import tiny
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.features import hash_ids
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
+from tests.support.one_output import one_output
 
 USER_ROWS = 1000
 
@@ -72,7 +73,8 @@ class Recorder:
 
     declaration = tiny()
 
-    def logits(self, batch: FeatureBatch, shared: SharedContext | None = None) -> np.ndarray:
+    @one_output
+    def outputs(self, batch: FeatureBatch, shared: SharedContext | None = None) -> np.ndarray:
         self.batch = batch if shared is None else tile_context(batch, shared)
         return np.arange(len(batch), dtype=np.float32)
 
@@ -103,7 +105,7 @@ def test_every_id_stays_in_its_bag(requests):
     assert sorted(places) == list(range(len(rows)))
     rows = [rows[places.index(i)] for i in range(len(rows))]
 
-    jagged = to_keyed_jagged_tensor(recorder.batch, recorder.declaration)
+    jagged, _ = to_keyed_jagged_tensors(recorder.batch, recorder.declaration)
     found = {key: [bag.tolist() for bag in jagged[key].to_dense()] for key in jagged.keys()}  # noqa: SIM118
     assert found == {
         "user_id": [hash_ids(bag(row["user_id"]), USER_ROWS).tolist() for row in rows],

@@ -17,6 +17,7 @@ from dlrm_factory.requests.formats import RequestReader
 from dlrm_factory.requests.formats.shape import PlainForm
 from dlrm_factory.requests.request import Request
 from dlrm_factory.requests.service import DLRMService
+from tests.support.one_output import one_output
 
 pytest.importorskip("simdjson")
 
@@ -103,7 +104,8 @@ def test_a_request_alone_is_read_fast_too(shape: str, kind: str) -> None:
 class Zeros:
     declaration = tiny()
 
-    def logits(self, batch: Any, shared: Any = None) -> Any:
+    @one_output
+    def outputs(self, batch: Any, shared: Any = None) -> Any:
         return batch.dense[:, 0] * 0
 
 

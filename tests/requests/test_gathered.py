@@ -25,6 +25,7 @@ from dlrm_factory.requests.answers import Answer
 from dlrm_factory.requests.formats import RequestReader
 from dlrm_factory.requests.formats.fast import Gathered, GatheringReader
 from dlrm_factory.requests.service import DLRMService
+from tests.support.one_output import one_output
 
 DECLARATION = tiny()
 
@@ -176,7 +177,8 @@ class Sums:
 
     declaration = DECLARATION
 
-    def logits(self, batch: FeatureBatch) -> np.ndarray:
+    @one_output
+    def outputs(self, batch: FeatureBatch) -> np.ndarray:
         sums = [sample_of(batch, i).values.sum() for i in range(len(batch))]
         return (batch.dense[:, 0] + np.array(sums) / 1000).astype(np.float32)
 
@@ -238,7 +240,8 @@ def test_a_body_over_its_limit_is_refused() -> None:
 
 def test_a_score_that_is_not_finite_is_that_requests_error() -> None:
     class Overflowing(Sums):
-        def logits(self, batch: FeatureBatch) -> np.ndarray:
+        @one_output
+        def outputs(self, batch: FeatureBatch) -> np.ndarray:
             return np.where(np.abs(batch.dense[:, 0]) > 10, np.nan, batch.dense[:, 0]).astype(np.float32)
 
     bodies_ = [{"instances": [{"price": price}], "output": "logit"} for price in (1, 3e38, 2, 11)]

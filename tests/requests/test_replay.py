@@ -18,6 +18,7 @@ from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer
 from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
 from dlrm_factory.weights.sealed import seal_weights
+from tests.support.one_output import one_output
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,8 @@ class Spoilt:
         self.sizes: list[int] = []
         self._scorer, self._off, self._least = scorer, off, (least_batch, least_row)
 
-    def logits(self, batch: FeatureBatch, shared: object = None) -> np.ndarray:
+    @one_output
+    def outputs(self, batch: FeatureBatch, shared: object = None) -> np.ndarray:
         self.sizes.append(len(batch))
         wrong = len(batch) >= self._least[0] and batch.values.max(initial=0) >= self._least[1]
         return self._scorer.logits(batch) + np.float32(self._off if wrong else 0)

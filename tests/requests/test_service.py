@@ -17,6 +17,7 @@ from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.requests.answers import Answer
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
+from tests.support.one_output import one_output
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 NUMBER = st.one_of(st.none(), st.integers(-1000, 1000), st.floats(-1e3, 1e3, width=32))
@@ -134,7 +135,8 @@ class _Sum:
 
     declaration = tiny()
 
-    def logits(self, batch: Any) -> np.ndarray:
+    @one_output
+    def outputs(self, batch: Any) -> np.ndarray:
         starts = np.concatenate(([0], np.cumsum(batch.lengths)))
         sums = [int(batch.values[a:b].sum()) for a, b in pairwise(starts)]
         return (batch.dense[:, 0] / 100 + np.reshape(sums, (3, len(batch))).sum(axis=0) / 1000).astype(

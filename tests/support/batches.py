@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import torch
 
-from dlrm_factory.batch import FeatureBatch, to_dense, to_keyed_jagged_tensor
+from dlrm_factory.batch import FeatureBatch, to_dense, to_keyed_jagged_tensors
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.model.dtypes import decode_rows, encode_rows
 from dlrm_factory.model.model import EMBEDDINGS_PREFIX, make_model, table_weight_key
@@ -75,7 +75,7 @@ def unsharded_logits(
     model = make_model(declaration, tables_device="cpu")
     model.load_state_dict({**state, **tables})
     with torch.no_grad():
-        logits = model(to_dense(batch), to_keyed_jagged_tensor(batch, declaration))
+        logits = model(to_dense(batch), *to_keyed_jagged_tensors(batch, declaration))
     return logits.reshape(-1).numpy()
 
 

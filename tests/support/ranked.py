@@ -18,7 +18,7 @@ import torch
 import dlrm_factory.ranks.messages
 import dlrm_factory.scorer
 from dlrm_factory.batch import FeatureBatch, SharedContext
-from dlrm_factory.compiled.dense_net import DenseNet
+from dlrm_factory.compiled.dense_net import make_dense_net
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.errors import DLRMError, GroupError, RankError
 from dlrm_factory.factory import DLRMFactory
@@ -157,8 +157,8 @@ def score_sealed(folder: Path, group: RankGroup) -> dict[str, object]:
     # A compiler takes half a minute; what it would compile runs as it is.
     model = make_model(scorer.declaration)
     load_dense(model, read_dense(folder))
-    net = torch.no_grad()(DenseNet(model, scorer.declaration, "fp32").eval().forward)
-    dlrm_factory.scorer.compiled_dense = lambda *_, **__: net
+    net = torch.no_grad()(make_dense_net(model, scorer.declaration, "fp32").eval())
+    dlrm_factory.scorer.compiled_dense = lambda *_, **__: lambda dense, found: net(dense, *found.all)
     if group.rank:
         follow(scorer, group, folder=folder)
         assert scorer.engine == "compiled"

@@ -47,7 +47,7 @@ def scored(scorer: Scorer) -> list[np.ndarray]:
     batches = [random_batch(scorer.declaration, size, seed=size) for size in (1, 300)]
     return [
         *(scorer.logits(batch) for batch in batches),
-        *(scorer.pool(batch).numpy() for batch in batches),
+        *(scorer.look_up(batch).pooled.numpy() for batch in batches),
     ]
 
 
@@ -72,7 +72,7 @@ def test_rows_come_without_their_neighbours_and_are_given_back(sealed, bounded):
     for seed in range(5):
         for piece in pages.pieces(random_batch(weights.declaration, 50, seed=seed)):
             assert piece.values.size <= 2 * MAX_ROWS
-            lookup.pool(piece)
+            lookup.look_up(piece)
             assert resident(path) - before <= BOUND
     weights.tables.release()
     assert resident(path) == before
@@ -91,13 +91,13 @@ def test_rows_longer_than_a_page(tmp_path, bounded):
     seal_weights(open_checkpoint(tmp_path / "c.safetensors"), tmp_path / "sealed")
     weights = SealedWeights(tmp_path / "sealed")
     batch = random_batch(declaration, 3)
-    expected = DirectLookup(declaration, weights.tables).pool(batch)
+    expected = DirectLookup(declaration, weights.tables).look_up(batch).pooled
     path = tmp_path / "sealed" / TABLE_FILE
     pages = FewPages(declaration, weights.tables)
     before = resident(path)
     (piece,) = pages.pieces(batch)
     copied = resident(path) - before
-    found = DirectLookup(declaration, weights.tables).pool(piece)
+    found = DirectLookup(declaration, weights.tables).look_up(piece).pooled
     assert resident(path) - before == copied  # all pages of all rows were there
     assert found.equal(expected)
 

@@ -78,7 +78,7 @@ def test_sealed_scores_are_those_of_bags_pooled_by_hand(checkpoint: Path, tmp_pa
 def _pooled(scorer: Scorer, batch):
     from dlrm_factory.batch import to_dense
 
-    return to_dense(batch), scorer.pool(batch)
+    return to_dense(batch), scorer.look_up(batch).pooled
 
 
 def test_a_staged_folder_holds_them_and_can_be_staged_again(checkpoint: Path, tmp_path: Path) -> None:

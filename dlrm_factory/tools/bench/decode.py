@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from dlrm_factory.batch import to_dense, to_keyed_jagged_tensor
+from dlrm_factory.batch import to_dense, to_keyed_jagged_tensors
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.features import FeatureEncoder
 from dlrm_factory.requests.decoding import RequestDecoder
@@ -81,7 +81,7 @@ def _measure(case: _Case, seconds: float) -> DecodeTiming:
 
     def decode() -> None:
         batch = decoder.decode(Request(case.raw)).batch
-        to_keyed_jagged_tensor(batch, case.declaration)
+        to_keyed_jagged_tensors(batch, case.declaration)
         to_dense(batch)
 
     decode()

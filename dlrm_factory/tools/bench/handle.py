@@ -83,11 +83,11 @@ class _Watched:
         self._scorer = scorer
         self.called = self.done = 0.0
 
-    def logits(self, batch: FeatureBatch, shared: SharedContext | None = None) -> npt.NDArray[np.float32]:
+    def outputs(self, batch: FeatureBatch, shared: SharedContext | None = None) -> npt.NDArray[np.float32]:
         self.called = time.process_time()
-        logits = self._scorer.logits(batch, shared)
+        outputs = self._scorer.outputs(batch, shared)
         self.done = time.process_time()
-        return logits
+        return outputs
 
 
 def measure_handling(

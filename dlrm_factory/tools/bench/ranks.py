@@ -219,4 +219,4 @@ def _score_alone(scorer: Scorer, batch: FeatureBatch) -> None:
     if scorer.engine == "compiled":
         scorer.logits(batch)
     else:
-        scorer.interact(to_dense(batch), scorer.pool(batch))
+        scorer.interact(to_dense(batch), scorer.look_up(batch))

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dlrm_factory.batch import FeatureBatch, to_dense, to_keyed_jagged_tensor
+from dlrm_factory.batch import FeatureBatch, to_dense, to_keyed_jagged_tensors
 from dlrm_factory.compiled import Precision, best_precision
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.features import Vocabularies
-from dlrm_factory.model.model import make_model
+from dlrm_factory.model.model import make_model, plain_state_dict
 from dlrm_factory.scorer import Scorer, probabilities
 from dlrm_factory.weights.held_out import HeldOut
 from dlrm_factory.weights.rows import RandomRows
@@ -74,7 +74,7 @@ class RandomWeights:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.declaration.training.seed)
             model = make_model(self.declaration)
-        return {key: tensor for key, tensor in model.state_dict().items() if not tensor.is_meta}
+        return {key: tensor for key, tensor in plain_state_dict(model).items() if not tensor.is_meta}
 
 
 def measure_scores(
@@ -114,7 +114,7 @@ def time_batch(scorer: Scorer, eager: Scorer, batch: FeatureBatch, seconds: floa
     paths: dict[str, Callable[[], object]] = {
         # Not by way of a scorer, which pads eager batches.
         "eager": lambda: _forward(eager, batch),
-        "lookup": lambda: scorer.pool(batch),
+        "lookup": lambda: scorer.look_up(batch),
         "limit": _raw_products(scorer, batch),
     }
     if compiled:
@@ -136,15 +136,14 @@ def time_batch(scorer: Scorer, eager: Scorer, batch: FeatureBatch, seconds: floa
 
 @torch.no_grad()
 def _forward(eager: Scorer, batch: FeatureBatch) -> npt.NDArray[np.float32]:
-    sparse = to_keyed_jagged_tensor(batch, eager.declaration)
-    logits: torch.Tensor = eager.built.model(to_dense(batch), sparse)
+    sparse = to_keyed_jagged_tensors(batch, eager.declaration)
+    logits: torch.Tensor = eager.built.model(to_dense(batch), *sparse)
     return logits.reshape(-1).numpy()
 
 
 def _raw_products(scorer: Scorer, batch: FeatureBatch) -> Callable[[], object]:
     """The lookup, then every linear layer's product and the interaction's, in the precision in use."""
-    model = scorer.built.model.module
-    linears = [m for part in (model.dense_arch, model.over_arch) for m in part.modules() if _is_linear(m)]
+    linears = [module for module in scorer.built.model.module.net.modules() if _is_linear(module)]
     dtype = torch.bfloat16 if scorer.declaration.serving.precision == "bf16" else torch.float32
     size = len(batch)
     inputs = [torch.zeros(size, layer.in_features, dtype=dtype) for layer in linears]
@@ -156,7 +155,7 @@ def _raw_products(scorer: Scorer, batch: FeatureBatch) -> Callable[[], object]:
     @torch.no_grad()
     def run() -> None:
         to_dense(batch)
-        scorer.pool(batch)
+        scorer.look_up(batch)
         torch.bmm(rows, rows.transpose(1, 2))
         for given, weight in zip(inputs, weights, strict=True):
             given @ weight

@@ -13,7 +13,7 @@ from torchrec.datasets.utils import Batch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.models.dlrm import DLRMTrain
 
-from dlrm_factory.batch import to_dense, to_keyed_jagged_tensor
+from dlrm_factory.batch import to_dense, to_keyed_jagged_tensors
 from dlrm_factory.config.declaration import DLRMDeclaration, TrainingOptions
 from dlrm_factory.factory import BuiltDLRM, DLRMFactory
 from dlrm_factory.tools.data.dataset import ClickDataset, Int64, slices
@@ -39,7 +39,7 @@ class Objective:
         features, device = clicks.features(rows), device or self.built.device
         return Batch(
             dense_features=to_dense(features, device=device),
-            sparse_features=to_keyed_jagged_tensor(features, self.built.declaration, device=device),
+            sparse_features=to_keyed_jagged_tensors(features, self.built.declaration, device=device)[0],
             labels=torch.from_numpy(clicks.labels[rows]).to(device),
         )
 

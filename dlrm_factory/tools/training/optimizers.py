@@ -18,7 +18,7 @@ from torchrec.optim import RowWiseAdagrad
 
 from dlrm_factory.config.declaration import DLRMDeclaration, TrainingOptions
 from dlrm_factory.factory import BuiltDLRM, TableOptimizer
-from dlrm_factory.model.model import EMBEDDINGS_PREFIX
+from dlrm_factory.model.model import EMBEDDINGS_PREFIX, SEQUENCES_PREFIX
 from dlrm_factory.model.plan import has_fused_optimizer
 from dlrm_factory.weights.loading import FloatShard, float_shards
 
@@ -162,7 +162,9 @@ class Optimizers:
         self._options = options
         self._model = built.model
         named = built.model.named_parameters()
-        self.dense: dict[str, nn.Parameter] = {k: p for k, p in named if EMBEDDINGS_PREFIX not in k}
+        self.dense: dict[str, nn.Parameter] = {
+            k: p for k, p in named if EMBEDDINGS_PREFIX not in k and SEQUENCES_PREFIX not in k
+        }
         self.dense_optimizer = _DENSE[options.optimizer](self.dense.values(), lr=options.learning_rate)
         self.unfused = UnfusedTables(built.model, options)
         shards = float_shards(built.model)

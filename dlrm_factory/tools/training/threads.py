@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.model.model import make_model
 
 __all__ = ["fitting_threads"]
 
@@ -18,15 +17,6 @@ def fitting_threads(declaration: DLRMDeclaration, cores: int) -> int:
     thousand multiplications a sample, batch 512): two threads are no faster than one on two idle cores, and
     ten times slower while another program runs.
     """
-    widths = [
-        [len(declaration.dense_features), *declaration.dense_arch_layer_sizes],
-        [_interactions(declaration), *declaration.over_arch_layer_sizes],
-    ]
-    multiplications = sum(a * b for sizes in widths for a, b in pairwise(sizes))
+    net = make_model(declaration, dense_device="meta").net
+    multiplications = sum(weight.numel() for weight in net.parameters() if weight.dim() > 1)
     return 1 if multiplications * declaration.training.batch_size < _SMALL else cores
-
-
-def _interactions(declaration: DLRMDeclaration) -> int:
-    """Inputs of the over arch of a plain DLRM; about the same for the others."""
-    vectors = len(declaration.sparse_features) + 1
-    return declaration.embedding_dim + vectors * (vectors - 1) // 2

@@ -48,7 +48,7 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
         dim = given.pop("embedding_dim")
         return msgspec.structs.replace(
             declaration,
-            dense_arch_layer_sizes=[*declaration.dense_arch_layer_sizes[:-1], dim],
+            dense_arch_layer_sizes=[*(declaration.dense_arch_layer_sizes or ())[:-1], dim],
             tables=[msgspec.structs.replace(table, embedding_dim=dim) for table in declaration.tables],
             training=msgspec.structs.replace(declaration.training, **given),
         )

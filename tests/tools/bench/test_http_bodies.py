@@ -20,13 +20,15 @@ from dlrm_factory.tools.bench.http.bodies import (
     read_bodies,
     sample_counts,
 )
+from tests.support.one_output import one_output
 
 
 class ZeroScorer:
     def __init__(self, declaration):
         self.declaration = declaration
 
-    def logits(self, batch, shared=None):
+    @one_output
+    def outputs(self, batch, shared=None):
         return np.zeros(len(batch), dtype=np.float32)
 
 

@@ -9,7 +9,7 @@ import torch
 from support.batches import random_batch
 from torchrec.datasets.utils import Batch
 
-from dlrm_factory.batch import to_dense, to_keyed_jagged_tensor
+from dlrm_factory.batch import to_dense, to_keyed_jagged_tensors
 from dlrm_factory.config import DLRMDeclaration, TrainingOptions, tiny
 from dlrm_factory.model.model import EMBEDDINGS_PREFIX, make_model, table_weight_key
 from dlrm_factory.model.plan import has_fused_optimizer
@@ -39,7 +39,7 @@ def batch_of(declaration: DLRMDeclaration, seed: int) -> Batch:
     labels = np.random.default_rng(seed).integers(0, 2, 24).astype(np.float32)
     return Batch(
         dense_features=to_dense(features),
-        sparse_features=to_keyed_jagged_tensor(features, declaration),
+        sparse_features=to_keyed_jagged_tensors(features, declaration)[0],
         labels=torch.from_numpy(labels),
     )
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from support.commands import run_train
 
-from dlrm_factory.batch import to_dense, to_keyed_jagged_tensor
+from dlrm_factory.batch import to_dense, to_keyed_jagged_tensors
 from dlrm_factory.config import DLRMDeclaration, criteo, dump_declaration, parse_declaration, tiny
 from dlrm_factory.errors import ConfigError, DataError, WeightsError
 from dlrm_factory.factory import DLRMFactory
@@ -60,7 +60,7 @@ def test_training_learns_and_the_checkpoint_holds_what_was_measured(tmp_path):
     batch = clicks.dataset.features(held_out)
     model = DLRMFactory(declaration).build(mode="float", weights=checkpoint).model
     with torch.no_grad():
-        logits = model(to_dense(batch), to_keyed_jagged_tensor(batch, declaration))
+        logits = model(to_dense(batch), *to_keyed_jagged_tensors(batch, declaration))
         logits = logits.numpy().ravel()
     labels = clicks.dataset.labels[held_out]
     assert auc(labels, logits) == pytest.approx(report.held_out_auc, abs=1e-6)

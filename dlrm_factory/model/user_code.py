@@ -1,0 +1,138 @@
+"""Code that comes with a declaration: text of files → a class.
+
+Code may do anything that its process may. So none runs that the process was not told to trust, by `trust_code`: a
+worker trusts what its archive seals, `dlrm train` what it is given, and all else asks for ``--trust-code``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import CodeType, ModuleType
+from typing import Any
+
+from torch import nn
+
+from dlrm_factory.config.declaration import DLRMDeclaration, ModuleArchitecture
+from dlrm_factory.errors import ModuleError, UntrustedCodeError
+
+__all__ = ["code_digest", "is_trusted", "load_class", "naming_the_line", "trust_code"]
+
+_PACKAGE = "dlrm_module_"
+_trusted: set[str] = set()
+
+
+def code_digest(module: ModuleArchitecture) -> str:
+    """SHA-256, in hexadecimal, of the names and the text of the module's files."""
+    digest = hashlib.sha256()
+    for name, text in sorted((module.sources or {}).items()):
+        for part in (name, text):
+            data = part.encode()
+            digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
+def trust_code(declaration: DLRMDeclaration) -> None:
+    """Let this process run the code that ``declaration`` brings, if it brings any."""
+    if declaration.module is not None:
+        _trusted.add(code_digest(declaration.module))
+
+
+def is_trusted(declaration: DLRMDeclaration) -> bool:
+    """Return True if the declaration brings no code, or code that this process may run."""
+    return declaration.module is None or code_digest(declaration.module) in _trusted
+
+
+def load_class(module: ModuleArchitecture) -> type[nn.Module]:
+    """The class that ``module`` names. UntrustedCodeError, or ModuleError if it cannot be had."""
+    digest = code_digest(module)
+    if digest not in _trusted:
+        names = ", ".join(module.file_names)
+        raise UntrustedCodeError(
+            f"the model's dense net is code of its own ({names}), which runs as whatever runs it; read it, "
+            "then give --trust-code"
+        )
+    package = f"{_PACKAGE}{digest[:16]}"
+    _install(package, module)
+    with naming_the_line(package, f"{module.file} cannot be loaded"):
+        file = importlib.import_module(f"{package}.{module.file.removesuffix('.py')}")
+    found = getattr(file, module.class_name, None)
+    if not isinstance(found, type) or not issubclass(found, nn.Module):
+        what = "is not there" if found is None else "is not a torch.nn.Module"
+        raise ModuleError(f'$.architecture.module: class "{module.class_name}" of {module.file} {what}')
+    return found
+
+
+@contextmanager
+def naming_the_line(package: str, what: str) -> Iterator[None]:
+    """Raise ModuleError in place of what the code of ``package`` raises: ``what``, then its file and line.
+
+    ``package``: the name of a class's module, or the start of it.
+    """
+    try:
+        yield
+    except ModuleError:
+        raise
+    except Exception as error:
+        raise ModuleError(f"{what}: {_at(error, package)}{type(error).__name__}: {error}") from error
+
+
+def _at(error: Exception, package: str) -> str:
+    """``my_net.py:17 (forward): ``, the last line of the user's code that led to ``error``; empty if there is none."""
+    if isinstance(error, SyntaxError) and error.filename and error.filename.startswith(f"<{_PACKAGE}"):
+        return f"{_plain(error.filename)}:{error.lineno}: "
+    own = f"<{package.partition('.')[0]}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(own)]
+    return f"{_plain(frames[-1].filename)}:{frames[-1].lineno} ({frames[-1].name}): " if frames else ""
+
+
+def _plain(filename: str) -> str:
+    return filename.strip("<>").rpartition("/")[2]
+
+
+class _Loader(importlib.abc.InspectLoader):
+    """Loads one file of a package from its text."""
+
+    def __init__(self, filename: str, text: str) -> None:
+        self._filename, self._text = filename, text
+
+    def get_source(self, fullname: str) -> str:
+        return self._text
+
+    def get_code(self, fullname: str) -> CodeType:
+        code: CodeType = compile(self._text, self._filename, "exec", dont_inherit=True)
+        return code
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds the files of the packages that were installed."""
+
+    def __init__(self) -> None:
+        self.sources: dict[str, dict[str, str]] = {}
+
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> Any:
+        package, _, name = fullname.partition(".")
+        text = self.sources.get(package, {}).get(f"{name}.py")
+        if text is None:
+            return None
+        loader = _Loader(f"<{package}/{name}.py>", text)
+        return importlib.machinery.ModuleSpec(fullname, loader)
+
+
+_finder = _Finder()
+
+
+def _install(package: str, module: ModuleArchitecture) -> None:
+    if _finder not in sys.meta_path:
+        sys.meta_path.append(_finder)
+    _finder.sources[package] = dict(module.sources or {})
+    if package not in sys.modules:
+        made = ModuleType(package)
+        made.__path__ = []
+        sys.modules[package] = made
