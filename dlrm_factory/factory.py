@@ -23,7 +23,6 @@ from dlrm_factory.model.model import (
     is_table_key,
     load_dense,
     make_model,
-    plain_state_dict,
     table_weight_key,
     tables_of,
 )
@@ -67,7 +66,7 @@ class BuiltDLRM:
             raise WeightsError(
                 "a quantized model has no float state dict; take it from the checkpoint it came from"
             )
-        found = plain_state_dict(self.model).items()
+        found = self.model.state_dict().items()
         state = {key: t.detach().cpu() for key, t in found if not is_table_key(key)}
         return state | self._gather_tables()
 
@@ -85,7 +84,7 @@ class BuiltDLRM:
                 weight[shard.row_offset :, shard.column_offset :][:rows, :columns] = shard.weight
             if dist.get_world_size() > 1:
                 dist.all_reduce(weight)
-            whole[table_weight_key(self.declaration, table.name)] = weight.cpu()
+            whole[table_weight_key(table.name, table.pooling)] = weight.cpu()
         return whole
 
 

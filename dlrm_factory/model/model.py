@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConf
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
-from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.config.declaration import DLRMDeclaration, Pooling
 from dlrm_factory.errors import ModuleError, WeightsError
 from dlrm_factory.model.builtin_nets import builtin_net
 from dlrm_factory.model.net import Net, user_module
@@ -23,9 +24,7 @@ __all__ = [
     "is_table_key",
     "load_dense",
     "make_model",
-    "plain_state_dict",
     "table_weight_key",
-    "table_weights",
     "tables_of",
 ]
 
@@ -41,15 +40,9 @@ def is_table_key(key: str) -> bool:
     return key.startswith((EMBEDDINGS_PREFIX, SEQUENCES_PREFIX))
 
 
-def table_weight_key(declaration: DLRMDeclaration, table: str) -> str:
-    """The state dict key of a table's weight."""
-    is_sequence = declaration.table(table).pooling == "none"
-    return f"{SEQUENCES_PREFIX if is_sequence else EMBEDDINGS_PREFIX}.{table}.weight"
-
-
-def table_weights(declaration: DLRMDeclaration) -> dict[str, str]:
-    """Table by its weight's state dict key, in declared order."""
-    return {table_weight_key(declaration, table.name): table.name for table in declaration.tables}
+def table_weight_key(table: str, pooling: Pooling = "sum") -> str:
+    """The state dict key of the weight of the table called ``table``."""
+    return f"{SEQUENCES_PREFIX if pooling == 'none' else EMBEDDINGS_PREFIX}.{table}.weight"
 
 
 class SparseArch(nn.Module):
@@ -101,12 +94,16 @@ class RankingModel(nn.Module):
 
     forward(dense float32 [B, number of dense features], pooled features' KeyedJaggedTensor, sequence features' or
     None) → float32 [B, C], the columns of all outputs; of TorchRec's architectures logits [B, 1].
+
+    Its state dict has the keys of TorchRec's own model, or of the user's module, beside those of the tables.
     """
 
     def __init__(self, sparse_arch: SparseArch, net: Net) -> None:
         super().__init__()
         self.sparse_arch = sparse_arch
         self.net = net
+        self._register_state_dict_hook(_without_net)
+        self.register_load_state_dict_pre_hook(_with_net)
 
     def forward(
         self, dense: torch.Tensor, pooled: KeyedJaggedTensor, sequences: KeyedJaggedTensor | None = None
@@ -114,6 +111,16 @@ class RankingModel(nn.Module):
         vectors, padded, lengths = self.sparse_arch(pooled, sequences)
         found: torch.Tensor = self.net(dense, vectors, padded, lengths)
         return found
+
+
+def _without_net(module: nn.Module, state: dict[str, torch.Tensor], prefix: str, metadata: Any) -> None:
+    for key in [key for key in state if key.startswith(prefix + _NET)]:
+        state[prefix + key.removeprefix(prefix + _NET)] = state.pop(key)
+
+
+def _with_net(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for key in [key for key in state if key.startswith(prefix) and not is_table_key(key.removeprefix(prefix))]:
+        state[prefix + _NET + key.removeprefix(prefix)] = state.pop(key)
 
 
 def make_model(
@@ -199,11 +206,6 @@ def tables_of(model: RankingModel) -> Iterator[EmbeddingBagCollection | Embeddin
     for collection in (arch.embedding_bag_collection, arch.embedding_collection):
         if collection is not None:
             yield collection
-
-
-def plain_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
-    """State dict by the keys of TorchRec's own model, or of the user's module: without those of the net around it."""
-    return {key.removeprefix(_NET): tensor for key, tensor in model.state_dict().items()}
 
 
 def load_dense(model: RankingModel, state: Mapping[str, torch.Tensor]) -> None:

@@ -17,7 +17,7 @@ from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.config.reading import dump_declaration, parse_declaration
 from dlrm_factory.errors import ConfigError, WeightsError
 from dlrm_factory.features import Vocabularies
-from dlrm_factory.model.model import is_table_key, make_model, plain_state_dict, table_weight_key
+from dlrm_factory.model.model import is_table_key, make_model, table_weight_key
 from dlrm_factory.weights.held_out import HeldOut, is_held_out
 from dlrm_factory.weights.seen_ids import SeenIds, is_seen_ids
 from dlrm_factory.weights.tensor_rows import TensorRows
@@ -79,7 +79,7 @@ class Checkpoint:
 
     def table_rows(self, table: str, start: int, stop: int) -> torch.Tensor:
         """Rows [start, stop) of ``table``: float32 [stop - start, D]."""
-        return self._rows.rows(table_weight_key(self.declaration, table), start, stop)
+        return self._rows.rows(table_weight_key(table, self.declaration.table(table).pooling), start, stop)
 
     def _read_vocabularies(self) -> Vocabularies:
         data: npt.NDArray[np.uint8] = self._file.get_tensor(_VOCABULARIES).numpy()
@@ -175,7 +175,7 @@ def _check_vocabularies(found: Vocabularies | None, declaration: DLRMDeclaration
 def _check_shapes(found: Mapping[str, tuple[int, ...]], declaration: DLRMDeclaration, path: Path) -> None:
     expected = {
         key: tuple(tensor.shape)
-        for key, tensor in plain_state_dict(make_model(declaration, dense_device="meta")).items()
+        for key, tensor in make_model(declaration, dense_device="meta").state_dict().items()
     }
     problems = [f"  missing: {key} {expected[key]}" for key in expected if key not in found]
     problems += [f"  not of this model: {key} {found[key]}" for key in found if key not in expected]

@@ -33,7 +33,7 @@ class StateDictRows:
         self._declaration, self._state = declaration, state
         for table in declaration.tables:
             key, shape = (
-                table_weight_key(declaration, table.name),
+                table_weight_key(table.name, table.pooling),
                 (table.num_embeddings, table.embedding_dim),
             )
             if key not in state:
@@ -44,7 +44,9 @@ class StateDictRows:
                 )
 
     def table_rows(self, table: str, start: int, stop: int) -> torch.Tensor:
-        return self._state[table_weight_key(self._declaration, table)][start:stop].float()
+        return self._state[table_weight_key(table, self._declaration.table(table).pooling)][
+            start:stop
+        ].float()
 
 
 class RandomRows:

@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 import torch
 
-from dlrm_factory.batch import FeatureBatch, to_dense, to_keyed_jagged_tensor
+from dlrm_factory.batch import FeatureBatch, to_dense, to_keyed_jagged_tensors
 from dlrm_factory.config import DLRMDeclaration, SparseFeature, tiny
 
 BATCH = FeatureBatch(
@@ -25,7 +25,7 @@ def declared(*names: str, weighted: bool = False) -> DLRMDeclaration:
 
 
 def test_keyed_jagged_tensor_is_feature_major() -> None:
-    kjt = to_keyed_jagged_tensor(BATCH, declared("user_id", "item_tags"))
+    kjt = to_keyed_jagged_tensors(BATCH, declared("user_id", "item_tags"))[0]
     assert kjt.weights_or_none() is None
     assert kjt.keys() == ["user_id", "item_tags"]
     assert kjt.stride() == 3
@@ -39,7 +39,7 @@ def test_ids_reach_the_tensor_exactly() -> None:
     batch = FeatureBatch(
         dense=np.zeros((1, 1), dtype=np.float32), lengths=np.array([[2]], dtype=np.int32), values=values
     )
-    assert to_keyed_jagged_tensor(batch, declared("user_id")).values().tolist() == [45821459, 2**53 + 1]
+    assert to_keyed_jagged_tensors(batch, declared("user_id"))[0].values().tolist() == [45821459, 2**53 + 1]
 
 
 def test_no_samples() -> None:
@@ -48,7 +48,7 @@ def test_no_samples() -> None:
         lengths=np.zeros((2, 0), dtype=np.int32),
         values=np.zeros(0, dtype=np.int64),
     )
-    assert to_keyed_jagged_tensor(empty, declared("user_id", "item_tags")).stride() == 0
+    assert to_keyed_jagged_tensors(empty, declared("user_id", "item_tags"))[0].stride() == 0
     assert to_dense(empty).shape == (0, 1)
 
 
@@ -59,14 +59,14 @@ def test_dense() -> None:
 
 def test_a_weighted_model_sums_and_its_means_are_weights() -> None:
     declaration = declared("user_id", "item_tags", weighted=True)
-    assert to_keyed_jagged_tensor(BATCH, declaration).weights().tolist() == [1, 1, 0.5, 0.5, 1]
+    assert to_keyed_jagged_tensors(BATCH, declaration)[0].weights().tolist() == [1, 1, 0.5, 0.5, 1]
     weighted = FeatureBatch(
         dense=BATCH.dense,
         lengths=BATCH.lengths,
         values=BATCH.values,
         weights=np.array([2, -3, 1, 1, 1], dtype=np.float32),
     )
-    weights = to_keyed_jagged_tensor(weighted, declaration).weights()
+    weights = to_keyed_jagged_tensors(weighted, declaration)[0].weights()
     assert weights.dtype == torch.float32
     assert weights.tolist() == [2, -3, 0.5, 0.5, 1]
     assert weighted.weights is not None

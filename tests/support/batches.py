@@ -100,5 +100,6 @@ def _weighted_logits(
     order = [name for table in declaration.tables for name in declaration.features_of(table.name)]
     with torch.no_grad():
         sparse = torch.stack([pooled[name] for name in order], dim=1)
-        logits = model.over_arch(model.inter_arch(model.dense_arch(to_dense(batch)), sparse))
+        net = model.net.module
+        logits = net.over_arch(net.inter_arch(net.dense_arch(to_dense(batch)), sparse))
     return logits.reshape(-1).numpy()

@@ -19,7 +19,7 @@ from dlrm_factory.compiled import Precision, best_precision
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.features import Vocabularies
-from dlrm_factory.model.model import make_model, plain_state_dict
+from dlrm_factory.model.model import make_model
 from dlrm_factory.scorer import Scorer, probabilities
 from dlrm_factory.weights.held_out import HeldOut
 from dlrm_factory.weights.rows import RandomRows
@@ -74,7 +74,7 @@ class RandomWeights:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.declaration.training.seed)
             model = make_model(self.declaration)
-        return {key: tensor for key, tensor in plain_state_dict(model).items() if not tensor.is_meta}
+        return {key: tensor for key, tensor in model.state_dict().items() if not tensor.is_meta}
 
 
 def measure_scores(

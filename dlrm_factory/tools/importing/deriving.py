@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dlrm_factory.config.checks import problems_of
 from dlrm_factory.config.declaration import Architecture, DenseFeature, DLRMDeclaration, SparseFeature, Table
 from dlrm_factory.errors import WeightsError
-from dlrm_factory.model.model import EMBEDDINGS_PREFIX, make_model, plain_state_dict
+from dlrm_factory.model.model import EMBEDDINGS_PREFIX, make_model
 from dlrm_factory.tools.importing.dlrm_s_pytorch import interaction_problem
 from dlrm_factory.tools.importing.matching import Named
 
@@ -87,7 +87,7 @@ def _check(declaration: DLRMDeclaration, shapes: Shapes, named: Named, width: in
         raise WeightsError(
             f"{place}: its weights give no valid declaration\n" + "\n".join(f"  {p}" for p in problems[:20])
         )
-    expected = plain_state_dict(make_model(declaration, dense_device="meta"))[
+    expected = make_model(declaration, dense_device="meta").state_dict()[
         "over_arch.model.0._mlp.0._linear.weight"
     ]
     if expected.shape[1] != width:

@@ -13,7 +13,7 @@ import torch
 
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import WeightsError
-from dlrm_factory.model.model import EMBEDDINGS_PREFIX, make_model, plain_state_dict
+from dlrm_factory.model.model import EMBEDDINGS_PREFIX, make_model
 from dlrm_factory.tools.importing.dlrm_s_pytorch import check_declared, check_supported
 from dlrm_factory.tools.importing.opening import BEST, SourceFormat
 from dlrm_factory.tools.importing.weights import Piece, Source, SourceWeight
@@ -300,7 +300,7 @@ def match(source: Source, declaration: DLRMDeclaration, source_format: SourceFor
     shapes = {name: weight.shape for name, weight in found.items()}
     if named.naming == "dlrm_s_pytorch":
         check_declared(declaration, shapes, source.place)
-    model = plain_state_dict(make_model(declaration, dense_device="meta"))
+    model = make_model(declaration, dense_device="meta").state_dict()
     expected = {name: tuple(tensor.shape) for name, tensor in model.items()}
     names = names_of(named.naming, declaration, expected)
     wanted = {names[ours]: shape for ours, shape in expected.items()}
