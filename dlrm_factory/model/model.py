@@ -21,6 +21,7 @@ __all__ = [
     "SEQUENCES_PREFIX",
     "RankingModel",
     "SparseArch",
+    "TablesOnly",
     "is_table_key",
     "load_dense",
     "make_model",
@@ -119,7 +120,9 @@ def _without_net(module: nn.Module, state: dict[str, torch.Tensor], prefix: str,
 
 
 def _with_net(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for key in [key for key in state if key.startswith(prefix) and not is_table_key(key.removeprefix(prefix))]:
+    for key in [
+        key for key in state if key.startswith(prefix) and not is_table_key(key.removeprefix(prefix))
+    ]:
         state[prefix + _NET + key.removeprefix(prefix)] = state.pop(key)
 
 
@@ -143,6 +146,15 @@ def make_model(
             module = user_module(declaration)
         _check_keys(module, declaration)
     return RankingModel(SparseArch(declaration, bags, sequences), Net(declaration, module))
+
+
+class TablesOnly(nn.Module):
+    """The tables of a `RankingModel` under their names in it, on meta: all that a plan needs, none of its code."""
+
+    def __init__(self, declaration: DLRMDeclaration) -> None:
+        super().__init__()
+        meta = torch.device("meta")
+        self.sparse_arch = SparseArch(declaration, _bags(declaration, meta), _sequences(declaration, meta))
 
 
 def _bags(declaration: DLRMDeclaration, device: torch.device) -> EmbeddingBagCollection | None:
