@@ -237,6 +237,10 @@ def _print_verification(archive: Path, found: Verification) -> None:
     typer.echo(
         f"{archive}: {found.files} files agree with their seal, {found.tables} tables agree with their checksums"
     )
+    for sentence in () if found.code is None else found.code.sentences():
+        typer.echo(sentence)
+    if found.eager_reason is not None:
+        typer.echo(f"the dense parts are not compiled: {found.eager_reason}")
     for name, (then, now) in sorted(found.other_versions.items()):
         typer.echo(f"warning: made with {name} {then or '(none)'}, but {now or 'none'} is installed here")
     _print_goldens(found)
