@@ -186,8 +186,6 @@ def test_pooled_vectors_of_several_widths_come_by_name() -> None:
 def test_a_weight_named_as_the_tables_is_refused() -> None:
     with pytest.raises(ModuleError, match="sparse_arch is the name of the tables"):
         make_model(declared(GOOD.replace("head", "sparse_arch")))
+    counter = "self.register_buffer('n', torch.zeros(1, dtype=torch.int64));self.head ="
     with pytest.raises(ModuleError, match=r"torch\.int64; weights are floats"):
-        code = GOOD.replace(
-            "self.head =", "self.register_buffer('n', torch.zeros(1, dtype=torch.int64));self.head ="
-        )
-        make_model(declared(code))
+        make_model(declared(GOOD.replace("self.head =", counter)))
