@@ -22,7 +22,7 @@ from support.processes import end_of, ranks
 from support.sharding import DTYPES, declared, mixed_shardings
 
 from dlrm_factory import scorer as scorer_module
-from dlrm_factory.batch import split
+from dlrm_factory.batch import Embeddings, split
 from dlrm_factory.compiled import best_precision, dense_library, library_path
 from dlrm_factory.compiled.build import compiler, few_samples_library, is_built
 from dlrm_factory.compiled.dense_library import FEW_SAMPLES, cache_folder
@@ -162,7 +162,7 @@ def built(tmp_path, monkeypatch):
         library.with_suffix(".json").write_bytes(msgspec.json.encode(listing))
 
     def load(path):
-        return torch.no_grad()(lambda inputs: [torch.from_numpy(interact(*inputs))])
+        return torch.no_grad()(lambda inputs: [torch.from_numpy(interact(inputs[0], Embeddings(inputs[1])))])
 
     monkeypatch.setattr(dense_library, "compiler", lambda: "g++")
     monkeypatch.setattr(dense_library, "build_in_subprocess", build)
@@ -326,7 +326,7 @@ def test_each_size_runs_the_code_made_for_it(built, monkeypatch, has_few):
 def test_code_that_disagrees_is_not_used(tmp_path, monkeypatch):
     folder = seal(mixed_shardings(), tmp_path)
     scorer = Scorer.load(folder)
-    wrong = lambda dense, pooled: pooled.sum(dim=(1, 2)) + 3  # noqa: E731
+    wrong = lambda dense, found: found.pooled.sum(dim=1, keepdim=True) + 3  # noqa: E731
     monkeypatch.setattr(scorer_module, "compiled_dense", tried_out(wrong, reasons := []))
     scorer.compile(folder)
     assert scorer.engine == "eager"
@@ -386,7 +386,7 @@ def test_the_sharded_model_runs_in_the_callers_thread_alone(tmp_path, monkeypatc
 
 
 def eager_dense(scorer):
-    return torch.no_grad()(lambda dense, pooled: torch.from_numpy(scorer._interact_eagerly(dense, pooled)))
+    return torch.no_grad()(lambda dense, found: torch.from_numpy(scorer._interact_eagerly(dense, found)))
 
 
 def _build_slowly(folder, target, precision, seconds):
