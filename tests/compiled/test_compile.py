@@ -18,6 +18,7 @@ import xxhash
 from support.batches import random_batch
 from support.checkout import ROOT
 from support.compiled import seal
+from support.nets import trusted
 from support.processes import end_of, ranks
 from support.sharding import DTYPES, declared, mixed_shardings
 
@@ -29,6 +30,7 @@ from dlrm_factory.compiled.dense_library import FEW_SAMPLES, cache_folder
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.goldens import add_goldens
 from dlrm_factory.scorer import Scorer, probabilities
+from dlrm_factory.tools.archive.verification import verify_weights
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +50,9 @@ def expected_engine():
     [
         (mixed_shardings(), "fp32"),
         (declared("auto", "mean", DTYPES[4], "dlrm_dcn"), "bf16"),
-        (declared("auto", "sum", DTYPES[2], "dlrm_projection"), "fp32"),
+        (trusted("din"), "fp32"),
     ],
-    ids=["dlrm", "dlrm_dcn", "dlrm_projection"],
+    ids=["dlrm", "dlrm_dcn", "din"],
 )
 def test_compiled_equals_eager(tmp_path, host_cache, monkeypatch, declaration, precision):
     monkeypatch.setenv("DLRM_CACHE_DIR", str(host_cache))  # its compiled headers are those of the whole run
@@ -59,7 +61,8 @@ def test_compiled_equals_eager(tmp_path, host_cache, monkeypatch, declaration, p
     scorer.compile(folder)
     assert scorer.engine == expected_engine()
     for size in (1, 2, 77, 513, 1100):
-        batch = random_batch(declaration, size, seed=size)
+        # Sequences as long as may be, in small batches.
+        batch = random_batch(declaration, size, seed=size, steps=200 if size < 100 else 1)
         fast, eager = scorer.logits(batch), scorer.reference_logits(batch)
         assert fast.shape == (size,)
         if precision == "fp32":
@@ -410,6 +413,20 @@ def _worker(folder, precision, declaration_bytes):
 def _try_out(dense):
     with (cache_folder() / "tried").open("a") as tried:
         tried.write(f"{os.getpid()}\n")
+
+
+@pytest.mark.compiler
+def test_a_net_that_cannot_be_exported_is_scored_eagerly_and_says_why(tmp_path, host_cache, monkeypatch):
+    monkeypatch.setenv("DLRM_CACHE_DIR", str(host_cache))
+    declaration = trusted("branching")
+    folder = seal(declaration, tmp_path)
+    scorer = Scorer.load(folder)
+    scorer.compile(folder)
+    assert scorer.engine == "eager"
+    assert scorer.eager_reason is not None
+    assert "could not be compiled" in scorer.eager_reason
+    assert "branching.py" in scorer.eager_reason or "data-dependent" in scorer.eager_reason
+    assert verify_weights(folder, build=False).eager_reason == scorer.eager_reason
 
 
 @pytest.mark.slow
