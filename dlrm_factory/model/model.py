@@ -119,7 +119,9 @@ def _without_net(module: nn.Module, state: dict[str, torch.Tensor], prefix: str,
 
 
 def _with_net(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for key in [key for key in state if key.startswith(prefix) and not is_table_key(key.removeprefix(prefix))]:
+    for key in [
+        key for key in state if key.startswith(prefix) and not is_table_key(key.removeprefix(prefix))
+    ]:
         state[prefix + _NET + key.removeprefix(prefix)] = state.pop(key)
 
 

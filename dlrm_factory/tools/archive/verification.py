@@ -13,7 +13,7 @@ import torch
 from dlrm_factory.batch import FeatureBatch, split
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.goldens import Goldens, golden_batch, read_goldens
-from dlrm_factory.requests.answers import answered_probabilities
+from dlrm_factory.requests.numbers import answered_probabilities
 from dlrm_factory.requests.replay import replay_with
 from dlrm_factory.scorer import EAGER_TOLERANCE, TOLERANCE, Scorer
 from dlrm_factory.tools.archive.findings import (
