@@ -19,6 +19,7 @@ import numpy.typing as npt
 from dlrm_factory.batch.feature_batch import FeatureBatch
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.features import FeatureError
+from dlrm_factory.requests.formats.columns.nulls import STAND_IN, mark_nulls
 from dlrm_factory.requests.formats.columns.reference import column_path
 from dlrm_factory.requests.formats.mistakes import element, member
 from dlrm_factory.requests.formats.outputs import Asked, ModelOutputs, Output
@@ -39,9 +40,6 @@ _MAX_LAYOUTS = 64
 _SHORT_BYTES = 4096
 _KEYS = frozenset(["inputs", "output", "outputs"])
 
-STAND_IN = -997  # as many characters as null; both an id and a dense value
-_STAND_IN = str(STAND_IN).encode()
-_NULL = b"null"
 # Messages of errors in a document, such as "DEPTH_ERROR: The JSON document was too deep".
 _SIMDJSON_ERROR = re.compile(r"[A-Z_]+: ")
 
@@ -75,7 +73,7 @@ class ColumnsReader:
             found = self._read(raw, nulls=0)
             if found is not None or b"null" not in raw:
                 return found
-        marked, nulls = _mark_nulls(raw)
+        marked, nulls = mark_nulls(raw)
         found = self._read(marked, nulls=nulls)
         # What clients sent is the best guess of what they will send: one of the two readings is then for nothing.
         self._expects_nulls = nulls > 0 and found is not None
@@ -377,31 +375,3 @@ def _mixed(values: list[Any], *, marked: bool) -> _Bags:
         raise FallBack
     arrays = sum(type(value) is list for value in values)
     return _Bags(np.array(ids, dtype=np.int64), list(map(len, bags)), arrays, nulls)
-
-
-def _table(characters: bytes) -> npt.NDArray[np.bool_]:
-    table = np.zeros(256, dtype=np.bool_)
-    table[list(characters)] = True
-    return table
-
-
-_BEFORE, _AFTER = _table(b"[,: \t\r\n"), _table(b"]},: \t\r\n")
-
-
-def _mark_nulls(raw: bytes) -> tuple[bytes, int]:
-    """``raw`` with every null that stands as a value replaced by `STAND_IN`, and how many there were.
-
-    A client may send the same number. So whoever reads the result counts the stand-ins: each null becomes one,
-    and if there are no more than nulls, each is a null. A null within a string only makes the nulls too many.
-    """
-    text = np.frombuffer(raw, dtype=np.uint8)
-    at = np.flatnonzero(text[1 : -len(_NULL)] == _NULL[0]) + 1
-    for offset, letter in enumerate(_NULL[1:], start=1):
-        at = at[text[at + offset] == letter]
-    at = at[_BEFORE[text[at - 1]] & _AFTER[text[at + len(_NULL)]]]
-    if not len(at):
-        return raw, 0
-    marked = text.copy()
-    for offset, letter in enumerate(_STAND_IN):
-        marked[at + offset] = letter
-    return marked.tobytes(), len(at)
