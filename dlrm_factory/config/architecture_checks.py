@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 
 from dlrm_factory.config.declaration import DLRMDeclaration, ModuleArchitecture, Output
+from dlrm_factory.config.expression import ranking_expression
 from dlrm_factory.config.label import parse_label
 from dlrm_factory.errors import near_matches
 
@@ -174,9 +175,23 @@ def _outputs(d: DLRMDeclaration) -> Iterator[str]:
             yield f'{path}.name: duplicate output "{output.name}"; rename one'
         yield from _output(d, output, path, seen)
         seen.append(output.name)
-    for i, name in enumerate(d.serving.outputs or ()):
-        if name not in seen:
-            yield f'$.serving.outputs[{i}]: there is no output "{name}"{near_matches(name, seen)}'
+
+
+def _answers(d: DLRMDeclaration) -> Iterator[str]:
+    names, wanted = [output.name for output in d.all_outputs], d.serving.outputs
+    if wanted == []:
+        yield "$.serving.outputs: is empty; name at least one, or leave it out for all probabilities"
+    for i, name in enumerate(wanted or ()):
+        if name not in names:
+            near = near_matches(name, names) or f"; name some of {', '.join(names)}"
+            yield f'$.serving.outputs[{i}]: there is no output "{name}"{near}'
+        elif name in (wanted or ())[:i]:
+            yield f'$.serving.outputs[{i}]: output "{name}" is there twice; remove one'
+    if d.serving.rank_by is not None:
+        try:
+            ranking_expression(d.serving.rank_by, d)
+        except ValueError as error:
+            yield f"$.serving.rank_by: {error}"
 
 
 def _output(d: DLRMDeclaration, output: Output, path: str, before: list[str]) -> Iterator[str]:
@@ -215,6 +230,7 @@ ARCHITECTURE_RULES = (
     _projection_branches,
     _module,
     _outputs,
+    _answers,
     _sequences,
     _embedding_dims,
 )

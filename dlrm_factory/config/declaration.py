@@ -400,6 +400,11 @@ class DLRMDeclaration(_Strict, kw_only=True, frozen=True):
         return [output for output in self.all_outputs if output.kind == "probability"]
 
     @property
+    def default_outputs(self) -> list[str]:
+        """Names of the outputs of an answer to a request that names none."""
+        return self.serving.outputs or [output.name for output in self.probabilities or self.all_outputs]
+
+    @property
     def output_columns(self) -> int:
         """C: numbers a sample that the model gives, all outputs together."""
         return sum(output.columns for output in self.all_outputs)

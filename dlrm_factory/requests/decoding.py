@@ -54,6 +54,7 @@ class RequestDecoder:
         """The request's samples. RequestError, or LimitError, with its mistakes."""
         headers = request.headers
         decoded = self._decode(read_bytes(request, self._max_body_bytes), headers)
+        self._reader.outputs.check_size(decoded.asked.names, len(decoded.batch))
         if MEDIA_TYPE not in _header(headers, "accept"):
             return decoded
         pyarrow()  # here, where its absence is this request's own error

@@ -32,8 +32,13 @@ def describe(
         "versions": [] if model_version is None else [model_version],
         "platform": "torchserve_dlrm",
         "inputs": _tensors(declaration),
-        "outputs": [{"name": "score", "datatype": "FP32", "shape": [-1]}],
-        "architecture": declaration.architecture,
+        "outputs": [
+            {"name": each.name, "datatype": "FP32", "shape": [-1] if each.size is None else [-1, each.size]}
+            for each in declaration.all_outputs
+        ],
+        "default_outputs": declaration.default_outputs,
+        "rank_by": declaration.serving.rank_by,
+        "architecture": _architecture(declaration),
         "dense_features": _plain(declaration.dense_features),
         "sparse_features": _plain(declaration.sparse_features),
         "tables": _plain(declaration.tables),
@@ -45,6 +50,14 @@ def describe(
         "plan": plan,
         "package_versions": installed_versions(also=("torchserve",)),
     }
+
+
+def _architecture(declaration: DLRMDeclaration) -> Any:
+    """Name of the architecture; of a module of the user's own how it is declared, without its text."""
+    module = declaration.module
+    if module is None:
+        return declaration.architecture
+    return {"module": module.module, "arguments": module.arguments, "files": module.files}
 
 
 def _tensors(declaration: DLRMDeclaration) -> list[dict[str, Any]]:

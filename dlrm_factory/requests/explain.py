@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dlrm_factory.batch import FeatureBatch, SharedContext, concatenate, select_bags, tile_context
-from dlrm_factory.errors import LimitError
-from dlrm_factory.features import FeatureError
-from dlrm_factory.requests.answers import shortest
+from dlrm_factory.errors import LimitError, RequestError
+from dlrm_factory.features import FeatureError, shown
 from dlrm_factory.requests.formats import DecodedRequest, RequestReader
-from dlrm_factory.requests.formats.shape import AnswerForm, Encoding, Entry, Logits
+from dlrm_factory.requests.formats.outputs import OUTPUTS_PATH, Asked, Scores
+from dlrm_factory.requests.formats.shape import AnswerForm, Encoding, Entry
+from dlrm_factory.requests.numbers import shortest
 
 __all__ = ["explain", "without_each_feature"]
 
@@ -34,28 +36,52 @@ class ExplanationForm(AnswerForm):
     explained: AnswerForm
     names: Sequence[str]
 
-    def content(self, scores: Sequence[float], logits: Logits) -> dict[str, Any]:
-        """``{"explanations": [{"score": 0.31, "contributions": {"price": 0.02, …}}, …]}``."""
-        table = np.array(scores, dtype=np.float64).reshape(len(self.names) + 1, -1)
-        gains = (table[0] - table[1:]).astype(np.float32)
-        whole = list(scores[: table.shape[1]])
-        explanations = [
-            {
-                **entry,
-                "score": whole[sample],
-                "contributions": dict(zip(self.names, shortest(gains[:, sample]), strict=True)),
-            }
-            for sample, entry in self.entries(logits[: table.shape[1]])
-        ]
+    @property
+    def also(self) -> tuple[str, ...]:
+        """Outputs that the scores alone need."""
+        return self.explained.also
+
+    def content(self, scores: Scores, asked: Asked) -> dict[str, Any]:
+        """``{"explanations": [{"score": 0.31, "contributions": {"price": 0.02, …}}, …]}``.
+
+        A contribution is an object by output where the score is one.
+        """
+        copies = (None, *self.names)
+        gains = {
+            output: self._gains(column, len(copies))
+            for output, column in self.explained.columns(scores, asked, copies).items()
+        }
+        (only, *others), size = gains, scores.samples // len(copies)
+        explanations = []
+        for sample, entry in self.entries(scores.first(size), asked):
+            numbers: list[Any] = shortest(gains[only][:, sample])
+            if others:
+                each = zip(*(shortest(gains[output][:, sample]) for output in gains), strict=True)
+                numbers = [dict(zip(gains, row, strict=True)) for row in each]
+            explanations.append({**entry, "contributions": dict(zip(self.names, numbers, strict=True))})
         return {"explanations": explanations}
 
-    def entries(self, logits: Logits) -> list[Entry]:
+    def entries(self, scores: Scores, asked: Asked) -> list[Entry]:
         """Entries of the scores alone."""
-        return self.explained.entries(logits)
+        return self.explained.entries(scores, asked)
+
+    def _gains(self, column: Sequence[float], copies: int) -> npt.NDArray[np.float32]:
+        """Float32 [features, B]: what each adds to the score, from ``column`` of ``copies`` times B samples."""
+        table = np.array(column, dtype=np.float64).reshape(copies, -1)
+        return (table[0] - table[1:]).astype(np.float32)
 
 
 def explain(request: DecodedRequest, reader: RequestReader) -> DecodedRequest:
-    """``request`` to be answered with contributions. LimitError if it needs more than max_samples samples."""
+    """``request`` to be answered with contributions.
+
+    LimitError if it needs more than max_samples samples, RequestError if it asks for a vector.
+    """
+    for name in request.asked.names:
+        if name in reader.outputs.sizes:
+            raise RequestError(
+                f"output {shown(name)} is a vector, which has no contributions; ask for probabilities",
+                OUTPUTS_PATH,
+            )
     size, names = len(request.batch), reader.encoder.names
     needed = size * (len(names) + 1)
     if needed > reader.max_samples:

@@ -1,4 +1,4 @@
-"""Samples that were read → one score each, as many at once as is fast."""
+"""Samples that were read → their outputs, as many at once as is fast."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import numpy.typing as npt
 
 from dlrm_factory.batch import FeatureBatch, SharedContext, concatenate, join_contexts
 from dlrm_factory.config import DLRMDeclaration
+from dlrm_factory.config import Output as DeclaredOutput
 from dlrm_factory.errors import GroupError
-from dlrm_factory.requests.answers import Answer, answer_group_lost, answer_internal_error, answered_scores
+from dlrm_factory.requests.answers import Answer, answer_group_lost, answer_internal_error
+from dlrm_factory.requests.formats.outputs import Scores
+from dlrm_factory.requests.numbers import answered_scores
 
-__all__ = ["MAX_TOGETHER", "LogitScorer", "Samples", "Scores", "score"]
+__all__ = ["MAX_TOGETHER", "OutputScorer", "Samples", "score"]
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +25,11 @@ logger = logging.getLogger(__name__)
 MAX_TOGETHER = 512
 
 Float32 = npt.NDArray[np.float32]
+Masks = npt.NDArray[np.bool_]
 
 
-class LogitScorer(Protocol):
-    """A model, as far as the service needs it."""
+class OutputScorer(Protocol):
+    """A model, as far as the service needs it: what gives all outputs of a batch."""
 
     @property
     def declaration(self) -> DLRMDeclaration: ...
@@ -48,26 +52,17 @@ class Samples(Protocol):
 
     @property
     def as_logit(self) -> Sequence[bool] | bool:
-        """True for a sample whose score is its logit; one for all, or one each."""
+        """True for a sample of whose probabilities a logit is given; one for all, or one each."""
+        ...
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """Names of the outputs that are needed, at least one."""
         ...
 
 
-class Scores(NamedTuple):
-    """Scores of some samples, in order.
-
-    Fields:
-        numbers: one a sample, whose JSON is short; of no meaning where it is not finite.
-        logits: float32 [B], by which samples are ranked: they tell samples apart whose probabilities are equal.
-        finite: bool [B], True where the number is; None where all are.
-    """
-
-    numbers: list[float]
-    logits: Float32
-    finite: npt.NDArray[np.bool_] | None
-
-
-def score(read: Sequence[Samples], scorer: LogitScorer) -> Iterator[Scores | Answer]:
-    """Scores of each of ``read``, in order; where the model could not score, after a log line, the answer that says so.
+def score(read: Sequence[Samples], scorer: OutputScorer) -> Iterator[Scores | Answer]:
+    """Outputs of each of ``read``, in order; where the model could not score, after a log line, the answer saying so.
 
     At most `MAX_TOGETHER` samples are scored at once, but where one of ``read`` has more.
     """
@@ -88,35 +83,79 @@ def _groups(read: Sequence[Samples]) -> Iterator[list[Samples]]:
         yield group
 
 
-def _score_group(group: Sequence[Samples], scorer: LogitScorer) -> list[Scores | Answer]:
+def _score_group(group: Sequence[Samples], scorer: OutputScorer) -> list[Scores | Answer]:
     try:
-        logits, as_logit = _logits(group, scorer), _as_logit(group)
-        # The probability of an infinite logit is 0 or 1.
-        sound = (
-            ~np.isnan(logits) if as_logit is None else np.isfinite(logits) | ~(as_logit | np.isnan(logits))
-        )
-        finite = None if np.count_nonzero(sound) == len(sound) else sound
-        if finite is not None:
-            logits = np.where(finite, logits, np.float32(0))
-        numbers = answered_scores(logits, as_logit)
+        outputs, as_logit = _outputs(group, scorer), _as_logit(group)
+        found = {
+            output.name: _column(outputs, output, scorer.declaration, as_logit)
+            for output in scorer.declaration.all_outputs
+            if any(output.name in each.outputs for each in group)
+        }
     except GroupError as error:
         logger.error("%d samples could not be scored: %s", sum(len(each.batch) for each in group), error)
         return [answer_group_lost()] * len(group)
     except Exception:
         logger.exception("%d samples could not be scored", sum(len(each.batch) for each in group))
         return [answer_internal_error("the model could not score; the server's log says why")] * len(group)
-    found: list[Scores | Answer] = []
+    scores: list[Scores | Answer] = []
     start = 0
     for each in group:
         stop = start + len(each.batch)
-        own = None if finite is None else finite[start:stop]
-        found.append(Scores(numbers[start:stop], logits[start:stop], own))
+        scores.append(_part([(name, found[name]) for name in each.outputs], start, stop))
         start = stop
-    return found
+    return scores
 
 
-def _logits(group: Sequence[Samples], scorer: LogitScorer) -> Float32:
-    """Float32 [samples of all]."""
+class _Column(NamedTuple):
+    """One output of all samples of a group.
+
+    Fields:
+        raw: float32 [B], or [B, size] of a vector, 0 where it is not finite.
+        numbers: of answers; None of a vector.
+        finite: bool [B]; None where all are.
+    """
+
+    raw: Float32
+    numbers: list[float] | None
+    finite: Masks | None
+
+
+def _column(
+    outputs: Float32, output: DeclaredOutput, declaration: DLRMDeclaration, as_logit: Masks | None
+) -> _Column:
+    columns = declaration.columns_of(output.name)
+    if output.kind == "vector":
+        raw = outputs[:, columns]
+        sound = np.isfinite(raw).all(axis=1)
+    else:
+        raw = outputs[:, columns.start]
+        # The probability of an infinite logit is 0 or 1.
+        sound = ~np.isnan(raw) if as_logit is None else np.isfinite(raw) | ~(as_logit | np.isnan(raw))
+    finite = None if np.count_nonzero(sound) == len(sound) else sound
+    if finite is not None:
+        raw = np.where(finite if output.kind != "vector" else finite[:, None], raw, np.float32(0))
+    return _Column(raw, None if output.kind == "vector" else answered_scores(raw, as_logit), finite)
+
+
+def _part(columns: Sequence[tuple[str, _Column]], start: int, stop: int) -> Scores:
+    """``columns`` of some samples."""
+    finite: Masks | None = None
+    numbers: dict[str, list[float]] = {}
+    logits: dict[str, Float32] = {}
+    vectors: dict[str, Float32] = {}
+    for name, column in columns:
+        if column.numbers is None:
+            vectors[name] = column.raw[start:stop]
+        else:
+            numbers[name], logits[name] = column.numbers[start:stop], column.raw[start:stop]
+        if column.finite is not None:
+            own = column.finite[start:stop]
+            finite = own if finite is None else finite & own
+    return Scores(numbers, logits, vectors, finite)
+
+
+def _outputs(group: Sequence[Samples], scorer: OutputScorer) -> Float32:
+    """Float32 [samples of all, C]."""
     batches, contexts = [each.batch for each in group], [each.context for each in group]
     batch = concatenate(batches)
     if all(context is None for context in contexts):
@@ -125,11 +164,11 @@ def _logits(group: Sequence[Samples], scorer: LogitScorer) -> Float32:
         outputs = scorer.outputs(batch, join_contexts(batches, contexts))
     if outputs.shape != (len(batch), scorer.declaration.output_columns):
         raise ValueError(f"the scorer gave shape {outputs.shape} for {len(batch)} samples")
-    return outputs[:, 0]
+    return outputs
 
 
-def _as_logit(group: Sequence[Samples]) -> npt.NDArray[np.bool_] | None:
-    """Bool [samples of all], True for one whose score is its logit; None if none is."""
+def _as_logit(group: Sequence[Samples]) -> Masks | None:
+    """Bool [samples of all], True for one of whose probabilities a logit is given; None if for none."""
     wanted = [each.as_logit for each in group]
     if not any(each if isinstance(each, bool) else True in each for each in wanted):
         return None

@@ -27,11 +27,12 @@ from dlrm_factory.requests.explain import explain
 from dlrm_factory.requests.formats import DecodedRequest, RequestReader
 from dlrm_factory.requests.formats.arrow import answer_arrow
 from dlrm_factory.requests.formats.fast import Gathered, ReadCounts
+from dlrm_factory.requests.formats.outputs import Scores
 from dlrm_factory.requests.formats.shape import Encoding, PathOf
 from dlrm_factory.requests.request import Ask, Request
-from dlrm_factory.requests.scoring import LogitScorer, Scores, score
+from dlrm_factory.requests.scoring import OutputScorer, score
 
-__all__ = ["DLRMService", "LogitScorer"]
+__all__ = ["DLRMService", "OutputScorer"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class DLRMService:
 
     def __init__(
         self,
-        scorer: LogitScorer,
+        scorer: OutputScorer,
         *,
         model_name: str = "dlrm",
         model_version: str | None = None,
@@ -170,6 +171,8 @@ class DLRMService:
             if isinstance(samples, Gathered):
                 return self._answer_ones(samples, scores)
             return [self._answer_one(samples, scores)]
+        except RequestError as error:
+            return [answer_error(error)]
         except Exception:
             logger.exception("%d answers could not be written, through a fault of ours", size)
             return [
@@ -177,7 +180,14 @@ class DLRMService:
             ] * size
 
     def _answer_ones(self, gathered: Gathered, scores: Scores) -> list[Answer]:
-        answers = answer_ones([sample.form for sample in gathered.samples], scores.numbers)
+        (name, *others), samples = gathered.outputs, gathered.samples
+        if others or name in scores.vectors:
+            values = scores.values(gathered.outputs)
+            answers = [
+                answer_json(each.form.of_one(value)) for each, value in zip(samples, values, strict=True)
+            ]
+        else:
+            answers = answer_ones([sample.form for sample in samples], scores.numbers[name])
         if scores.finite is not None:
             for i in np.flatnonzero(~scores.finite).tolist():
                 answers[i] = self._answer_not_finite(i, gathered.batch.dense[i], gathered.path_of)
@@ -188,10 +198,10 @@ class DLRMService:
             sample = int(np.argmin(scores.finite))
             return self._answer_not_finite(sample, request.batch.dense[sample], request.path_of)
         if request.encoding is Encoding.ARROW:
-            return answer_arrow(scores.numbers)
-        content = request.form.content(scores.numbers, scores.logits)
+            return answer_arrow({name: scores.array(name) for name in request.asked.names})
+        content = request.form.content(scores, request.asked)
         if request.encoding is Encoding.BINARY:
-            return answer_binary(content, scores.numbers)
+            return answer_binary(content, request.form.parts(scores))
         return answer_json(content)
 
     def _answer_not_finite(self, sample: int, dense: npt.NDArray[np.float32], path_of: PathOf) -> Answer:

@@ -52,7 +52,7 @@ def assert_same(one: DecodedRequest, other: DecodedRequest) -> None:
     for field in ("dense", "lengths", "values"):
         a, b = getattr(one.batch, field), getattr(other.batch, field)
         assert (a.dtype, a.shape, a.tolist()) == (b.dtype, b.shape, b.tolist()), field
-    assert (one.output, one.form) == (other.output, other.form)
+    assert (one.asked, one.form) == (other.asked, other.form)
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,8 @@ def test_the_last_counts_in_every_reader(text: str) -> None:
     for batch in (reference.batch, alone.batch, *(each.batch for each in gathered)):
         assert batch.dense[:, 0].tolist() == [7]
         np.testing.assert_array_equal(batch.lengths, [[0], [0], [0]])
-    assert {each.output for each in (reference, alone)} == {"probability"}
-    assert not any(sample.as_logit for each in gathered for sample in each.samples)
+    assert {each.asked.output for each in (reference, alone)} == {"probability"}
+    assert not any(sample.asked.output == "logit" for each in gathered for sample in each.samples)
 
 
 KEY = st.text(alphabet='ab:\\"', max_size=2)

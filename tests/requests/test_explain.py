@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.batches import random_batch, random_state
 from support.handed import handle
+from support.one_output import one_output
 
 from dlrm_factory.batch import FeatureBatch
 from dlrm_factory.config import ServingOptions, tiny
@@ -137,7 +138,7 @@ def test_a_score_that_overflows_has_the_path_of_its_sample(
         # Only without item_id, in the copy of the second sample.
         return np.where((batch.dense[:, 0] > 10) & (batch.lengths[1] == 0), np.nan, 0).astype(np.float32)
 
-    monkeypatch.setattr(scorer, "logits", overflow)
+    monkeypatch.setattr(scorer, "outputs", one_output(overflow))
     rows = [{"price": 1}, {"price": 3e38, "item_id": 1}]
     ((status, content),) = ask(wide, {"instances": rows})
     assert (status, content["path"]) == (400, "$.instances[1].price")

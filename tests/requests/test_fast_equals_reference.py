@@ -73,7 +73,7 @@ def assert_same(one: DecodedRequest, other: DecodedRequest) -> None:
         assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), field
     assert one.batch.values.flags.writeable
     assert one.batch.weights is other.batch.weights is None
-    assert (one.output, one.form, one.context) == (other.output, other.form, other.context)
+    assert (one.asked, one.form, one.context) == (other.asked, other.form, other.context)
     for sample in range(len(one.batch)):
         error = FeatureError("", feature="price", sample=sample)
         assert one.path_of(error) == other.path_of(error)

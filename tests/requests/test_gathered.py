@@ -66,7 +66,7 @@ def assert_same(gathered: Gathered, raws: Sequence[bytes], reader: RequestReader
         for field in ("dense", "lengths", "values"):
             a, b = getattr(found, field), getattr(alone.batch, field)
             assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), (field, raws)
-        assert (sample.as_logit, sample.form) == (alone.as_logit, alone.form)
+        assert (sample.asked, sample.form) == (alone.asked, alone.form)
 
 
 def check(raws: Sequence[bytes]) -> None:

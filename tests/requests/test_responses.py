@@ -9,14 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlrm_factory.errors import RequestError
-from dlrm_factory.requests.answers import (
-    answer_error,
-    answer_json,
-    answered_probabilities,
-    answered_scores,
-    shortest,
-)
+from dlrm_factory.requests.answers import answer_error, answer_json
 from dlrm_factory.requests.formats.mistakes import element, member
+from dlrm_factory.requests.numbers import answered_probabilities, answered_scores, shortest
 
 FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 

@@ -185,7 +185,7 @@ def test_a_fault_of_ours_is_answered_and_logged(
     def fail(batch: Any) -> None:
         raise MemoryError("no memory for it")
 
-    monkeypatch.setattr(scorer, "logits", fail)
+    monkeypatch.setattr(scorer, "outputs", fail)
     with caplog.at_level(logging.ERROR):
         answers = handle(service, [wire({"instances": [{}]}), {"body": b"{"}, wire({"instances": [{}]})])
     assert [answer.status for answer in answers] == [500, 400, 500]
@@ -202,7 +202,7 @@ def test_a_score_that_is_not_finite_is_whose_fault(
     def overflow(batch: Any) -> np.ndarray:
         return np.where(np.abs(batch.dense[:, 0]) > 10, bad, batch.dense[:, 0]).astype(np.float32)
 
-    monkeypatch.setattr(scorer, "logits", overflow)
+    monkeypatch.setattr(scorer, "outputs", one_output(overflow))
     bodies = [{"instances": [{}, {"price": price}], "output": "logit"} for price in (3e38, 1, 11)]
     answers = handle(service, [wire(body) for body in bodies])
     assert [answer.status for answer in answers] == [400, 200, 500]

@@ -22,11 +22,13 @@ from dlrm_factory.batch.feature_batch import FeatureBatch
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.features import FeatureError
 from dlrm_factory.requests.formats.columns.fast import ColumnsReader, single_column_path
+from dlrm_factory.requests.formats.outputs import Asked
 from dlrm_factory.requests.formats.rows.fast import (
     ABSENT,
     RowsReader,
     RowValues,
     Values,
+    asked_of,
     body_decoder,
     column_type,
     row_type,
@@ -57,20 +59,20 @@ class Sample(NamedTuple):
     Fields:
         place: of the request.
         values: see `RowValues`.
-        as_logit: its score is to be a logit.
+        asked: outputs that it asks for.
         form: of its answer.
         path: of a wrong value in its body.
     """
 
     place: int
     values: Values
-    as_logit: bool
+    asked: Asked
     form: PlainForm
     path: _SamplePath
 
 
 class Gathered(NamedTuple):
-    """Requests whose samples are one batch, in order."""
+    """Requests, at least one, whose samples are one batch, in order. All ask for the same outputs."""
 
     samples: Sequence[Sample]
     batch: FeatureBatch
@@ -83,8 +85,13 @@ class Gathered(NamedTuple):
 
     @property
     def as_logit(self) -> list[bool]:
-        """True for each sample whose score is to be a logit."""
-        return [sample.as_logit for sample in self.samples]
+        """True for each sample of whose probabilities a logit is given."""
+        return [sample.asked.output == "logit" for sample in self.samples]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs, the same for all."""
+        return self.samples[0].asked.names
 
     def path_of(self, error: FeatureError) -> str:
         """Path in its own request's body of a wrong value of sample ``error.sample``."""
@@ -107,15 +114,21 @@ class GatheringReader:
         column = column_type(*names)
         self._rows = None if row is None else body_decoder("instances", tuple[row]).decode
         self._columns = None if column is None else body_decoder("inputs", column).decode
-        self._upstream = UpstreamRows(len(names[0]), len(names[1]))
+        self._outputs = reader.outputs
+        self._upstream = UpstreamRows(len(names[0]), len(names[1]), self._outputs)
 
     def read(self, bodies: Sequence[tuple[int, bytes | bytearray]]) -> list[Gathered]:
         """The requests among ``bodies``, pairs of place and JSON, that are right; at most max_samples together."""
-        found = [sample for place, raw in bodies if (sample := self._sample(place, raw)) is not None]
+        found: dict[tuple[str, ...], list[Sample]] = {}
+        for place, raw in bodies:
+            sample = self._sample(place, raw)
+            if sample is not None:
+                found.setdefault(sample.asked.names, []).append(sample)
         return [
             gathered
-            for start in range(0, len(found), self._max_samples)
-            for gathered in self._join(found[start : start + self._max_samples])
+            for samples in found.values()
+            for start in range(0, len(samples), self._max_samples)
+            for gathered in self._join(samples[start : start + self._max_samples])
         ]
 
     def _sample(self, place: int, raw: bytes | bytearray) -> Sample | None:
@@ -125,8 +138,8 @@ class GatheringReader:
             if raw.find(_INSTANCES, 0, _WITHIN) >= 0:
                 return self._of_rows(place, raw)
             if raw.find(_FLOATS, 0, _WITHIN) >= 0:
-                values, output = self._upstream.read(raw)
-                return Sample(place, values, output == "logit", PlainForm.SCORE, upstream_row_path)
+                values, asked = self._upstream.read(raw)
+                return Sample(place, values, asked, PlainForm.SCORE, upstream_row_path)
         except FALL_BACKS:
             pass
         return None
@@ -138,14 +151,16 @@ class GatheringReader:
         values = [value for (value,) in msgspec.structs.astuple(body.inputs)]
         if values == self._nothing:  # without a column nobody knows how many samples there are
             return None
-        return Sample(place, values, body.output == "logit", PlainForm.PREDICTIONS, single_column_path)
+        asked = asked_of(body, self._outputs)
+        return Sample(place, values, asked, PlainForm.PREDICTIONS, single_column_path)
 
     def _of_rows(self, place: int, raw: bytes | bytearray) -> Sample | None:
         if self._rows is None:
             return None
         body = self._rows(raw)
         values = msgspec.structs.astuple(body.instances[0])
-        return Sample(place, values, body.output == "logit", PlainForm.PREDICTIONS, single_row_path)
+        asked = asked_of(body, self._outputs)
+        return Sample(place, values, asked, PlainForm.PREDICTIONS, single_row_path)
 
     def _join(self, samples: Sequence[Sample]) -> Iterator[Gathered]:
         """Batches of all that are right."""

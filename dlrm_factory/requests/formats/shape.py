@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -16,6 +16,7 @@ from dlrm_factory.batch.feature_batch import FeatureBatch
 from dlrm_factory.errors import LimitError, RequestError, near_matches
 from dlrm_factory.features import FeatureEncoder, FeatureError, shown
 from dlrm_factory.requests.formats.mistakes import Mistakes, member
+from dlrm_factory.requests.formats.outputs import Asked, ModelOutputs, Scores
 
 __all__ = [
     "FALL_BACKS",
@@ -24,8 +25,6 @@ __all__ = [
     "Encoding",
     "Entry",
     "FallBack",
-    "Logits",
-    "Output",
     "PathOf",
     "PlainForm",
     "RequestReader",
@@ -37,11 +36,8 @@ __all__ = [
     "unknown_names",
 ]
 
-Output = Literal["probability", "logit"]
-
 PathOf = Callable[[FeatureError], str]
 Entry = tuple[int, dict[str, Any]]
-Logits = npt.NDArray[np.float32]
 T = TypeVar("T")
 
 
@@ -56,13 +52,31 @@ FALL_BACKS = (FallBack, FeatureError, RecursionError, msgspec.DecodeError, Unico
 class AnswerForm:
     """Form of an answer: scores → its JSON. A value: two of the same form are equal."""
 
-    def content(self, scores: Sequence[float], logits: Logits) -> dict[str, Any]:
-        """The answer's JSON, from one score (a float) a sample; ``logits``, float32 [B], rank them."""
+    @property
+    def also(self) -> tuple[str, ...]:
+        """Outputs that the form needs beside those that are asked for."""
+        return ()
+
+    def content(self, scores: Scores, asked: Asked) -> dict[str, Any]:
+        """The answer's JSON. RequestError if what the client sent lets there be none."""
         raise NotImplementedError
 
-    def entries(self, logits: Logits) -> list[Entry]:
-        """The samples that are answered, in order, and what the answer says of each beside its score."""
-        return [(sample, {}) for sample in range(len(logits))]
+    def entries(self, scores: Scores, asked: Asked) -> list[Entry]:
+        """The samples that are answered, in order, and what the answer says of each: at least its ``score``."""
+        return [(i, {"score": score}) for i, score in enumerate(scores.values(asked.names))]
+
+    def columns(
+        self, scores: Scores, asked: Asked, left_out: Sequence[str | None]
+    ) -> Mapping[str, Sequence[float]]:
+        """Probabilities, or logits, that make up a score: name → one number a sample.
+
+        ``left_out``: the samples stand as many times one after another, each time without this feature.
+        """
+        return {name: scores.numbers[name] for name in asked.names}
+
+    def parts(self, scores: Scores) -> list[npt.NDArray[np.float32]]:
+        """Numbers that stand behind the JSON."""
+        return []
 
 
 class PlainForm(AnswerForm, Enum):
@@ -75,15 +89,20 @@ class PlainForm(AnswerForm, Enum):
         self.before = before
         self.after = after
 
-    def content(self, scores: Sequence[float], logits: Logits) -> dict[str, Any]:
+    def content(self, scores: Scores, asked: Asked) -> dict[str, Any]:
         """All scores in the request's order; or that of the one sample."""
-        return {"predictions": scores} if self is PlainForm.PREDICTIONS else {"score": scores[0]}
+        values = scores.values(asked.names)
+        return {"predictions": values} if self is PlainForm.PREDICTIONS else self.of_one(values[0])
+
+    def of_one(self, value: Any) -> dict[str, Any]:
+        """The answer for one sample, whose JSON ``value`` is."""
+        return {"predictions": [value]} if self is PlainForm.PREDICTIONS else {"score": value}
 
 
 class Encoding(Enum):
     """Bytes that a client takes its answer in.
 
-    BINARY: JSON, and behind it the scores as float32, little-endian. ARROW: a stream of the scores.
+    BINARY: JSON, and behind it numbers as float32, little-endian. ARROW: a stream of the scores.
     """
 
     JSON = "JSON"
@@ -97,7 +116,7 @@ class DecodedRequest:
 
     Fields:
         batch: its samples.
-        output: what a score is.
+        asked: outputs that it asks for.
         form: of its answer.
         path_of: the path of one of its values, for a mistake that only shows later.
         context: one sample whose bags all of ``batch`` share, where ``batch`` has empty ones.
@@ -105,7 +124,7 @@ class DecodedRequest:
     """
 
     batch: FeatureBatch
-    output: Output
+    asked: Asked
     form: AnswerForm
     path_of: PathOf
     context: FeatureBatch | None = None
@@ -113,8 +132,15 @@ class DecodedRequest:
 
     @property
     def as_logit(self) -> bool:
-        """True if a score is a logit."""
-        return self.output == "logit"
+        """True if a logit is given of a probability."""
+        return self.asked.output == "logit"
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """Names of all outputs that the answer needs."""
+        return (
+            tuple(dict.fromkeys((*self.asked.names, *self.form.also))) if self.form.also else self.asked.names
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,12 +151,17 @@ class RequestReader:
         encoder: raw values → `FeatureBatch`.
         max_samples: the most samples in one request.
         model_name, model_version: for answers that repeat them.
+        outputs: of the model.
     """
 
     encoder: FeatureEncoder
     max_samples: int
     model_name: str = "dlrm"
     model_version: str | None = None
+    outputs: ModelOutputs = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "outputs", ModelOutputs(self.encoder.declaration))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,12 +171,12 @@ class Shape:
     Fields:
         name: for messages.
         keys: its top-level keys; one of them in a body makes the body this shape.
-        decode: ``(body, output, reader)`` → `DecodedRequest`; RequestError with the path of a mistake.
+        decode: ``(body, asked, reader)`` → `DecodedRequest`; RequestError with the path of a mistake.
     """
 
     name: str
     keys: tuple[str, ...]
-    decode: Callable[[Mapping[str, Any], Output, RequestReader], DecodedRequest]
+    decode: Callable[[Mapping[str, Any], Asked, RequestReader], DecodedRequest]
 
 
 def encode_columns(

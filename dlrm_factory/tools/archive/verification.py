@@ -14,7 +14,7 @@ from dlrm_factory.batch import FeatureBatch, split
 from dlrm_factory.config.trust import is_trusted
 from dlrm_factory.errors import UntrustedCodeError, WeightsError
 from dlrm_factory.goldens import Goldens, golden_batch, read_goldens
-from dlrm_factory.requests.answers import answered_probabilities
+from dlrm_factory.requests.numbers import answered_probabilities
 from dlrm_factory.requests.replay import replay_with
 from dlrm_factory.scorer import EAGER_TOLERANCE, TOLERANCE, Scorer
 from dlrm_factory.tools.archive.archive_code import code_in

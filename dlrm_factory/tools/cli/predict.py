@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx
 import typer
@@ -33,13 +34,27 @@ def predict(
         typer.Option(envvar="DLRM_TOKEN", help="Inference token. Default: that of the run directory."),
     ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the answer.")] = 120.0,
+    outputs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B", help="Outputs to ask for. [default: as the request says]", show_default=False
+        ),
+    ] = None,
+    rank_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EXPRESSION",
+            help="What a ranking sorts by, such as 'click * price'. [default: as the request says]",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print the answer as it came, errors too. Default: unless a terminal."),
     ] = False,
 ) -> None:
     """Ask a running server for predictions."""
-    body = _read(file)
+    body = _asking(_read(file), outputs, rank_by)
     endpoint = find_endpoint("inference", run_dir=run_dir, url=url, token=token)
     response = send(endpoint, model, body, timeout, version)
     if response.is_success:
@@ -65,6 +80,26 @@ def _read(file: str) -> bytes:
     if not body.strip():
         raise ServingError("the request on standard input is empty; it must be JSON")
     return body
+
+
+def _asking(body: bytes, outputs: str | None, rank_by: str | None) -> bytes:
+    """``body`` with what the options ask for in place of what it says. ServingError if it is no JSON object."""
+    asked: dict[str, Any] = {}
+    if outputs is not None:
+        asked["outputs"] = [name.strip() for name in outputs.split(",")]
+    if rank_by is not None:
+        asked["rank_by"] = rank_by
+    if not asked:
+        return body
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ServingError(
+            f"the request is not JSON ({error}); --outputs and --rank-by need a JSON object"
+        ) from None
+    if not isinstance(request, dict):
+        raise ServingError("the request is not a JSON object; --outputs and --rank-by need one")
+    return json.dumps({**request, **asked}).encode()
 
 
 def _show(response: httpx.Response, raw: bool) -> None:

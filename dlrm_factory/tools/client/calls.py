@@ -7,9 +7,11 @@ that a client sees it.
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote
 
@@ -35,6 +37,7 @@ __all__ = [
     "Explanation",
     "Float64",
     "ModelDescription",
+    "Names",
     "Output",
     "RankedCandidate",
     "Rows",
@@ -53,6 +56,8 @@ Output = Literal["probability", "logit"]
 # Or a table of pandas, polars or PyArrow, for either.
 Rows = Sequence[Mapping[str, Any]] | Any
 Columns = Mapping[str, Any] | Any
+# Several outputs, whose answer is a dict; a plain string is one.
+Names = list[str] | tuple[str, ...]
 _JSON = {"Content-Type": "application/json", "Accept": "application/json"}
 
 
@@ -63,12 +68,14 @@ class RankedCandidate:
     Fields:
         id: the id it was sent with, None if it had none.
         index: its place among the candidates that were sent, from 0.
-        score: as asked for, a probability or a logit.
+        score: what it was ranked by: a probability or a logit, or the value of ``rank_by``.
+        outputs: the model's outputs by name, where the answer has more than the score: numbers, and lists of vectors.
     """
 
     id: str | int | None
     index: int
     score: float
+    outputs: dict[str, float | list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,23 +108,53 @@ class ModelDescription:
 
 
 def read_scores(answer: Any) -> Float64:
-    """Float64 [B]."""
-    scores = np.array(answer["predictions"], dtype=np.float64)
-    if scores.ndim != 1:
-        raise ValueError(f"the predictions have {scores.ndim} dimensions")
-    return scores
+    """Float64 [B], or [B, size] of a vector. InvalidRequest where the answer has several outputs."""
+    predictions = answer["predictions"]
+    _check_single(predictions)
+    return _array(predictions)
+
+
+def read_outputs(answer: Any, names: Sequence[str]) -> dict[str, Float64]:
+    """Float64 [B], or [B, size] of a vector, of each of ``names``."""
+    predictions = answer["predictions"]
+    if len(names) == 1:
+        return {names[0]: _array(predictions)}
+    return {name: _array([each[name] for each in predictions]) for name in names}
+
+
+def _array(values: Sequence[Any]) -> Float64:
+    array = np.array(values, dtype=np.float64)
+    if array.ndim not in (1, 2):
+        raise ValueError(f"the predictions have {array.ndim} dimensions")
+    return array
+
+
+def _check_single(scores: Sequence[Any]) -> None:
+    """InvalidRequest unless each of ``scores`` is of one output."""
+    if scores and isinstance(scores[0], Mapping):
+        names = list(scores[0])
+        raise InvalidRequest(
+            f"the model answers with several outputs, {', '.join(names)}; name the one you want, as in "
+            f'outputs="{names[0]}", or several, as in outputs={json.dumps(names)}'
+        )
 
 
 def read_ranking(answer: Any) -> tuple[RankedCandidate, ...]:
     """Best first."""
     return tuple(
-        RankedCandidate(id=each.get("id"), index=int(each["index"]), score=float(each["score"]))
+        RankedCandidate(
+            id=each.get("id"),
+            index=int(each["index"]),
+            score=float(each["score"]),
+            outputs=dict(each.get("outputs", {})),
+        )
         for each in answer["ranking"]
     )
 
 
 def read_explanations(answer: Any) -> tuple[Explanation, ...]:
-    """One a sample."""
+    """One a sample. InvalidRequest where the answer has several outputs."""
+    _check_single([each["score"] for each in answer["explanations"][:1]])
     return tuple(
         Explanation(
             score=float(each["score"]),
@@ -179,26 +216,43 @@ class Calls:
     model: str
     version: str | None
 
-    def score(self, instances: Rows | None, inputs: Columns | None, output: Output) -> Call[Float64]:
-        return self._post("predictions", {**_samples(instances, inputs), "output": output}, read_scores)
+    def score(
+        self,
+        instances: Rows | None,
+        inputs: Columns | None,
+        output: Output,
+        outputs: str | Names | None,
+    ) -> Call[Any]:
+        body = {**_samples(instances, inputs), "output": output, **_asked(outputs)}
+        several = outputs is not None and not isinstance(outputs, str)
+        read = partial(read_outputs, names=body["outputs"]) if several else read_scores
+        return self._post("predictions", body, read)
 
     def rank(
-        self, context: Mapping[str, Any], candidates: Rows | Columns, top_k: int | None, output: Output
+        self,
+        context: Mapping[str, Any],
+        candidates: Rows | Columns,
+        top_k: int | None,
+        output: Output,
+        outputs: str | Names | None,
+        rank_by: str | None,
     ) -> Call[tuple[RankedCandidate, ...]]:
         columns = columns_of(candidates)
         body: dict[str, Any] = {
             "context": context,
             "candidates": candidates if columns is None else columns,
             "output": output,
+            **_asked(outputs),
         }
-        if top_k is not None:
-            body["top_k"] = top_k
+        for key, value in {"top_k": top_k, "rank_by": rank_by}.items():
+            if value is not None:
+                body[key] = value
         return self._post("predictions", body, read_ranking)
 
     def explain(
-        self, instances: Rows | None, inputs: Columns | None, output: Output
+        self, instances: Rows | None, inputs: Columns | None, output: Output, outputs: str | None
     ) -> Call[tuple[Explanation, ...]]:
-        body = {**_samples(instances, inputs), "output": output}
+        body = {**_samples(instances, inputs), "output": output, **_asked(outputs)}
         return self._post("explanations", body, read_explanations)
 
     def describe(self) -> Call[ModelDescription]:
@@ -228,6 +282,12 @@ class Calls:
     def _path(self) -> str:
         parts = [self.model] if self.version is None else [self.model, self.version]
         return "/".join(quote(part, safe="") for part in parts)
+
+
+def _asked(outputs: str | Names | None) -> dict[str, Any]:
+    if outputs is None:
+        return {}
+    return {"outputs": [outputs] if isinstance(outputs, str) else list(outputs)}
 
 
 def _samples(instances: Rows | None, inputs: Columns | None) -> dict[str, Any]:

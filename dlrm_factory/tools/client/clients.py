@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import httpx
 
@@ -17,6 +17,7 @@ from dlrm_factory.tools.client.calls import (
     Explanation,
     Float64,
     ModelDescription,
+    Names,
     Output,
     RankedCandidate,
     Rows,
@@ -46,11 +47,42 @@ class DLRMClient(Connection):
     def _open(self, **arguments: Any) -> None:
         self._http = httpx.Client(**arguments)
 
+    @overload
     def score(
-        self, *, instances: Rows | None = None, inputs: Columns | None = None, output: Output = "probability"
-    ) -> Float64:
-        """Float64 [B]: a score for each of ``instances`` (rows by name) or of ``inputs`` (columns by name)."""
-        return self._answer(self._calls.score(instances, inputs, output))
+        self,
+        *,
+        instances: Rows | None = None,
+        inputs: Columns | None = None,
+        output: Output = "probability",
+        outputs: str | None = None,
+    ) -> Float64: ...
+
+    @overload
+    def score(
+        self,
+        *,
+        instances: Rows | None = None,
+        inputs: Columns | None = None,
+        output: Output = "probability",
+        outputs: Names,
+    ) -> dict[str, Float64]: ...
+
+    def score(
+        self,
+        *,
+        instances: Rows | None = None,
+        inputs: Columns | None = None,
+        output: Output = "probability",
+        outputs: str | Names | None = None,
+    ) -> Float64 | dict[str, Float64]:
+        """Float64 [B]: a score for each of ``instances`` (rows by name) or of ``inputs`` (columns by name).
+
+        ``outputs``: the name of one of the model's outputs, [B, size] if it is a vector; or a list of names, for a dict
+        of an array each. InvalidRequest if the model has several and none is named.
+        """
+        found: Float64 | dict[str, Float64]
+        found = self._answer(self._calls.score(instances, inputs, output, outputs))
+        return found
 
     def rank(
         self,
@@ -59,15 +91,25 @@ class DLRMClient(Connection):
         candidates: Rows | Columns,
         top_k: int | None = None,
         output: Output = "probability",
+        outputs: str | Names | None = None,
+        rank_by: str | None = None,
     ) -> tuple[RankedCandidate, ...]:
-        """The best ``top_k`` candidates (all without it) for one context, best first."""
-        return self._answer(self._calls.rank(context, candidates, top_k, output))
+        """The best ``top_k`` candidates (all without it) for one context, best first.
+
+        ``rank_by``: an expression of outputs and dense features, such as ``click * price``. ``outputs``: given beside.
+        """
+        return self._answer(self._calls.rank(context, candidates, top_k, output, outputs, rank_by))
 
     def explain(
-        self, *, instances: Rows | None = None, inputs: Columns | None = None, output: Output = "probability"
+        self,
+        *,
+        instances: Rows | None = None,
+        inputs: Columns | None = None,
+        output: Output = "probability",
+        outputs: str | None = None,
     ) -> tuple[Explanation, ...]:
-        """Contributions of each feature to the score, one explanation a sample."""
-        return self._answer(self._calls.explain(instances, inputs, output))
+        """Contributions of each feature to the score, one explanation a sample. ``outputs``: the name of one output."""
+        return self._answer(self._calls.explain(instances, inputs, output, outputs))
 
     def describe(self) -> ModelDescription:
         """Describe the model as the server knows it. Needs ``management_url``."""
@@ -114,11 +156,42 @@ class AsyncDLRMClient(Connection):
     def _open(self, **arguments: Any) -> None:
         self._http = httpx.AsyncClient(**arguments)
 
+    @overload
     async def score(
-        self, *, instances: Rows | None = None, inputs: Columns | None = None, output: Output = "probability"
-    ) -> Float64:
-        """Float64 [B]: a score for each of ``instances`` (rows by name) or of ``inputs`` (columns by name)."""
-        return await self._answer(self._calls.score(instances, inputs, output))
+        self,
+        *,
+        instances: Rows | None = None,
+        inputs: Columns | None = None,
+        output: Output = "probability",
+        outputs: str | None = None,
+    ) -> Float64: ...
+
+    @overload
+    async def score(
+        self,
+        *,
+        instances: Rows | None = None,
+        inputs: Columns | None = None,
+        output: Output = "probability",
+        outputs: Names,
+    ) -> dict[str, Float64]: ...
+
+    async def score(
+        self,
+        *,
+        instances: Rows | None = None,
+        inputs: Columns | None = None,
+        output: Output = "probability",
+        outputs: str | Names | None = None,
+    ) -> Float64 | dict[str, Float64]:
+        """Float64 [B]: a score for each of ``instances`` (rows by name) or of ``inputs`` (columns by name).
+
+        ``outputs``: the name of one of the model's outputs, [B, size] if it is a vector; or a list of names, for a dict
+        of an array each. InvalidRequest if the model has several and none is named.
+        """
+        found: Float64 | dict[str, Float64]
+        found = await self._answer(self._calls.score(instances, inputs, output, outputs))
+        return found
 
     async def rank(
         self,
@@ -127,15 +200,25 @@ class AsyncDLRMClient(Connection):
         candidates: Rows | Columns,
         top_k: int | None = None,
         output: Output = "probability",
+        outputs: str | Names | None = None,
+        rank_by: str | None = None,
     ) -> tuple[RankedCandidate, ...]:
-        """The best ``top_k`` candidates (all without it) for one context, best first."""
-        return await self._answer(self._calls.rank(context, candidates, top_k, output))
+        """The best ``top_k`` candidates (all without it) for one context, best first.
+
+        ``rank_by``: an expression of outputs and dense features, such as ``click * price``. ``outputs``: given beside.
+        """
+        return await self._answer(self._calls.rank(context, candidates, top_k, output, outputs, rank_by))
 
     async def explain(
-        self, *, instances: Rows | None = None, inputs: Columns | None = None, output: Output = "probability"
+        self,
+        *,
+        instances: Rows | None = None,
+        inputs: Columns | None = None,
+        output: Output = "probability",
+        outputs: str | None = None,
     ) -> tuple[Explanation, ...]:
-        """Contributions of each feature to the score, one explanation a sample."""
-        return await self._answer(self._calls.explain(instances, inputs, output))
+        """Contributions of each feature to the score, one explanation a sample. ``outputs``: the name of one output."""
+        return await self._answer(self._calls.explain(instances, inputs, output, outputs))
 
     async def describe(self) -> ModelDescription:
         """Describe the model as the server knows it. Needs ``management_url``."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import DataError
-from dlrm_factory.requests.answers import answered_probabilities
+from dlrm_factory.requests.numbers import answered_probabilities
 from dlrm_factory.tools.data.encoding import missing_words
 from dlrm_factory.tools.data.progress import Observer, Progress
 from dlrm_factory.tools.data.seen_bags import GROUPS

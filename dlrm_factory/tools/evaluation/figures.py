@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dlrm_factory.requests.answers import answered_probabilities
+from dlrm_factory.requests.numbers import answered_probabilities
 from dlrm_factory.tools.metrics.metrics import (
     answers_log_loss,
     auc,

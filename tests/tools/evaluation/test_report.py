@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dlrm_factory.errors import DataError
-from dlrm_factory.requests.answers import answered_probabilities
+from dlrm_factory.requests.numbers import answered_probabilities
 from dlrm_factory.tools.evaluation import as_json, check_report_folder, write_report
 from dlrm_factory.tools.evaluation.evaluate import compare
 from dlrm_factory.tools.evaluation.figures import curves_of, measure

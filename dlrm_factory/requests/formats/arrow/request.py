@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from dlrm_factory.batch.feature_batch import FeatureBatch
@@ -16,9 +17,9 @@ from dlrm_factory.requests.formats import decode_body
 from dlrm_factory.requests.formats.arrow.columns import as_list, bags, numbers, wrong_type
 from dlrm_factory.requests.formats.arrow.stream import read_table
 from dlrm_factory.requests.formats.mistakes import Mistakes, element, member
+from dlrm_factory.requests.formats.outputs import Asked
 from dlrm_factory.requests.formats.shape import (
     DecodedRequest,
-    Output,
     PlainForm,
     RequestReader,
     check_samples,
@@ -27,7 +28,7 @@ from dlrm_factory.requests.formats.shape import (
 __all__ = ["decode_arrow"]
 
 _PATH = "$.inputs"
-_OUTPUT = b"output"
+_OUTPUT, _OUTPUTS = b"output", b"outputs"
 # A few bytes of the body may be the text of every sample, and no bytes may be a list of a billion nulls.
 _MAX_SHARED_BYTES = 64_000_000
 _INDEX = re.compile(r"__index_level_\d+__")
@@ -37,7 +38,7 @@ def decode_arrow(raw: bytes, reader: RequestReader) -> DecodedRequest:
     """The request in an Arrow stream. RequestError, or LimitError, as for JSON.
 
     A column a feature: numbers, integers, strings (also dictionary-encoded), or lists of ids; a null as in JSON.
-    The schema's metadata may say ``output``.
+    The schema's metadata may say ``output``, and ``outputs`` as a JSON list.
     """
     try:
         return _decode(read_table(raw), reader)
@@ -55,19 +56,32 @@ def _decode(table: Any, reader: RequestReader) -> DecodedRequest:
     for name in table.column_names:
         columns[name], taken = _array(name, table.column(name), left)
         left -= taken
-    output = (table.schema.metadata or {}).get(_OUTPUT, b"probability").decode("utf-8", "replace")
+    metadata = table.schema.metadata or {}
+    output = metadata.get(_OUTPUT, b"probability").decode("utf-8", "replace")
+    sent = _outputs(metadata.get(_OUTPUTS))
     if columns and columns.keys() <= reader.encoder.known and output in ("probability", "logit"):
         try:
             batch = _encode(columns, table.num_rows, reader)
-            kind: Output = "logit" if output == "logit" else "probability"
-            return DecodedRequest(batch=batch, output=kind, form=PlainForm.PREDICTIONS, path_of=_path_of)
+            names = reader.outputs.chosen(sent)
+            asked = Asked("logit" if output == "logit" else "probability", names)
+            return DecodedRequest(batch=batch, asked=asked, form=PlainForm.PREDICTIONS, path_of=_path_of)
         except (FeatureError, pyarrow().ArrowException):  # explained below
             pass
     try:
         inputs = {name: column.to_pylist() for name, column in columns.items()}
     except (ValueError, pyarrow().ArrowException) as error:  # a struct that has a field twice
         raise RequestError(f"a column cannot be read: {str(error)[:200]}; see its type", _PATH) from None
-    return decode_body({"inputs": inputs, "output": output}, reader)
+    return decode_body({"inputs": inputs, "output": output, "outputs": sent}, reader)
+
+
+def _outputs(sent: bytes | None) -> Any:
+    """What the metadata's JSON says; its text if it is none."""
+    if sent is None:
+        return None
+    try:
+        return msgspec.json.decode(sent)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return sent.decode("utf-8", "replace")
 
 
 def _without_index(table: Any, reader: RequestReader) -> Any:

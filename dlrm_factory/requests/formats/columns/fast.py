@@ -19,14 +19,15 @@ import numpy.typing as npt
 from dlrm_factory.batch.feature_batch import FeatureBatch
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.features import FeatureError
+from dlrm_factory.requests.formats.columns.nulls import STAND_IN, mark_nulls
 from dlrm_factory.requests.formats.columns.reference import column_path
 from dlrm_factory.requests.formats.mistakes import element, member
+from dlrm_factory.requests.formats.outputs import Asked, ModelOutputs, Output
 from dlrm_factory.requests.formats.rows.fast import Values, sent_values
 from dlrm_factory.requests.formats.shape import (
     FALL_BACKS,
     DecodedRequest,
     FallBack,
-    Output,
     PlainForm,
     RequestReader,
 )
@@ -37,10 +38,8 @@ __all__ = ["ColumnsReader", "single_column_path"]
 _MAX_BYTES_KEPT = 1 << 20
 _MAX_LAYOUTS = 64
 _SHORT_BYTES = 4096
+_KEYS = frozenset(["inputs", "output", "outputs"])
 
-STAND_IN = -997  # as many characters as null; both an id and a dense value
-_STAND_IN = str(STAND_IN).encode()
-_NULL = b"null"
 # Messages of errors in a document, such as "DEPTH_ERROR: The JSON document was too deep".
 _SIMDJSON_ERROR = re.compile(r"[A-Z_]+: ")
 
@@ -61,6 +60,7 @@ class ColumnsReader:
         self._defaults = np.array([float(feature.default) for feature in declaration.dense_features])
         self._sparse_features = len(declaration.sparse_features)
         self._layouts = _Layouts(declaration)
+        self._outputs = reader.outputs
         self._simdjson = _simdjson()
         self._parser = self._simdjson.Parser() if self._simdjson else None
         self._expects_nulls = False
@@ -73,7 +73,7 @@ class ColumnsReader:
             found = self._read(raw, nulls=0)
             if found is not None or b"null" not in raw:
                 return found
-        marked, nulls = _mark_nulls(raw)
+        marked, nulls = mark_nulls(raw)
         found = self._read(marked, nulls=nulls)
         # What clients sent is the best guess of what they will send: one of the two readings is then for nothing.
         self._expects_nulls = nulls > 0 and found is not None
@@ -82,15 +82,15 @@ class ColumnsReader:
     def _read(self, raw: bytes, *, nulls: int) -> DecodedRequest | None:
         """The request in ``raw``, in which numbers stand for ``nulls`` nulls."""
         try:
-            output, layout, encode = self._parse(raw, nulls)
+            asked, layout, encode = self._parse(raw, nulls)
             batch = encode()
         except FALL_BACKS:
             return None
         path_of = partial(_path_of, layout)
-        return DecodedRequest(batch=batch, output=output, form=PlainForm.PREDICTIONS, path_of=path_of)
+        return DecodedRequest(batch=batch, asked=asked, form=PlainForm.PREDICTIONS, path_of=path_of)
 
-    def _parse(self, raw: bytes, nulls: int) -> tuple[Output, _Layout, Callable[[], FeatureBatch]]:
-        """The output asked for, the layout, and the encoding that remains to be done.
+    def _parse(self, raw: bytes, nulls: int) -> tuple[Asked, _Layout, Callable[[], FeatureBatch]]:
+        """What is asked for, the layout, and the encoding that remains to be done.
 
         Nothing of simdjson's is left behind: a parser takes the next body only when nothing refers to its last
         document. So the encoding, whose errors may hold their callers' frames, comes later.
@@ -98,10 +98,11 @@ class ColumnsReader:
         parser: Any = self._parser if len(raw) <= _MAX_BYTES_KEPT else self._simdjson.Parser()
         try:
             document = self._object(_document(parser, raw))
-            output = _output_of(document)
+            asked, brackets = _asked_of(document, self._outputs)
             columns = self._object(document[b"inputs"])
             layout = self._layouts.of(tuple(columns.keys()))
-            return output, layout, self._arrays(columns, layout, arrays=_count_brackets(raw), nulls=nulls)
+            arrays = _count_brackets(raw) - brackets
+            return asked, layout, self._arrays(columns, layout, arrays=arrays, nulls=nulls)
         except FALL_BACKS:
             raise
         except Exception:
@@ -111,7 +112,7 @@ class ColumnsReader:
     def _arrays(
         self, columns: Any, layout: _Layout, *, arrays: int, nulls: int
     ) -> Callable[[], FeatureBatch]:
-        """Encoding of the samples of ``columns``, an object in a body with ``arrays`` opening brackets.
+        """Encoding of the samples of ``columns``, an object with ``arrays`` opening brackets.
 
         It holds arrays, and nothing of simdjson's.
         """
@@ -225,18 +226,26 @@ def _buffers(columns: list[Any], of_type: str, size: int) -> list[Any]:
     return parts
 
 
-def _output_of(document: Any) -> Output:
-    """FallBack unless the keys are ``inputs`` and perhaps ``output``, each once."""
+def _asked_of(document: Any, outputs: ModelOutputs) -> tuple[Asked, int]:
+    """What the body asks for, and the brackets in which it says so.
+
+    FallBack unless the keys are ``inputs`` and perhaps ``output`` and ``outputs``, each once.
+    """
     keys = list(document.keys())
     if keys == ["inputs"]:
-        return "probability"
-    if sorted(keys) == ["inputs", "output"]:
-        output = document[b"output"]
-        if output == "probability":
-            return "probability"
-        if output == "logit":
-            return "logit"
-    raise FallBack
+        return Asked("probability", outputs.default), 0
+    if "inputs" not in keys or len(set(keys)) < len(keys) or not _KEYS.issuperset(keys):
+        raise FallBack
+    output: Output | Any = document[b"output"] if "output" in keys else "probability"
+    if output not in ("probability", "logit"):
+        raise FallBack
+    if "outputs" not in keys:
+        return Asked(output, outputs.default), 0
+    sent = document[b"outputs"]
+    names = tuple(sent.as_list()) if hasattr(sent, "as_list") else ()
+    if set(map(type, names)) != {str} or not outputs.are_plain(names):
+        raise FallBack
+    return Asked(output, names), 1
 
 
 def single_column_path(error: FeatureError, declaration: DLRMDeclaration, values: Values) -> str:
@@ -366,31 +375,3 @@ def _mixed(values: list[Any], *, marked: bool) -> _Bags:
         raise FallBack
     arrays = sum(type(value) is list for value in values)
     return _Bags(np.array(ids, dtype=np.int64), list(map(len, bags)), arrays, nulls)
-
-
-def _table(characters: bytes) -> npt.NDArray[np.bool_]:
-    table = np.zeros(256, dtype=np.bool_)
-    table[list(characters)] = True
-    return table
-
-
-_BEFORE, _AFTER = _table(b"[,: \t\r\n"), _table(b"]},: \t\r\n")
-
-
-def _mark_nulls(raw: bytes) -> tuple[bytes, int]:
-    """``raw`` with every null that stands as a value replaced by `STAND_IN`, and how many there were.
-
-    A client may send the same number. So whoever reads the result counts the stand-ins: each null becomes one,
-    and if there are no more than nulls, each is a null. A null within a string only makes the nulls too many.
-    """
-    text = np.frombuffer(raw, dtype=np.uint8)
-    at = np.flatnonzero(text[1 : -len(_NULL)] == _NULL[0]) + 1
-    for offset, letter in enumerate(_NULL[1:], start=1):
-        at = at[text[at + offset] == letter]
-    at = at[_BEFORE[text[at - 1]] & _AFTER[text[at + len(_NULL)]]]
-    if not len(at):
-        return raw, 0
-    marked = text.copy()
-    for offset, letter in enumerate(_STAND_IN):
-        marked[at + offset] = letter
-    return marked.tobytes(), len(at)

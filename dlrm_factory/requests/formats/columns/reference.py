@@ -14,9 +14,9 @@ from typing import Any
 from dlrm_factory.errors import RequestError
 from dlrm_factory.features import FeatureError, shown
 from dlrm_factory.requests.formats.mistakes import Mistakes, bag_element, element, member
+from dlrm_factory.requests.formats.outputs import Asked
 from dlrm_factory.requests.formats.shape import (
     DecodedRequest,
-    Output,
     PlainForm,
     RequestReader,
     Shape,
@@ -31,7 +31,7 @@ _KEY = "inputs"
 _PATH = "$.inputs"
 
 
-def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> DecodedRequest:
+def _decode(body: Mapping[str, Any], asked: Asked, reader: RequestReader) -> DecodedRequest:
     columns = body[_KEY]
     size = check_columns(columns, reader, _PATH)
 
@@ -39,7 +39,7 @@ def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> D
         return column_path(columns, error, _PATH)
 
     batch = encode_columns(reader, columns, size, path_of)
-    return DecodedRequest(batch=batch, output=output, form=PlainForm.PREDICTIONS, path_of=path_of)
+    return DecodedRequest(batch=batch, asked=asked, form=PlainForm.PREDICTIONS, path_of=path_of)
 
 
 def check_columns(

@@ -15,24 +15,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from dlrm_factory.errors import RequestError, near_matches
 from dlrm_factory.features import FeatureError, shown
 from dlrm_factory.requests.formats.kserve.binary import BINARY_SIZE
 from dlrm_factory.requests.formats.kserve.tensors import Tensor, encode_numbers, read_tensors
-from dlrm_factory.requests.formats.mistakes import element, member
+from dlrm_factory.requests.formats.mistakes import Mistakes, element, member
+from dlrm_factory.requests.formats.outputs import Asked, Output, Scores
 from dlrm_factory.requests.formats.shape import (
     AnswerForm,
     DecodedRequest,
     Encoding,
-    Logits,
-    Output,
     RequestReader,
     Shape,
     check_samples,
     encode_columns,
 )
+from dlrm_factory.requests.numbers import shortest
 
 __all__ = ["KSERVE"]
 
@@ -52,34 +56,45 @@ _WITHOUT_EFFECT = (
     "timeout",
     "triton_enable_empty_final_response",
 )
-_SCORE = "score"
-_SCORE_BYTES = 4
+_NUMBER_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KServeForm(AnswerForm):
-    """One tensor of scores.
+    """One tensor an output.
 
     Fields:
         names: of the model, its version, and the request's id.
-        binary: the scores stand behind the JSON.
+        binary: output → whether its numbers stand behind the JSON.
     """
 
     names: Mapping[str, str]
-    binary: bool
+    binary: Mapping[str, bool]
 
-    def content(self, scores: Sequence[float], logits: Logits) -> dict[str, Any]:
+    def content(self, scores: Scores, asked: Asked) -> dict[str, Any]:
         """``{"model_name": "dlrm", "outputs": [{"name": "score", "shape": [2], "datatype": "FP32", …}]}``."""
-        data = {_PARAMETERS: {BINARY_SIZE: _SCORE_BYTES * len(scores)}} if self.binary else {"data": scores}
-        scored = {"name": _SCORE, "shape": [len(scores)], "datatype": "FP32", **data}
-        return {**self.names, "outputs": [scored]}
+        return {**self.names, "outputs": [self._tensor(name, scores) for name in asked.names]}
+
+    def parts(self, scores: Scores) -> list[npt.NDArray[np.float32]]:
+        """Numbers of the binary tensors."""
+        return [scores.array(name) for name, binary in self.binary.items() if binary]
+
+    def _tensor(self, name: str, scores: Scores) -> dict[str, Any]:
+        vectors = scores.vectors.get(name)
+        shape = [len(scores.numbers[name])] if vectors is None else list(vectors.shape)
+        data: dict[str, Any]
+        if self.binary[name]:
+            data = {_PARAMETERS: {BINARY_SIZE: _NUMBER_BYTES * prod(shape)}}
+        else:
+            data = {"data": scores.numbers[name] if vectors is None else shortest(vectors.reshape(-1))}
+        return {"name": name, "shape": shape, "datatype": "FP32", **data}
 
 
-def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> DecodedRequest:
+def _decode(body: Mapping[str, Any], asked: Asked, reader: RequestReader) -> DecodedRequest:
     _check_keys(body)
     answer_id = _answer_id(body.get(_ID))
-    output, binary = _output_of(body.get(_PARAMETERS), output)
-    binary = _binary_of(body.get(_OUTPUTS), binary)
+    output, binary = _output_of(body.get(_PARAMETERS), asked.output)
+    binaries = _outputs_of(body.get(_OUTPUTS), binary, reader)
     tensors = read_tensors(body[_INPUTS], reader)
     size = _size(tensors)
     check_samples(size, reader, "$.inputs")
@@ -93,9 +108,10 @@ def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> D
         columns = {name: tensor.column() for name, tensor in tensors.items()}
         batch = encode_columns(reader, columns, size, path_of)
     version = {} if reader.model_version is None else {"model_version": reader.model_version}
-    form = KServeForm(names={"model_name": reader.model_name, **version, **answer_id}, binary=binary)
-    encoding = Encoding.BINARY if binary else Encoding.JSON
-    return DecodedRequest(batch=batch, output=output, form=form, path_of=path_of, encoding=encoding)
+    form = KServeForm(names={"model_name": reader.model_name, **version, **answer_id}, binary=binaries)
+    encoding = Encoding.BINARY if any(binaries.values()) else Encoding.JSON
+    asked = Asked(output, tuple(binaries))
+    return DecodedRequest(batch=batch, asked=asked, form=form, path_of=path_of, encoding=encoding)
 
 
 def _check_keys(body: Mapping[str, Any]) -> None:
@@ -145,18 +161,37 @@ def _output_of(parameters: Any, output: Output) -> tuple[Output, bool]:
     return output, binary
 
 
-def _binary_of(outputs: Any, binary: bool) -> bool:
-    """Tell if the one output is to come in binary; ``binary`` unless ``outputs`` say. RequestError for any other."""
-    if outputs is None:
-        return binary
+def _outputs_of(outputs: Any, binary: bool, reader: RequestReader) -> dict[str, bool]:
+    """Outputs asked for, in order, and whether each is to come in binary: ``binary`` unless ``outputs`` say.
+
+    RequestError for what is no list of outputs of the model.
+    """
+    known = reader.outputs
+    # Triton's clients send an empty list for all.
+    if outputs is None or outputs == []:
+        return dict.fromkeys(known.default, binary)
     if not isinstance(outputs, list):
         raise RequestError(f"{shown(outputs)} is not a list; leave it out to get the scores", "$.outputs")
+    found: dict[str, bool] = {}
+    mistakes = Mistakes()
     for i, wanted in enumerate(outputs):
         path = element("$.outputs", i)
-        if not isinstance(wanted, dict) or wanted.get("name") != _SCORE:
-            raise RequestError(f'the model has one output; ask for {{"name": "{_SCORE}"}}', path)
-        binary = _binary_of_output(wanted.get(_PARAMETERS), member(path, _PARAMETERS), binary)
-    return binary
+        name = wanted.get("name") if isinstance(wanted, dict) else None
+        if not isinstance(name, str) or name not in known.names:
+            mistakes.add(RequestError(_unknown_output(wanted, name, known.names), path))
+        elif not mistakes.full:
+            found[name] = _binary_of_output(wanted.get(_PARAMETERS), member(path, _PARAMETERS), binary)
+    mistakes.check()
+    return found
+
+
+def _unknown_output(wanted: Any, name: Any, known: Sequence[str]) -> str:
+    if len(known) == 1:
+        return f'the model has one output; ask for {{"name": "{known[0]}"}}'
+    if not isinstance(wanted, dict):
+        return f'{shown(wanted)} is not an output; ask for {{"name": "{known[0]}"}} or another of {", ".join(known)}'
+    near = near_matches(name[:100], known) if isinstance(name, str) else ""
+    return f"{shown(name)} is not an output of this model{near or '; it has ' + ', '.join(known)}"
 
 
 def _binary_of_output(parameters: Any, path: str, binary: bool) -> bool:

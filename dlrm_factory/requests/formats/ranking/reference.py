@@ -4,7 +4,8 @@
 
     {"context": {"user_id": "u17", "price": 9.5},
      "candidates": [{"id": "sku-1", "item_id": 12}, {"id": "sku-2", "item_tags": [3, 9]}],
-     "top_k": 10}
+     "top_k": 10,
+     "rank_by": "click * price"}
 
 The candidates may also be columns: ``{"id": ["sku-1", "sku-2"], "item_id": [12, null]}``. The context is decoded,
 looked up and pooled once.
@@ -25,13 +26,13 @@ from dlrm_factory.errors import RequestError
 from dlrm_factory.features import FeatureError, shown
 from dlrm_factory.requests.formats.columns.reference import check_columns, column_path
 from dlrm_factory.requests.formats.mistakes import Mistakes, element, member
+from dlrm_factory.requests.formats.outputs import Asked, Scores
+from dlrm_factory.requests.formats.ranking.order import Order, order_of
 from dlrm_factory.requests.formats.rows.reference import check_rows, columns_of, row_path, value_path
 from dlrm_factory.requests.formats.shape import (
     AnswerForm,
     DecodedRequest,
     Entry,
-    Logits,
-    Output,
     PathOf,
     RequestReader,
     Shape,
@@ -41,7 +42,7 @@ from dlrm_factory.requests.formats.shape import (
 
 __all__ = ["RANKING"]
 
-_CONTEXT, _CANDIDATES, _TOP_K, _ID = "context", "candidates", "top_k", "id"
+_CONTEXT, _CANDIDATES, _TOP_K, _RANK_BY, _ID = "context", "candidates", "top_k", "rank_by", "id"
 _CONTEXT_PATH, _CANDIDATES_PATH = "$.context", "$.candidates"
 _MAX_ID = 2**63 - 1
 
@@ -55,23 +56,58 @@ class RankingForm(AnswerForm):
     Fields:
         labels: ``{"id": …}`` of each candidate, ``{}`` where it has none; empty if no candidate has one.
         top_k: candidates in the answer; None for all.
+        order: what they are ranked by.
     """
 
     labels: Sequence[Mapping[str, Any]]
     top_k: int | None
+    order: Order
 
-    def content(self, scores: Sequence[float], logits: Logits) -> dict[str, Any]:
-        """``{"ranking": [{"id": "sku-1", "index": 0, "score": 0.31}, …]}``."""
-        return {"ranking": [{**entry, "score": scores[i]} for i, entry in self.entries(logits)]}
+    @property
+    def also(self) -> tuple[str, ...]:
+        """Outputs that the order needs."""
+        return self.order.outputs
 
-    def entries(self, logits: Logits) -> list[Entry]:
-        """The candidates by falling logit; of equal ones the first comes first."""
-        best = np.argsort(-logits, kind="stable")[: self.top_k].tolist()
-        labels = self.labels
-        return [(i, {**labels[i], "index": i} if labels else {"index": i}) for i in best]
+    def content(self, scores: Scores, asked: Asked) -> dict[str, Any]:
+        """``{"ranking": [{"id": "sku-1", "index": 0, "score": 0.31}, …]}``, with ``outputs`` of each if wanted."""
+        return {"ranking": [entry for _, entry in self.entries(scores, asked)]}
+
+    def entries(self, scores: Scores, asked: Asked) -> list[Entry]:
+        """The candidates, the best first; of equal ones the first comes first."""
+        best = self.order.best(scores)[: self.top_k].tolist()
+        numbers, labels = self.order.numbers(scores), self.labels
+        if self.order.is_all(asked):
+            return [
+                (
+                    i,
+                    {**labels[i], "index": i, "score": numbers[i]}
+                    if labels
+                    else {"index": i, "score": numbers[i]},
+                )
+                for i in best
+            ]
+        outputs = scores.objects(asked.names)
+        return [
+            (
+                i,
+                {
+                    **(labels[i] if labels else {}),
+                    "index": i,
+                    "score": numbers[i],
+                    "outputs": outputs[i],
+                },
+            )
+            for i in best
+        ]
+
+    def columns(
+        self, scores: Scores, asked: Asked, left_out: Sequence[str | None]
+    ) -> Mapping[str, Sequence[float]]:
+        """The one number that candidates are ranked by."""
+        return {"score": self.order.numbers(scores, left_out)}
 
 
-def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> DecodedRequest:
+def _decode(body: Mapping[str, Any], asked: Asked, reader: RequestReader) -> DecodedRequest:
     context, sent = body.get(_CONTEXT), body.get(_CANDIDATES)
     context = {} if context is None else context
     _check_context(context, reader)
@@ -79,6 +115,7 @@ def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> D
     _check_apart(context, sent, columns)
     labels = _labels(sent, columns, reader)
     top_k = _top_k(body.get(_TOP_K))
+    rank_by = reader.outputs.rank_by(body.get(_RANK_BY), asked.names)
 
     def path_of(error: FeatureError) -> str:
         if error.feature in context:
@@ -87,8 +124,10 @@ def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> D
 
     shared, batch = _encode(reader, context, columns, size, path_of)
 
-    form = RankingForm(labels=labels, top_k=top_k)
-    return DecodedRequest(batch=batch, output=output, form=form, path_of=path_of, context=shared)
+    path = _CANDIDATES_PATH if isinstance(sent, list) else None
+    order = order_of(rank_by, reader.encoder.declaration, context, columns, path)
+    form = RankingForm(labels=labels, top_k=top_k, order=order)
+    return DecodedRequest(batch=batch, asked=asked, form=form, path_of=path_of, context=shared)
 
 
 def _check_context(context: Any, reader: RequestReader) -> None:
@@ -194,4 +233,4 @@ def _candidate_path(sent: Any, error: FeatureError) -> str:
     return place(sent, error, _CANDIDATES_PATH)
 
 
-RANKING = Shape(name="ranking", keys=(_CONTEXT, _CANDIDATES, _TOP_K), decode=_decode)
+RANKING = Shape(name="ranking", keys=(_CONTEXT, _CANDIDATES, _TOP_K, _RANK_BY), decode=_decode)

@@ -16,14 +16,23 @@ from dlrm_factory.batch.feature_batch import FeatureBatch
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.features import FeatureError
 from dlrm_factory.requests.formats.mistakes import element, member
+from dlrm_factory.requests.formats.outputs import Asked, ModelOutputs, Output
 from dlrm_factory.requests.formats.rows.reference import value_path
-from dlrm_factory.requests.formats.shape import FALL_BACKS, DecodedRequest, Output, PlainForm, RequestReader
+from dlrm_factory.requests.formats.shape import (
+    FALL_BACKS,
+    DecodedRequest,
+    FallBack,
+    PlainForm,
+    RequestReader,
+)
 
 __all__ = [
     "ABSENT",
+    "ASKED_FIELDS",
     "RowValues",
     "RowsReader",
     "Values",
+    "asked_of",
     "body_decoder",
     "column_type",
     "row_type",
@@ -39,6 +48,12 @@ Number = float | None | msgspec.UnsetType
 Bag = int | str | list[int | str] | None | msgspec.UnsetType
 Values = Sequence[Any]
 
+# Fields of every body beside its samples.
+ASKED_FIELDS: tuple[tuple[str, Any, Any], ...] = (
+    ("output", msgspec.UnsetType | Output, ABSENT),
+    ("outputs", msgspec.UnsetType | list[str], ABSENT),
+)
+
 
 class RowsReader:
     """Reads rows by name."""
@@ -47,6 +62,7 @@ class RowsReader:
         declaration = reader.encoder.declaration
         self._max_samples = reader.max_samples
         self._values = RowValues(reader)
+        self._outputs = reader.outputs
         row: Any = row_type(declaration.dense_names, declaration.sparse_names)
         self._decoder = None if row is None else body_decoder("instances", list[row])
 
@@ -56,14 +72,14 @@ class RowsReader:
             return None
         try:
             body = self._decoder.decode(raw)
+            asked = asked_of(body, self._outputs)
             rows = list(map(msgspec.structs.astuple, body.instances))
             if len(rows) > self._max_samples:
                 return None
             batch = self._values.encode(rows)
         except FALL_BACKS:
             return None
-        output: Output = "probability" if body.output is msgspec.UNSET else body.output
-        return DecodedRequest(batch=batch, output=output, form=PlainForm.PREDICTIONS, path_of=_path_of)
+        return DecodedRequest(batch=batch, asked=asked, form=PlainForm.PREDICTIONS, path_of=_path_of)
 
 
 def _path_of(error: FeatureError) -> str:
@@ -82,8 +98,19 @@ def column_type(dense: Sequence[str], sparse: Sequence[str]) -> Any:
 
 def body_decoder(key: str, kind: Any) -> msgspec.json.Decoder[Any]:
     """A decoder of whole bodies, whose ``key`` holds a ``kind``."""
-    fields: list[tuple[str, Any, Any]] | Any = [(key, kind), ("output", msgspec.UnsetType | Output, ABSENT)]
+    fields: list[tuple[str, Any, Any]] | Any = [(key, kind), *ASKED_FIELDS]
     return msgspec.json.Decoder(msgspec.defstruct("Body", fields, forbid_unknown_fields=True, gc=False))
+
+
+def asked_of(body: Any, outputs: ModelOutputs) -> Asked:
+    """What ``body``, with `ASKED_FIELDS`, asks for. FallBack if it is wrong."""
+    output: Output = "probability" if body.output is ABSENT else body.output
+    if body.outputs is ABSENT:
+        return Asked(output, outputs.default)
+    names = tuple(body.outputs)
+    if not outputs.are_plain(names):
+        raise FallBack
+    return Asked(output, names)
 
 
 def sent_values(declaration: DLRMDeclaration, values: Values) -> dict[str, Any]:

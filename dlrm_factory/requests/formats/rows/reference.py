@@ -15,9 +15,9 @@ from typing import Any
 from dlrm_factory.errors import RequestError
 from dlrm_factory.features import FeatureError, shown
 from dlrm_factory.requests.formats.mistakes import Mistakes, bag_element, element, member
+from dlrm_factory.requests.formats.outputs import Asked
 from dlrm_factory.requests.formats.shape import (
     DecodedRequest,
-    Output,
     PlainForm,
     RequestReader,
     Shape,
@@ -32,7 +32,7 @@ _KEY = "instances"
 _PATH = "$.instances"
 
 
-def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> DecodedRequest:
+def _decode(body: Mapping[str, Any], asked: Asked, reader: RequestReader) -> DecodedRequest:
     rows = body[_KEY]
     if not isinstance(rows, list):
         raise RequestError(f"{shown(rows)} is not a list; send a list of objects, one a sample", _PATH)
@@ -42,7 +42,7 @@ def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> D
         return row_path(rows, error, _PATH)
 
     batch = encode_columns(reader, columns_of(rows), len(rows), path_of)
-    return DecodedRequest(batch=batch, output=output, form=PlainForm.PREDICTIONS, path_of=path_of)
+    return DecodedRequest(batch=batch, asked=asked, form=PlainForm.PREDICTIONS, path_of=path_of)
 
 
 def check_rows(

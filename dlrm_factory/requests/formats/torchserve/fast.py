@@ -10,8 +10,9 @@ import numpy as np
 
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.features import FeatureError
-from dlrm_factory.requests.formats.rows.fast import ABSENT, Values
-from dlrm_factory.requests.formats.shape import FallBack, Output
+from dlrm_factory.requests.formats.outputs import Asked, ModelOutputs
+from dlrm_factory.requests.formats.rows.fast import ASKED_FIELDS, Values, asked_of
+from dlrm_factory.requests.formats.shape import FallBack
 from dlrm_factory.requests.formats.torchserve.reference import FLOATS, LENGTHS, VALUES, upstream_path
 
 __all__ = ["UpstreamRows", "upstream_row_path"]
@@ -22,7 +23,7 @@ _BODY = msgspec.defstruct(
         ("floats", list[float | None]),
         ("lengths", list[int]),
         ("values", list[int | str]),
-        ("output", msgspec.UnsetType | Output, ABSENT),
+        *ASKED_FIELDS,
     ],
     rename={"floats": FLOATS, "lengths": LENGTHS, "values": VALUES},
     forbid_unknown_fields=True,
@@ -31,15 +32,16 @@ _BODY = msgspec.defstruct(
 
 
 class UpstreamRows:
-    """Reads bodies of this shape for a model of so many features."""
+    """Reads bodies of this shape for a model of so many features, and with ``outputs``."""
 
-    def __init__(self, dense_features: int, sparse_features: int) -> None:
+    def __init__(self, dense_features: int, sparse_features: int, outputs: ModelOutputs) -> None:
+        self._outputs = outputs
         self._dense_features = dense_features
         self._ones = [1] * sparse_features
         self._decode = msgspec.json.Decoder(_BODY).decode
 
-    def read(self, raw: bytes | bytearray) -> tuple[Values, Any]:
-        """The sample's values, and the output it asks for or `ABSENT`. One of `FALL_BACKS` if the body is wrong."""
+    def read(self, raw: bytes | bytearray) -> tuple[Values, Asked]:
+        """The sample's values, and what it asks for. One of `FALL_BACKS` if the body is wrong."""
         body: Any = self._decode(raw)
         floats, lengths, values = body.floats, body.lengths, body.values
         if len(floats) != self._dense_features or len(lengths) != len(self._ones):
@@ -48,7 +50,7 @@ class UpstreamRows:
             raise FallBack
         if lengths != self._ones:
             values = _bags(lengths, values)
-        return (*floats, *values), body.output
+        return (*floats, *values), asked_of(body, self._outputs)
 
 
 def upstream_row_path(error: FeatureError, declaration: DLRMDeclaration, values: Values) -> str:

@@ -18,9 +18,9 @@ import numpy.typing as npt
 from dlrm_factory.errors import RequestError
 from dlrm_factory.features import FeatureError, shown
 from dlrm_factory.requests.formats.mistakes import Mistakes, element, member
+from dlrm_factory.requests.formats.outputs import Asked
 from dlrm_factory.requests.formats.shape import (
     DecodedRequest,
-    Output,
     PlainForm,
     RequestReader,
     Shape,
@@ -34,7 +34,7 @@ FLOATS, LENGTHS, VALUES = "float_features", "id_list_features.lengths", "id_list
 _MAX_IDS = 2**31 - 1  # lengths are int32
 
 
-def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> DecodedRequest:
+def _decode(body: Mapping[str, Any], asked: Asked, reader: RequestReader) -> DecodedRequest:
     declaration = reader.encoder.declaration
     floats, lengths, values = (_list_of(body, key) for key in (FLOATS, LENGTHS, VALUES))
     mistakes = Mistakes()
@@ -53,7 +53,7 @@ def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> D
         lambda: reader.encoder.mistakes_jagged(*jagged),
         path_of,
     )
-    return DecodedRequest(batch=batch, output=output, form=PlainForm.SCORE, path_of=path_of)
+    return DecodedRequest(batch=batch, asked=asked, form=PlainForm.SCORE, path_of=path_of)
 
 
 def _list_of(body: Mapping[str, Any], key: str) -> list[Any]:
