@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.config.reading import dump_declaration, parse_declaration
 from dlrm_factory.errors import DataError, WeightsError
+from dlrm_factory.tools.data.labels import label_codes
 from dlrm_factory.tools.training.loop import TrainingData, TrainingRun
 from dlrm_factory.tools.training.run_state import RunState
 from dlrm_factory.tools.training.snapshot_tensors import load_tensors, snapshot_tensors
@@ -63,7 +64,7 @@ class DataMarks(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields
     def of(data: TrainingData) -> DataMarks:
         digest = xxhash.xxh3_64()
         for rows in (data.training, data.validation, data.held_out):
-            digest.update(data.clicks.labels[rows].astype("uint8").tobytes())
+            digest.update(label_codes(data.clicks.labels[rows]).tobytes())
         return DataMarks(
             training_rows=len(data.training),
             validation_rows=len(data.validation),

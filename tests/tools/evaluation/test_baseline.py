@@ -107,7 +107,7 @@ def test_it_learns_from_the_training_rows_the_same_each_time():
     )
     batches = [clicks.dataset.features(rows) for rows in np.array_split(clicks.held_out, 3)]
     logits = one.logits(batches)
-    labels = clicks.dataset.labels[clicks.held_out]
+    labels = clicks.dataset.labels[clicks.held_out, 0]
     assert logits.dtype == np.float32
     assert auc(labels, logits) > 0.65
     # Log-odds, not probabilities: on average near those of the base rate.
