@@ -20,6 +20,7 @@ from dlrm_factory.errors import PlanError, WeightsError
 from dlrm_factory.model.hardware import Hardware, hardware_of
 from dlrm_factory.model.model import (
     RankingModel,
+    TablesOnly,
     is_table_key,
     load_dense,
     make_model,
@@ -97,7 +98,7 @@ class DLRMFactory:
     def plan(self, *, mode: Mode = "quantized", hardware: Hardware | None = None) -> TablePlan:
         """Plan the tables on ``hardware``, the declared one if None, which need not be here."""
         hardware = hardware or hardware_of(self.declaration.sharding)
-        return self._plan(make_model(self.declaration, dense_device="meta"), mode, hardware)
+        return self._plan(TablesOnly(self.declaration), mode, hardware)
 
     def build(
         self,
@@ -157,7 +158,7 @@ class DLRMFactory:
         model.net.to(device)
         return model
 
-    def _plan(self, model: RankingModel, mode: Mode, hardware: Hardware) -> TablePlan:
+    def _plan(self, model: nn.Module, mode: Mode, hardware: Hardware) -> TablePlan:
         return make_plan(model, self.declaration, hardware, mode=mode, sharders=make_sharders(mode))
 
     def _load_tables(self, model: DistributedModelParallel, mode: Mode, weights: OpenWeights | None) -> None:

@@ -30,6 +30,7 @@ from dlrm_factory.compiled import (
     Precision,
     best_precision,
     compiled_dense,
+    eager_reason,
     pooled_dtype,
 )
 from dlrm_factory.compiled.sizes import SIZES, SizedDense
@@ -89,6 +90,8 @@ class Scorer:
         self.vocabularies = vocabularies
         self._lookup = lookup
         self._compiled: SizedDense | None = None
+        # Why `compile` found that this host must score eagerly; None if it has not, or it need not.
+        self.eager_reason: str | None = None
         # Of the first probability; of a model without one, of its first output.
         columns = [built.declaration.columns_of(each.name).start for each in built.declaration.probabilities]
         self.first_column = columns[0] if columns else 0
@@ -277,6 +280,7 @@ class Scorer:
             return f"Compiled scores differ from eager ones by {difference:.2g}, more than {TOLERANCE[precision]:.2g}"
 
         dense_code = compiled_dense(folder, self.declaration, precision, try_out=try_out, build=build)
+        self.eager_reason = eager_reason(folder, self.declaration, precision)
         if dense_code is not None:
             self._compiled = SizedDense(dense_code, dtype)
             logger.info("Scoring with compiled dense parts in %s, within %.1e of eager", precision, found[0])

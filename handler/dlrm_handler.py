@@ -56,6 +56,7 @@ import numpy as np  # noqa: E402
 
 from dlrm_factory.batch import FeatureBatch  # noqa: E402
 from dlrm_factory.config import DLRMDeclaration  # noqa: E402
+from dlrm_factory.config.trust import trust_code  # noqa: E402
 from dlrm_factory.errors import DLRMError  # noqa: E402
 from dlrm_factory.goldens import golden_batch, read_goldens  # noqa: E402
 from dlrm_factory.requests.answers import answer_scaled_away  # noqa: E402
@@ -88,6 +89,7 @@ class DLRMHandler:
         """
         started = time.perf_counter()
         prepare_worker(str(context.system_properties.get("server_version")), context.metrics)
+        trust_code(None)  # the archive that is served, as this handler is its code
         folder = Path(context.system_properties["model_dir"])
         try:
             hosts = hosts_of(context.model_yaml_config)

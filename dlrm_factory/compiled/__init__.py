@@ -1,6 +1,6 @@
 """The fast path on CPU: one lookup over the mapped tables, and the dense parts compiled by AOTInductor."""
 
-from dlrm_factory.compiled.dense_library import CompiledDense, compiled_dense, library_path
+from dlrm_factory.compiled.dense_library import CompiledDense, compiled_dense, eager_reason, library_path
 from dlrm_factory.compiled.dense_net import (
     DTYPES,
     DenseNet,
@@ -21,6 +21,7 @@ __all__ = [
     "best_precision",
     "compiled_dense",
     "cpu_capability",
+    "eager_reason",
     "library_path",
     "make_dense_net",
     "pooled_dtype",

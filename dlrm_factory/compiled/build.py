@@ -29,11 +29,8 @@ import xxhash
 
 from dlrm_factory.compiled.dense_net import Precision, make_dense_net
 from dlrm_factory.config.declaration import DLRMDeclaration
-from dlrm_factory.config.reading import read_declaration
 from dlrm_factory.model.model import load_dense, make_model
-from dlrm_factory.model.user_code import trust_code
-from dlrm_factory.weights.seal import DECLARATION_FILE
-from dlrm_factory.weights.sealed import read_dense
+from dlrm_factory.weights.sealed import read_dense, read_sealed_declaration
 
 __all__ = ["build_in_subprocess", "compiler", "few_samples_library", "is_built"]
 
@@ -187,8 +184,7 @@ def _end(process: subprocess.Popen[bytes], deadline: float) -> str | None:
 
 def _build(folder: Path, library: Path, precision: Precision, kind: Kind) -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    declaration = read_declaration(folder / DECLARATION_FILE)
-    trust_code(declaration)  # whoever compiles was told to run it
+    declaration = read_sealed_declaration(folder)
     model = make_model(declaration)
     load_dense(model, read_dense(folder))
     net = make_dense_net(model, declaration, precision, few_samples=kind == "few").eval()

@@ -40,6 +40,7 @@ __all__ = [
     "Verdict",
     "cache_folder",
     "compiled_dense",
+    "eager_reason",
     "library_path",
     "one_at_a_time",
     "read_verdict",
@@ -141,6 +142,13 @@ def one_at_a_time(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def eager_reason(folder: Path, declaration: DLRMDeclaration, precision: Precision) -> str | None:
+    """Reason, decided once for this host, to score the sealed weights in ``folder`` eagerly; None if there is none."""
+    library = library_path(folder, declaration, precision)
+    verdict = None if library is None else read_verdict(verdict_path(library, folder))
+    return None if verdict is None or verdict.engine == "compiled" else verdict.reason
 
 
 def library_path(folder: Path, declaration: DLRMDeclaration, precision: Precision) -> Path | None:

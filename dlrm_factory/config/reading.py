@@ -59,10 +59,10 @@ for _first in "yYnNoO":
     ]
 
 
-def read_declaration(path: str | Path) -> DLRMDeclaration:
-    """The declaration in the YAML file ``path``, with the text of the files of code that lie beside it.
+def read_declaration(path: str | Path, *, code: Path | None = None) -> DLRMDeclaration:
+    """The declaration in the YAML file ``path``, with the text of its files of code.
 
-    ConfigError lists every mistake with its path.
+    ``code``: the folder these lie in; None for that of ``path``. ConfigError lists every mistake with its path.
     """
     path = Path(path)
     try:
@@ -78,7 +78,7 @@ def read_declaration(path: str | Path) -> DLRMDeclaration:
     sources = {}
     for name in module.file_names:
         try:
-            sources[name] = _read_text(path.parent / name)
+            sources[name] = _read_text((code or path.parent) / name)
         except (OSError, UnicodeDecodeError) as error:
             why = (
                 "there is no such file beside the declaration"

@@ -22,16 +22,17 @@ class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Fields:
         request: the JSON body, as a client would send it: rows by name.
-        expected: its probability, by eager scoring of the sealed weights where they were sealed.
-        outputs: all columns of the model's outputs, probabilities and vectors, where there are several; else None.
+        expected: its first probability, by eager scoring of the sealed weights where they were sealed; None of a model
+            that gives vectors alone.
+        outputs: every output by name, probabilities and vectors, where the request asks for several; else None.
         trained: by the float model; None where that was not at hand.
         real: the sample is a row of the clicks that the model learned from or was tested with; else it was generated.
     """
 
     request: msgspec.Raw
-    expected: _Probability
+    expected: _Probability | None
     trained: _Probability | None = None
-    outputs: list[float] | None = None
+    outputs: dict[str, float | list[float]] | None = None
     real: bool = False
 
     @property
@@ -46,6 +47,7 @@ class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Request(msgspec.Struct, forbid_unknown_fields=True):
     instances: list[dict[str, Any]]
+    outputs: list[str] | None = None
 
 
 class Goldens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

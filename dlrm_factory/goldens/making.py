@@ -21,7 +21,7 @@ from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.features import FeatureEncoder, Vocabularies
 from dlrm_factory.features.ids import unmix_int64
 from dlrm_factory.goldens.file import Golden, Goldens, write_goldens
-from dlrm_factory.scorer import Scorer
+from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer, probabilities
 from dlrm_factory.weights.few_pages import FewPages
 from dlrm_factory.weights.rows import RowSource
 from dlrm_factory.weights.sealed import SealedWeights, reseal
@@ -166,7 +166,7 @@ def _make(scorer: Scorer, real_rows: Sequence[Row], trained: RowSource | None) -
     kept: list[tuple[bytes, bool]] = []
     batches: list[FeatureBatch] = []
     for row, real in [*((row, True) for row in real_rows), *((row, False) for row in made)]:
-        body = msgspec.json.encode({"instances": [row]})
+        body = msgspec.json.encode({"instances": [row], **_asked(scorer.declaration)})
         if len(body) > scorer.declaration.serving.max_body_bytes:
             continue
         try:
@@ -181,8 +181,10 @@ def _make(scorer: Scorer, real_rows: Sequence[Row], trained: RowSource | None) -
             f"serving.max_body_bytes {scorer.declaration.serving.max_body_bytes} is too small for any request; raise it"
         )
     batch = concatenate(batches)
-    outputs = scorer.comparable(scorer.outputs(batch))
-    expected = outputs[:, scorer.first_column]
+    outputs = scorer.outputs(batch)
+    expected = scorer.comparable(outputs)[:, scorer.first_column]
+    if scorer.declaration.module is not None:
+        _check_alone(scorer, batches, outputs)
     floats = None if trained is None else _trained_scores(scorer, batch, trained)
     if not np.isfinite(outputs).all():
         raise WeightsError("the model's scores are not finite numbers; are its weights finite?")
@@ -190,14 +192,48 @@ def _make(scorer: Scorer, real_rows: Sequence[Row], trained: RowSource | None) -
         requests=[
             Golden(
                 request=msgspec.Raw(body),
-                expected=float(str(expected[i])),
+                expected=float(str(expected[i])) if scorer.declaration.probabilities else None,
                 trained=None if floats is None or not np.isfinite(floats[i]) else float(str(floats[i])),
-                outputs=[float(str(each)) for each in outputs[i]] if outputs.shape[1] > 1 else None,
+                outputs=_values(scorer.declaration, outputs[i]),
                 real=real,
             )
             for i, (body, real) in enumerate(kept)
         ]
     )
+
+
+def _check_alone(scorer: Scorer, batches: Sequence[FeatureBatch], together: Float32) -> None:
+    """WeightsError if a sample's outputs alone are not those in a batch: then no score could be relied on."""
+    alone = np.concatenate([scorer.outputs(batch) for batch in batches])
+    difference = np.abs(scorer.comparable(alone) - scorer.comparable(together)).max(axis=1)
+    worst = int(difference.argmax())
+    if difference[worst] > EAGER_TOLERANCE:
+        module = scorer.declaration.module
+        assert module is not None
+        raise WeightsError(
+            f"{module.module}: golden sample {worst + 1} scores {difference[worst]:.2g} apart alone and in a batch of "
+            f"{len(together)}; the module mixes samples, or reads sequences past their lengths: mask by lengths"
+        )
+
+
+def _asked(declaration: DLRMDeclaration) -> dict[str, Any]:
+    """Request for every output, of a model that has several or a vector."""
+    names = [output.name for output in declaration.all_outputs]
+    return {"outputs": names} if len(names) > len(declaration.probabilities[:1]) else {}
+
+
+def _values(declaration: DLRMDeclaration, outputs: Float32) -> dict[str, float | list[float]] | None:
+    """Each output by name, of one sample's columns, float32 [C], if they are asked for."""
+    if not _asked(declaration):
+        return None
+    found: dict[str, float | list[float]] = {}
+    for output in declaration.all_outputs:
+        part = outputs[declaration.columns_of(output.name)]
+        if output.kind == "probability":
+            found[output.name] = float(str(probabilities(part)[0]))
+        else:
+            found[output.name] = [float(str(number)) for number in part]
+    return found
 
 
 def _encode(encoder: FeatureEncoder, row: Row) -> FeatureBatch:

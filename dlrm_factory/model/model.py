@@ -21,6 +21,7 @@ __all__ = [
     "SEQUENCES_PREFIX",
     "RankingModel",
     "SparseArch",
+    "TablesOnly",
     "is_table_key",
     "load_dense",
     "make_model",
@@ -164,6 +165,15 @@ def make_model(
             module = user_module(declaration)
         _check_keys(module, declaration)
     return RankingModel(SparseArch(declaration, bags, sequences), Net(declaration, module))
+
+
+class TablesOnly(nn.Module):
+    """The tables of a `RankingModel` under their names in it, on meta: all that a plan needs, none of its code."""
+
+    def __init__(self, declaration: DLRMDeclaration) -> None:
+        super().__init__()
+        meta = torch.device("meta")
+        self.sparse_arch = SparseArch(declaration, _bags(declaration, meta), _sequences(declaration, meta))
 
 
 def _bags(declaration: DLRMDeclaration, device: torch.device) -> EmbeddingBagCollection | None:

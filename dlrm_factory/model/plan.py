@@ -163,7 +163,8 @@ def make_plan(
     PlanError, with what would make it fit, if nothing does.
     """
     sharding_plan = _find_plan(model, declaration, hardware, mode, sharders)
-    (placements,) = sharding_plan.plan.values()
+    # Of the pooled tables' collection, and of the sequences'.
+    placements = {name: place for module in sharding_plan.plan.values() for name, place in module.items()}
     if mode == "float" and not has_fused_optimizer(declaration, hardware.device):
         # The planner knows the dense lookup for data_parallel alone, but TorchRec runs it under any sharding.
         for placement in placements.values():

@@ -4,14 +4,12 @@ TorchRec's own quantised sharding runs in one process only, cannot mix fp16 or f
 row_wise or column_wise sharding, and computes row_wise mean pooling wrongly from two ranks on. Its float
 sharding does none of that, so we keep the float path whole (input dist, output dist, mean pooling callback) and
 exchange just the lookup: fbgemm's inference kernel over encoded rows in place of the training kernel. One code
-path then serves one process and N processes, every sharding type, every dtype, sum and mean. A sequence's lookup is
-the same kernel with a bag for each id.
+path then serves one process and N processes, every sharding type, every dtype, sum and mean, and sequences.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -107,7 +105,7 @@ class QuantizedEmbeddingBag(nn.Module):
         return self.config.embedding_tables
 
     def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
-        """features: F_local keys, values int64 → pooled float32 [B, F_local * local_cols].
+        """features: F_local keys, values int64 → pooled float32 [B, F_local * local_cols]; of sequences a row an id.
 
         With ``on_error`` an error goes there, and zeros come out.
         """
@@ -119,26 +117,6 @@ class QuantizedEmbeddingBag(nn.Module):
             self.on_error(error)
             columns = sum(table.local_cols * table.num_features() for table in self.tables)
             return torch.zeros(features.stride(), columns, device=features.values().device)
-
-    def sequences(self, features: KeyedJaggedTensor) -> torch.Tensor:
-        """features: F_local keys, values int64 → a row each, float32 [ids, local_cols], feature after feature.
-
-        All tables have the same local_cols, as TorchRec's EmbeddingCollection wants them.
-        """
-        values, ends = features.values(), features.offset_per_key()
-        columns = self.tables[0].local_cols
-        found = values.new_empty(values.numel(), columns, dtype=torch.float32)
-        features_of = [i for i, table in enumerate(self.tables) for _ in range(table.num_features())]
-        for i, (start, stop) in enumerate(pairwise(ends)):
-            if start == stop:
-                continue
-            # A bag an id for this feature, and as many empty ones for every other.
-            count, before = stop - start, i * (stop - start)
-            offsets = torch.arange(len(features_of) * count + 1, device=values.device) - before
-            offsets = offsets.clamp(0, count).to(self._index_dtype(values))
-            pooled = self.tbe(indices=values[start:stop].to(offsets.dtype), offsets=offsets)
-            found[start:stop] = pooled[:, i * columns : (i + 1) * columns]
-        return found
 
     def _index_dtype(self, values: torch.Tensor) -> torch.dtype:
         # The CUDA kernel takes int32 indices; rows are below 2**31 by the declaration's rules.
@@ -200,19 +178,6 @@ class QuantizedShardedEmbeddingBagCollection(ShardedEmbeddingBagCollection):
         return [kernel for lookup in self._lookups for kernel in lookup._emb_modules]
 
 
-class _SequenceKernel(nn.Module):
-    """`QuantizedEmbeddingBag` that gives a vector an id."""
-
-    def __init__(self, config: GroupedEmbeddingConfig, device: torch.device) -> None:
-        super().__init__()
-        # Sums of one row; no rank has a part of another's bag.
-        self.config = config
-        self.bag = QuantizedEmbeddingBag(config, sharding_type=ShardingType.ROW_WISE, device=device)
-
-    def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
-        return self.bag.sequences(features)
-
-
 class _QuantizedSequenceLookup(GroupedEmbeddingsLookup):
     """TorchRec's grouped lookup of sequences with our kernel in each group."""
 
@@ -224,7 +189,8 @@ class _QuantizedSequenceLookup(GroupedEmbeddingsLookup):
         env: ShardingEnv | None = None,
     ) -> nn.Module:
         assert device is not None
-        return _SequenceKernel(config, device)
+        # Its pooling is NONE: a row an id, float32 [ids, local_cols], feature after feature.
+        return QuantizedEmbeddingBag(config, sharding_type=None, device=device)
 
 
 class QuantizedShardedEmbeddingCollection(ShardedEmbeddingCollection):
@@ -250,7 +216,7 @@ class QuantizedShardedEmbeddingCollection(ShardedEmbeddingCollection):
     @property
     def kernels(self) -> list[QuantizedEmbeddingBag]:
         """Lookups of this rank."""
-        return [kernel.bag for lookup in self._lookups for kernel in lookup._emb_modules]
+        return [kernel for lookup in self._lookups for kernel in lookup._emb_modules]
 
 
 def kernels_of(model: nn.Module) -> list[QuantizedEmbeddingBag]:

@@ -1,12 +1,7 @@
-"""Code that comes with a declaration: text of files → a class.
-
-Code may do anything that its process may. So none runs that the process was not told to trust, by `trust_code`: a
-worker trusts what its archive seals, `dlrm train` what it is given, and all else asks for ``--trust-code``.
-"""
+"""Code that comes with a declaration: text of files → a class. None runs that this process does not trust."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -19,40 +14,19 @@ from typing import Any
 
 from torch import nn
 
-from dlrm_factory.config.declaration import DLRMDeclaration, ModuleArchitecture
+from dlrm_factory.config.declaration import ModuleArchitecture
+from dlrm_factory.config.trust import code_digest, may_run
 from dlrm_factory.errors import ModuleError, UntrustedCodeError
 
-__all__ = ["code_digest", "is_trusted", "load_class", "naming_the_line", "trust_code"]
+__all__ = ["load_class", "naming_the_line"]
 
 _PACKAGE = "dlrm_module_"
-_trusted: set[str] = set()
-
-
-def code_digest(module: ModuleArchitecture) -> str:
-    """SHA-256, in hexadecimal, of the names and the text of the module's files."""
-    digest = hashlib.sha256()
-    for name, text in sorted((module.sources or {}).items()):
-        for part in (name, text):
-            data = part.encode()
-            digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.hexdigest()
-
-
-def trust_code(declaration: DLRMDeclaration) -> None:
-    """Let this process run the code that ``declaration`` brings, if it brings any."""
-    if declaration.module is not None:
-        _trusted.add(code_digest(declaration.module))
-
-
-def is_trusted(declaration: DLRMDeclaration) -> bool:
-    """Return True if the declaration brings no code, or code that this process may run."""
-    return declaration.module is None or code_digest(declaration.module) in _trusted
 
 
 def load_class(module: ModuleArchitecture) -> type[nn.Module]:
     """The class that ``module`` names. UntrustedCodeError, or ModuleError if it cannot be had."""
     digest = code_digest(module)
-    if digest not in _trusted:
+    if not may_run(digest):
         names = ", ".join(module.file_names)
         raise UntrustedCodeError(
             f"the model's dense net is code of its own ({names}), which runs as whatever runs it; read it, "

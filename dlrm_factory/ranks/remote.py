@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from dlrm_factory.config.trust import trust_code
 from dlrm_factory.errors import DLRMError, GroupError
 from dlrm_factory.host.process import TEMPORARY_FAILURE, end_with_parent
 from dlrm_factory.ranks.follower import follow
@@ -43,6 +44,7 @@ def _main() -> int:
     os.environ.update({name: str(value) for name, value in given["environment"].items()})
     try:
         use_interface(given["own_address"])
+        trust_code(None)  # the archive that is served, as this file is its code
         weights = SealedWeights(Path(given["folder"]))
         sharding = weights.declaration.sharding
         store = connect_store(given["leader"], given["store_port"])

@@ -29,6 +29,7 @@ __all__ = [
     "GOLDENS_FILE",
     "HANDLER_FILE",
     "MANIFEST",
+    "MODULE_FOLDER",
     "OPTIONAL_FILES",
     "SEAL_FILE",
     "TABLE_FILE",
@@ -52,6 +53,7 @@ TABLE_FILE = "tables.bin"
 VOCABULARY_FILE = "vocabularies.bin"
 GOLDENS_FILE = "goldens.json"
 HANDLER_FILE = "dlrm_handler.py"  # at the root of an archive, whose code is sealed too
+MODULE_FOLDER = "module"  # code of a dense net of the user's own
 OPTIONAL_FILES = (VOCABULARY_FILE, "held_out.safetensors", "seen_ids.safetensors", GOLDENS_FILE)
 
 _FORMAT: Final = 2  # since it lists code

@@ -27,6 +27,7 @@ from dlrm_factory.weights.seal import (
     DECLARATION_FILE,
     DENSE_FILE,
     HANDLER_FILE,
+    MODULE_FOLDER,
     OPTIONAL_FILES,
     SEAL_FILE,
     TABLE_FILE,
@@ -44,6 +45,7 @@ from dlrm_factory.weights.table_file import Progress, TableFile, write_table_fil
 __all__ = [
     "SealedWeights",
     "read_dense",
+    "read_sealed_declaration",
     "reseal",
     "seal_folder",
     "seal_weights",
@@ -79,7 +81,7 @@ class SealedWeights:
         self.seal.check(folder)
         self.seal.check_names(folder, code_only=True)
         try:
-            self.declaration = read_declaration(folder / DECLARATION_FILE)
+            self.declaration = read_sealed_declaration(folder)
         except ConfigError as error:
             raise WeightsError(f"the archive's declaration is not usable: {error}") from None
         self.tables = TableFile(folder / TABLE_FILE)
@@ -95,7 +97,7 @@ class SealedWeights:
     @property
     def files(self) -> list[str]:
         """The names of the weights' own files; an archive's code is not among them."""
-        weights = (DECLARATION_FILE, DENSE_FILE, TABLE_FILE, *OPTIONAL_FILES)
+        weights = (DECLARATION_FILE, DENSE_FILE, TABLE_FILE, *OPTIONAL_FILES, *_code_of(self.declaration))
         return [*(name for name in weights if name in self.seal.files), SEAL_FILE]
 
     @property
@@ -115,6 +117,18 @@ class SealedWeights:
     def dense_state(self) -> dict[str, torch.Tensor]:
         """Every weight but the tables': float32, by state dict key."""
         return read_dense(self.folder)
+
+
+def read_sealed_declaration(folder: Path) -> DLRMDeclaration:
+    """The declaration of the sealed weights in ``folder``, with the code of its module. ConfigError if unusable."""
+    return read_declaration(folder / DECLARATION_FILE, code=folder / MODULE_FOLDER)
+
+
+def _code_of(declaration: DLRMDeclaration) -> list[str]:
+    """Names, in sealed weights, of the files of code that ``declaration`` brings."""
+    return (
+        [] if declaration.module is None else [f"{MODULE_FOLDER}/{n}" for n in declaration.module.file_names]
+    )
 
 
 def read_dense(folder: Path) -> dict[str, torch.Tensor]:
@@ -145,6 +159,7 @@ def seal_weights(
     for name in OPTIONAL_FILES:  # of weights sealed here before
         (folder / name).unlink(missing_ok=True)
     (folder / DECLARATION_FILE).write_text(dump_declaration(checkpoint.declaration), encoding="utf-8")
+    _write_code(checkpoint.declaration, folder)
     save_file(checkpoint.dense_state(), folder / DENSE_FILE)
     if checkpoint.vocabularies is not None:
         (folder / VOCABULARY_FILE).write_bytes(checkpoint.vocabularies.data)
@@ -154,6 +169,14 @@ def seal_weights(
         write_seen_ids(checkpoint.seen_ids, folder)
     write_table_file(folder / TABLE_FILE, checkpoint.declaration, checkpoint, progress=progress)
     seal_folder(folder, training=training)
+
+
+def _write_code(declaration: DLRMDeclaration, folder: Path) -> None:
+    if declaration.module is None:
+        return
+    (folder / MODULE_FOLDER).mkdir(exist_ok=True)
+    for name, text in (declaration.module.sources or {}).items():
+        (folder / MODULE_FOLDER / name).write_bytes(text.encode())
 
 
 def seal_folder(folder: Path, *, training: Mapping[str, str] | None = None) -> None:
@@ -178,6 +201,7 @@ def reseal(folder: Path, seal: Seal, *, evaluation: Evaluation | None = None) ->
 def _names(folder: Path) -> list[str]:
     names = {DECLARATION_FILE, DENSE_FILE, TABLE_FILE}
     names |= {name for name in OPTIONAL_FILES if (folder / name).is_file()}
+    names |= {path.relative_to(folder).as_posix() for path in (folder / MODULE_FOLDER).glob("*.py")}
     if (folder / HANDLER_FILE).is_file():
         names |= {name for name in unsealed_files(folder, ()) if "__pycache__" not in name}
     return sorted(names)

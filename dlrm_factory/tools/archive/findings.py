@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from dlrm_factory.errors import WeightsError
+from dlrm_factory.tools.archive.archive_code import ArchiveCode
 from dlrm_factory.tools.archive.group_replay import GroupReplay
 from dlrm_factory.weights.seal import EngineFigures, Evaluation
 
@@ -122,12 +123,14 @@ class Verification:
 
     Fields:
         files: data files that agree with the seal.
+        code: whose the code is that a server of the archive runs.
         tables: tables whose every row was read and agrees with its checksum.
         samples: held-out samples compared; 0 if the weights carry none.
         float_auc, float_log_loss: of the model as it was trained; None without samples.
         engines: one for each way of scoring that this host has, if there are samples.
         precision: of the compiled dense parts; ``is_auto`` if the declaration leaves it to us.
         compiled: None if this host does not compile, or there is nothing to compare.
+        eager_reason: why the dense parts are not compiled, in the words of a log line; None if they are.
         goldens: None if none travel with the weights.
         training: what training reported.
         sealed_versions, versions: of the packages that made the archive, and of those installed here.
@@ -147,6 +150,8 @@ class Verification:
     training: Mapping[str, str]
     sealed_versions: Mapping[str, str]
     versions: Mapping[str, str]
+    code: ArchiveCode | None = None
+    eager_reason: str | None = None
     group: GroupReplay | None = None
 
     @property

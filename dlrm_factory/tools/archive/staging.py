@@ -112,6 +112,7 @@ def fill_stage(weights: Weights, folder: Path, *, progress: Progress | None = No
         add_goldens(folder, real_rows=weights.golden_rows, trained=weights)
     else:
         for name in weights.files:
+            (folder / name).parent.mkdir(exist_ok=True)
             link_or_copy(weights.folder / name, folder / name)
         reseal(folder, weights.seal)
         if GOLDENS_FILE not in weights.files:

@@ -11,11 +11,13 @@ import numpy.typing as npt
 import torch
 
 from dlrm_factory.batch import FeatureBatch, split
-from dlrm_factory.errors import WeightsError
+from dlrm_factory.config.trust import is_trusted
+from dlrm_factory.errors import UntrustedCodeError, WeightsError
 from dlrm_factory.goldens import Goldens, golden_batch, read_goldens
 from dlrm_factory.requests.answers import answered_probabilities
 from dlrm_factory.requests.replay import replay_with
 from dlrm_factory.scorer import EAGER_TOLERANCE, TOLERANCE, Scorer
+from dlrm_factory.tools.archive.archive_code import code_in
 from dlrm_factory.tools.archive.findings import (
     CANDIDATES,
     CompiledFigures,
@@ -72,6 +74,12 @@ def verify_weights(folder: Path, *, build: bool = True) -> Verification:
     WeightsError if a file is damaged or a golden request is not reproduced.
     """
     sealed = SealedWeights(folder, again=True)
+    code = code_in(folder)
+    if not is_trusted(sealed.declaration):
+        raise UntrustedCodeError(
+            f"{folder}: every file is as it was sealed, but golden requests run the model's own dense net "
+            f"({', '.join(code.module)}), which is code; read it, then give --trust-code"
+        )
     # As a worker does: packages are compiled for a number of threads.
     torch.set_num_threads(sealed.declaration.serving.threads)
     scorer = Scorer.load(folder, release=True)
@@ -110,6 +118,8 @@ def verify_weights(folder: Path, *, build: bool = True) -> Verification:
             batch_difference = max(_batch_difference(scorer, batch) for batch in batches)
     return Verification(
         files=len(sealed.seal.files),
+        code=code,
+        eager_reason=scorer.eager_reason,
         tables=len(sealed.tables.tables),
         samples=0 if held_out is None else len(held_out.batch),
         float_auc=None if held_out is None else auc(*_trained(held_out)),
@@ -202,7 +212,11 @@ def _overlaps(one: Float32, other: Float32) -> npt.NDArray[np.float64]:
 
 
 def _golden_figures(goldens: Goldens, largest: Mapping[str, float]) -> GoldenFigures:
-    drifts = [abs(g.expected - g.trained) for g in goldens.requests if g.trained is not None]
+    drifts = [
+        abs(g.expected - g.trained)
+        for g in goldens.requests
+        if g.trained is not None and g.expected is not None
+    ]
     return GoldenFigures(
         requests=len(goldens),
         real=sum(golden.real for golden in goldens.requests),

@@ -15,6 +15,7 @@ from dlrm_factory.tools.cli.bench_http import http
 from dlrm_factory.tools.cli.bench_memory import memory
 from dlrm_factory.tools.cli.declarations import declaration_of
 from dlrm_factory.tools.cli.tables import wide_console
+from dlrm_factory.tools.cli.trust import takes_code
 
 __all__ = [
     "bench",
@@ -242,5 +243,6 @@ def ranks(
     )
 
 
+# Any of them may be given a model whose dense net is code.
 for _command in (decode, score, handle, http, memory, ranks):
-    bench.command()(_command)
+    bench.command()(takes_code(_command))

@@ -19,8 +19,10 @@ from dlrm_factory.tools.cli.plan import plan
 from dlrm_factory.tools.cli.predict import predict
 from dlrm_factory.tools.cli.serve import scale, serve, stop
 from dlrm_factory.tools.cli.train import train
+from dlrm_factory.tools.cli.trust import takes_code
 from dlrm_factory.tools.cli.tune import tune
 from dlrm_factory.tools.quiet import quiet_libraries
+from dlrm_factory.tools.trust import recall_trust
 
 __all__ = ["app", "main"]
 
@@ -31,6 +33,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+# They may be given a model whose dense net is code.
+_WITH_CODE = (plan, tune, evaluate, archive, verify, stage)
 # In the order of use.
 for _command in (
     preset,
@@ -48,14 +52,15 @@ for _command in (
     scale,
     stop,
 ):
-    app.command()(_command)
-app.command(name="import")(import_model)
+    app.command()(takes_code(_command) if _command in _WITH_CODE else _command)
+app.command(name="import")(takes_code(import_model))
 app.add_typer(bench, name="bench")
 
 
 def main() -> None:
     """Run the command line. Exits 0, or non-zero with one clear message."""
     quiet_libraries()
+    recall_trust()
     # Half a million objects of torch stay: with the default thresholds they are looked through again and again.
     gc.set_threshold(50_000, 20, 100)
     try:

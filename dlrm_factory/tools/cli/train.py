@@ -27,6 +27,7 @@ from dlrm_factory.tools.cli.tables import (
     unreadable_lines,
 )
 from dlrm_factory.tools.data.files import FileFormat
+from dlrm_factory.tools.trust import trust_own_code
 
 if TYPE_CHECKING:
     from dlrm_factory.tools.training import Progress, TrainingReport
@@ -185,6 +186,7 @@ def train(
     """Train a model and save its checkpoint. Prints AUC and log-loss on held-out rows."""
     _check_together(nproc, checkpoint_dir, checkpoint_every, resume)
     declaration = _overridden(declaration_of(config), epochs=epochs, seed=seed)
+    trust_own_code(declaration)
     options: dict[str, Any] = {
         "output": output,
         "data": data or (),

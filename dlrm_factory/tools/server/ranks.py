@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dlrm_factory.config import read_declaration
 from dlrm_factory.errors import ArchiveError, ServingError, WeightsError
 from dlrm_factory.tools.archive.model_config import MODEL_CONFIG_FILE, group_of, with_ranks
 from dlrm_factory.tools.archive.reading import unpack_archive
 from dlrm_factory.tools.server.store import ServedModel
-from dlrm_factory.weights.seal import DECLARATION_FILE, read_seal, write_seal
+from dlrm_factory.weights.seal import read_seal, write_seal
+from dlrm_factory.weights.sealed import read_sealed_declaration
 
 __all__ = ["hosts_of", "with_other_ranks"]
 
@@ -64,7 +64,7 @@ def _change_ranks(folder: Path, ranks: int, hosts: int) -> None:
     text = config.read_text(encoding="utf-8")
     # It may be a link to the archive's own.
     config.unlink()
-    start_s = read_declaration(folder / DECLARATION_FILE).serving.startup_timeout_s
+    start_s = read_sealed_declaration(folder).serving.startup_timeout_s
     config.write_text(with_ranks(text, ranks, hosts=hosts, startup_timeout_s=start_s), encoding="utf-8")
     write_seal(
         folder,
