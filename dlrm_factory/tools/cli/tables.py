@@ -181,7 +181,12 @@ def _figure(value: float | None) -> str:
 
 def evaluation_tables(evaluation: Evaluation) -> Iterator[RenderableType]:
     """Origin of the samples; of each output the figures, the judgement, figures by ids seen in training, the slices."""
-    from dlrm_factory.tools.evaluation.report_rows import figure_rows, seen_rows, sentences, slice_rows
+    from dlrm_factory.tools.evaluation.report_rows import (
+        figure_rows,
+        seen_rows,
+        sentences,
+        slice_rows,
+    )
 
     yield Text(f"{evaluation.model}: {evaluation.samples_from}")
     for each in evaluation.outputs:

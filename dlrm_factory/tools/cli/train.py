@@ -64,11 +64,9 @@ def train_rank(call: TrainingCall) -> TrainingReport:
     """Train on this process's rank; rank 0 draws the bar and writes the logs."""
     import torch
 
-    from dlrm_factory.model.user_code import trust_code
     from dlrm_factory.tools.training import train
     from dlrm_factory.tools.training.threads import fitting_threads
 
-    trust_code(call.declaration)  # whoever trains a model runs its code
     cores = max(1, torch.get_num_threads() // call.ranks_here)
     torch.set_num_threads(call.threads or fitting_threads(call.declaration, cores))
     with _observers(call.tensorboard) as observe:

@@ -101,14 +101,12 @@ def tune(
     # Importing torch takes seconds, which `dlrm --help` should not.
     import torch
 
-    from dlrm_factory.model.user_code import trust_code
     from dlrm_factory.tools.training.threads import fitting_threads
     from dlrm_factory.tools.tuning import check_format, draw_tuning
     from dlrm_factory.tools.tuning import tune as search
 
     if image is not None:
         check_format(image)
-    trust_code(declaration)  # whoever trains a model runs its code
     torch.set_num_threads(threads or fitting_threads(declaration, torch.get_num_threads()))
     with tuning_progress() as tell:
         report = search(

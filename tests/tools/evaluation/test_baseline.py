@@ -23,7 +23,7 @@ def dataset(bags: list[list[int]], weights: list[float] | None = None) -> ClickD
     tags = np.array([tag for bag in bags for tag in bag], dtype=np.int32)
     return ClickDataset(
         dense=np.stack([np.arange(1.0, n + 1), np.zeros(n)], axis=1).astype(np.float32),
-        labels=np.zeros(n, dtype=np.float32),
+        labels=np.zeros((n, 1), dtype=np.float32),
         values=(users, np.empty(0, dtype=np.int32), tags),
         offsets=(
             np.array([0, 1, 2, 3, 3]),
