@@ -92,7 +92,7 @@ def encode_label(
         place.refuse(rows, reason, problem)
 
     if may_miss:
-        wrong &= ~missing
+        wrong = wrong & ~missing
     elif place.wrong is not None:
         refuse(np.flatnonzero(missing), "no label")
     refuse(np.flatnonzero(wrong), f"label is not {needed}")

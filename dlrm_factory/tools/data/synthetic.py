@@ -137,8 +137,8 @@ def ground_truth(declaration: DLRMDeclaration, seed: int, output: int = 0) -> Gr
     scale = (INTERACTION / RANK) ** 0.25
     return GroundTruth(
         # Half of the variance is quadratic: Var(u²) = 2 for a normal u.
-        linear=_signed(rng, dense) * np.sqrt(DENSE / 2 / dense),
-        quadratic=_signed(rng, dense) * np.sqrt(DENSE / 4 / dense),
+        linear=_signed(rng, dense) * np.sqrt(DENSE / 2 / max(dense, 1)),
+        quadratic=_signed(rng, dense) * np.sqrt(DENSE / 4 / max(dense, 1)),
         effects=tuple(
             rng.normal(0, np.sqrt(SPARSE / len(ids) / _mean_reciprocal(length)), n)
             for n, length in zip(ids, longest, strict=True)
