@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ __all__ = [
     "is_table_key",
     "load_dense",
     "make_model",
+    "state_key",
     "table_weight_key",
     "tables_of",
 ]
@@ -46,6 +47,11 @@ def table_weight_key(table: str, pooling: Pooling = "sum") -> str:
     return f"{SEQUENCES_PREFIX if pooling == 'none' else EMBEDDINGS_PREFIX}.{table}.weight"
 
 
+def state_key(parameter: str) -> str:
+    """The state dict key of the model's parameter called ``parameter``."""
+    return parameter.removeprefix(_NET)
+
+
 class SparseArch(nn.Module):
     """Embedding tables of a model: those whose bags are pooled, and those that keep a vector an id.
 
@@ -62,8 +68,9 @@ class SparseArch(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding_bag_collection, self.embedding_collection = bags, sequences
+        self.padding = Padding(declaration)
         self._pooled = [feature.name for feature in declaration.pooled_features]
-        self._max_lengths = {feature.name: feature.max_length for feature in declaration.sequence_features}
+        self._sequences = [feature.name for feature in declaration.sequence_features]
 
     def forward(
         self, pooled: KeyedJaggedTensor, sequences: KeyedJaggedTensor | None = None
@@ -76,18 +83,30 @@ class SparseArch(nn.Module):
             vectors = torch.cat([by_name[name] for name in self._pooled], dim=1)
         if found is None:
             return vectors, (), ()
-        parts = {name: found[name] for name in self._max_lengths}
-        lengths = tuple(part.lengths().long() for part in parts.values())
-        return vectors, tuple(self._padded(parts)), lengths
+        padded, lengths = self.padding([found[name] for name in self._sequences])
+        return vectors, padded, lengths
 
-    def _padded(self, parts: Mapping[str, JaggedTensor]) -> Iterator[torch.Tensor]:
-        """Features with the same max_length come in the same T: the longest of them, at least 1."""
+
+class Padding(nn.Module):
+    """Sequences [B, T, D] with zeros past their ends, and their lengths, int64 [B], of a JaggedTensor a feature.
+
+    Features with the same max_length come in the same T: the longest of them, at least 1. A module, so that TorchRec's
+    train pipeline, which traces what holds tables, need not trace it.
+    """
+
+    def __init__(self, declaration: DLRMDeclaration) -> None:
+        super().__init__()
+        self._max_lengths = [feature.max_length for feature in declaration.sequence_features]
+
+    def forward(
+        self, parts: Sequence[JaggedTensor]
+    ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+        lengths = tuple(part.lengths().long() for part in parts)
         longest: dict[int, int] = {}
-        for name, part in parts.items():
-            group, lengths = self._max_lengths[name], part.lengths()
-            longest[group] = max(longest.get(group, 1), int(lengths.max()) if len(lengths) else 1)
-        for name, part in parts.items():
-            yield part.to_padded_dense(longest[self._max_lengths[name]])
+        for group, own in zip(self._max_lengths, lengths, strict=True):
+            longest[group] = max(longest.get(group, 1), int(own.max()) if len(own) else 1)
+        groups = zip(self._max_lengths, parts, strict=True)
+        return tuple(part.to_padded_dense(longest[group]) for group, part in groups), lengths
 
 
 class RankingModel(nn.Module):

@@ -17,12 +17,21 @@ from dlrm_factory.batch.feature_batch import FeatureBatch
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import WeightsError
 
-__all__ = ["HELD_OUT_FILE", "MAX_SAMPLES", "HeldOut", "is_held_out", "read_held_out", "write_held_out"]
+__all__ = [
+    "HELD_OUT_FILE",
+    "MAX_SAMPLES",
+    "UNLABELLED",
+    "HeldOut",
+    "is_held_out",
+    "read_held_out",
+    "write_held_out",
+]
 
 HELD_OUT_FILE = "held_out.safetensors"
 MAX_SAMPLES = 20_000
 _PREFIX = "held_out."
 _MAX_GROUP = 3
+UNLABELLED = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +40,8 @@ class HeldOut:
 
     Fields:
         batch: B encoded samples.
-        labels: uint8 [B], 0 or 1.
-        logits: float32 [B], by the float model as it was trained.
+        labels: uint8 [B, probabilities], 0 or 1; 2 where a sample does not count for one.
+        logits: float32 [B, probabilities], by the float model as it was trained.
         seen: uint8 [B, F], of each feature's ids training saw: 1 none, 2 some, 3 all; 0 where there is none. None if
             that is not known.
     """
@@ -42,18 +51,24 @@ class HeldOut:
     logits: npt.NDArray[np.float32]
     seen: npt.NDArray[np.uint8] | None = None
 
+    def counts_for(self, place: int) -> npt.NDArray[np.bool_]:
+        """Mask of the samples that count for the probability at ``place``, bool [B]."""
+        found: npt.NDArray[np.bool_] = self.labels[:, place] != UNLABELLED
+        return found
+
     def __post_init__(self) -> None:
         assert len(self.batch) == len(self.labels) == len(self.logits)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything under ``held_out.…`` keys, for a safetensors file."""
+        """Everything under ``held_out.…`` keys, for a safetensors file; one probability's labels and logits as [B]."""
+        labels, logits = (each[:, 0] if each.shape[1] == 1 else each for each in (self.labels, self.logits))
         arrays = {
             "dense": self.batch.dense,
             "lengths": self.batch.lengths,
             "values": self.batch.values,
             "weights": self.batch.weights,
-            "labels": self.labels,
-            "logits": self.logits,
+            "labels": labels,
+            "logits": logits,
             "seen": self.seen,
         }
         found = {name: array for name, array in arrays.items() if array is not None}
@@ -68,6 +83,7 @@ class HeldOut:
         try:
             weights = arrays.pop("weights", None)
             labels, logits, seen = arrays.pop("labels"), arrays.pop("logits"), arrays.pop("seen", None)
+            labels, logits = (each[:, None] if each.ndim == 1 else each for each in (labels, logits))
             batch = FeatureBatch(**arrays, weights=weights)
             held_out = HeldOut(batch=batch, labels=labels, logits=logits, seen=seen)
         except (KeyError, TypeError, AssertionError):
@@ -81,6 +97,12 @@ class HeldOut:
 
         A lookup believes the rows it is given.
         """
+        probabilities = len(declaration.probabilities)
+        if self.labels.shape[1] != probabilities:
+            raise WeightsError(
+                f"{source}: its held-out samples have labels of {self.labels.shape[1]} outputs, but {probabilities} "
+                "are declared"
+            )
         sparse = declaration.sparse_features
         shapes = (self.batch.dense.shape[1], len(self.batch.lengths))
         if shapes != (len(declaration.dense_features), len(sparse)):
@@ -102,7 +124,7 @@ def _is_whole(held_out: HeldOut) -> bool:
         (batch.lengths, np.int32, 2),
         (batch.values, np.int64, 1),
     ]
-    expected += [(held_out.labels, np.uint8, 1), (held_out.logits, np.float32, 1)]
+    expected += [(held_out.labels, np.uint8, 2), (held_out.logits, np.float32, 2)]
     if batch.weights is not None:
         expected.append((batch.weights, np.float32, 1))
     if held_out.seen is not None:
@@ -116,8 +138,9 @@ def _is_whole(held_out: HeldOut) -> bool:
     if seen is not None and (seen.shape != batch.lengths.shape[::-1] or (seen > _MAX_GROUP).any()):
         return False
     negative = batch.lengths.size > 0 and batch.lengths.min() < 0
-    sound = bool((held_out.labels <= 1).all() and np.isfinite(held_out.logits).all())
-    return len(samples) == len(values) == 1 and not negative and sound
+    sound = bool((held_out.labels <= UNLABELLED).all() and np.isfinite(held_out.logits).all())
+    sound = sound and held_out.labels.shape == held_out.logits.shape
+    return sound and len(samples) == len(values) == 1 and not negative
 
 
 def is_held_out(key: str) -> bool:

@@ -16,7 +16,7 @@ from torchrec.distributed.types import ShardingEnv
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.model.model import load_dense, make_model
-from dlrm_factory.model.shard import make_sharder, process_group
+from dlrm_factory.model.shard import make_sharders, process_group
 from dlrm_factory.weights.loading import fill_float_tables
 from dlrm_factory.weights.rows import StateDictRows
 from support.batches import random_state
@@ -68,7 +68,7 @@ def _state(
         env=ShardingEnv(group.size(), group.rank(), group, output_dtensor=True),
         device=torch.device("cpu"),
         plan=plan.sharding_plan,
-        sharders=[make_sharder("float")],
+        sharders=make_sharders("float"),
         init_data_parallel=group.size() > 1,
     )
     fill_float_tables(sharded, StateDictRows(declaration, weights))

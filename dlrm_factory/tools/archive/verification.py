@@ -122,8 +122,8 @@ def verify_weights(folder: Path, *, build: bool = True) -> Verification:
         eager_reason=scorer.eager_reason,
         tables=len(sealed.tables.tables),
         samples=0 if held_out is None else len(held_out.batch),
-        float_auc=None if held_out is None else auc(held_out.labels, held_out.logits),
-        float_log_loss=None if held_out is None else log_loss(held_out.labels, held_out.logits),
+        float_auc=None if held_out is None else auc(*_trained(held_out)),
+        float_log_loss=None if held_out is None else log_loss(*_trained(held_out)),
         precision=scorer.precision,
         is_auto=sealed.declaration.serving.precision == "auto",
         engines=tuple(engines),
@@ -137,8 +137,15 @@ def verify_weights(folder: Path, *, build: bool = True) -> Verification:
     )
 
 
+def _trained(held_out: HeldOut) -> tuple[npt.NDArray[np.uint8], Float32]:
+    """Labels and logits of the first probability, of the samples that count for it."""
+    rows = held_out.counts_for(0)
+    return held_out.labels[rows, 0], held_out.logits[rows, 0]
+
+
 def _drift(engine: str, held_out: HeldOut, logits: Float32) -> EngineDrift:
-    labels, trained = held_out.labels, held_out.logits
+    labels, trained = _trained(held_out)
+    logits = logits[held_out.counts_for(0)]
     answered = answered_probabilities(logits)
     narrow = answered.astype(np.float32)
     differences = np.abs(answered - answered_probabilities(trained))

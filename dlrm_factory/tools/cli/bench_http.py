@@ -14,7 +14,13 @@ from rich.console import Console
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.errors import DataError, ServingError
 from dlrm_factory.tools.archive.reading import read_archive_declaration
-from dlrm_factory.tools.bench.http.bodies import Body, BodyFormat, http_requests, random_bodies, read_bodies
+from dlrm_factory.tools.bench.http.bodies import (
+    Body,
+    BodyFormat,
+    http_requests,
+    random_bodies,
+    read_bodies,
+)
 from dlrm_factory.tools.bench.http.driving import Load, drive
 from dlrm_factory.tools.bench.http.finding import (
     FoundRate,

@@ -70,7 +70,10 @@ def _served(archive: Path | None, generate: str, folder: Path) -> tuple[Path, DL
     """The archive to serve and its declaration; generated in ``folder`` if none is given."""
     if archive is not None:
         return archive.absolute(), read_archive_declaration(archive)
-    from dlrm_factory.tools.bench.random_archive import archive_random_model, criteo_of_size
+    from dlrm_factory.tools.bench.random_archive import (
+        archive_random_model,
+        criteo_of_size,
+    )
 
     try:
         declaration = criteo_of_size(parse_bytes(generate))

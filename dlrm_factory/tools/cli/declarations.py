@@ -7,7 +7,12 @@ from typing import Annotated
 
 import typer
 
-from dlrm_factory.config import DLRMDeclaration, criteo, dump_declaration, read_declaration
+from dlrm_factory.config import (
+    DLRMDeclaration,
+    criteo,
+    dump_declaration,
+    read_declaration,
+)
 from dlrm_factory.config import preset as named_preset
 from dlrm_factory.config.declaration import TableDtype
 from dlrm_factory.errors import ConfigError

@@ -74,7 +74,11 @@ def evaluate(
 ) -> None:
     """Evaluate a model: AUC, log-loss, normalised entropy and calibration on held-out rows."""
     # Importing torch takes seconds, which `dlrm --help` should not.
-    from dlrm_factory.tools.evaluation import EvaluationSource, check_report_folder, write_report
+    from dlrm_factory.tools.evaluation import (
+        EvaluationSource,
+        check_report_folder,
+        write_report,
+    )
     from dlrm_factory.tools.evaluation import as_json as to_json
 
     if report is not None:

@@ -63,6 +63,13 @@ def training_table(report: TrainingReport) -> Table:
     log_losses = [report.held_out_log_loss, report.best_log_loss]
     aucs = [report.held_out_auc, report.best_auc]
     shown = 2 if known else 1
+    if report.outputs:
+        for each in report.outputs:
+            losses, areas = (each.held_out_log_loss, each.best_log_loss), (each.held_out_auc, each.best_auc)
+            table.add_row(f"{each.output}: held out", f"{each.held_out_rows:,}")
+            table.add_row(f"{each.output}: held-out log-loss", *map(_figure, losses[:shown]))
+            table.add_row(f"{each.output}: held-out AUC", *map(_figure, areas[:shown]))
+        return table
     table.add_row("held-out log-loss", *map(_figure, log_losses[:shown]))
     table.add_row("held-out AUC", *map(_figure, aucs[:shown]))
     if report.held_out_auc is not None and report.best_auc is not None and report.best_auc > 0.5:
@@ -139,7 +146,7 @@ def tuning_table(report: TuningReport) -> Table:
             f"{settings.sparse_learning_rate:.3g}",
             f"{settings.learning_rate:.3g}",
             f"{trial.epochs:g} of {settings.epochs}",
-            f"{settings.embedding_dim}",
+            "as declared" if settings.embedding_dim is None else f"{settings.embedding_dim}",
             _figure(trial.validation_auc),
             f"{trial.seconds:.1f}",
         )
@@ -173,23 +180,31 @@ def _figure(value: float | None) -> str:
 
 
 def evaluation_tables(evaluation: Evaluation) -> Iterator[RenderableType]:
-    """Origin of the samples, the figures, the judgement, figures by ids seen in training, the slices."""
-    from dlrm_factory.tools.evaluation.report import figure_rows, seen_rows, sentences, slice_rows
+    """Origin of the samples; of each output the figures, the judgement, figures by ids seen in training, the slices."""
+    from dlrm_factory.tools.evaluation.report_rows import (
+        figure_rows,
+        seen_rows,
+        sentences,
+        slice_rows,
+    )
 
     yield Text(f"{evaluation.model}: {evaluation.samples_from}")
-    for model in evaluation.models:
-        yield Text(f"{model.name}: {model.detail}")
-    yield Text("")
-    yield _table(*figure_rows(evaluation))
-    for sentence in sentences(evaluation):
-        yield Text(sentence)
-    headings, rows = seen_rows(evaluation)
-    if rows:
+    for each in evaluation.outputs:
+        if each.output is not None:
+            yield Text(f"\noutput {each.output}", style="bold")
+        for model in each.models:
+            yield Text(f"{model.name}: {model.detail}")
         yield Text("")
-        yield _table(headings, rows)
-    if evaluation.slices is not None:
-        yield Text("")
-        yield _table(*slice_rows(evaluation))
+        yield _table(*figure_rows(each))
+        for sentence in sentences(each):
+            yield Text(sentence)
+        headings, rows = seen_rows(each)
+        if rows:
+            yield Text("")
+            yield _table(headings, rows)
+        if each.slices is not None:
+            yield Text("")
+            yield _table(*slice_rows(each))
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

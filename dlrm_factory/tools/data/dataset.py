@@ -229,7 +229,7 @@ class ClickDataset:
 
     Fields:
         dense: float32 [N, dense features].
-        labels: float32 [N] of 0 and 1.
+        labels: float32 [N, probabilities] of 0 and 1; NaN where a row does not count for one.
         values: per sparse feature, int32 rows of its table (a table has fewer than 2**31), bag after bag.
         offsets: per sparse feature, int64 [N + 1]; bag i is values[offsets[i]:offsets[i + 1]].
         weights: per sparse feature, float32 like values; None for a feature without.

@@ -151,7 +151,7 @@ class DatasetBuilder:
         """All rows that were added; nothing can be added any more."""
         labels, labels_map = self._labels.finish()
         dense, dense_map = self._dense.finish()
-        width = len(self._declaration.dense_features)
+        width, outputs = len(self._declaration.dense_features), len(self._declaration.probabilities)
         values = [column.finish() for column in self._values]
         offsets = [column.finish() for column in self._ends]
         weights = [(None, None) if column is None else column.finish() for column in self._weights]
@@ -160,7 +160,8 @@ class DatasetBuilder:
         held_out, held_out_map = self._held_out.finish()
         pages = None
         if self._scratch is not None:
-            fixed = [(labels_map, 4), (dense_map, 4 * width), *((mapping, 8) for _, mapping in offsets)]
+            fixed = [(labels_map, 4 * outputs), (dense_map, 4 * width)]
+            fixed += [(mapping, 8) for _, mapping in offsets]
             jagged = [
                 (mapping, 4, ends)
                 for columns in (values, weights)
@@ -168,7 +169,7 @@ class DatasetBuilder:
             ]
             pages = BlockPages(fixed, jagged, [training_map, validation_map, held_out_map])
         dataset = ClickDataset(
-            labels=labels,
+            labels=labels.reshape(-1, outputs),
             dense=dense.reshape(-1, width),
             values=tuple(array for array, _ in values),
             offsets=tuple(array for array, _ in offsets),

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dlrm_factory.config.declaration import DenseFeature, DLRMDeclaration
-from dlrm_factory.config.label import Comparison, parse_label
 from dlrm_factory.features import shown, transform_dense
-from dlrm_factory.features.arrow import decoded, is_number, is_text
-from dlrm_factory.features.arrow import numbers as float_numbers
 from dlrm_factory.features.vocabulary_rows import VocabularyRows
 from dlrm_factory.tools.data.bad_rows import ChunkCells, FeatureCells, Place, WrongRows
 from dlrm_factory.tools.data.bags import Bags, LookUp, encode_bags
 from dlrm_factory.tools.data.files import Chunk, weights_column
+from dlrm_factory.tools.data.labels import encode_labels
+from dlrm_factory.tools.data.numbers import MISSING_WORDS, encode_numbers
 
-__all__ = ["MISSING_WORDS", "EncodedChunk", "encode_chunk", "encode_dense", "encode_label", "missing_words"]
+__all__ = ["EncodedChunk", "encode_chunk", "encode_dense", "missing_words"]
 
 Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
-Int64 = npt.NDArray[np.int64]
 
-# How tables write "nothing here" in a column of numbers. An empty CSV cell has become null before.
-MISSING_WORDS = ("nan", "na", "n/a", "null", "none")
 _REMEDY = "; mend it, or declare the feature unreadable: missing, or the word among its missing_values"
-_BOOLEANS = {"true": "1", "false": "0"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +30,7 @@ class EncodedChunk:
 
     Fields:
         dense: float32 [n, dense features].
-        labels: float32 [n] of 0 and 1.
+        labels: float32 [n, probabilities], see `encode_labels`.
         bags: one a sparse feature.
         unreadable: cells that count as missing, of all rows of the chunk.
     """
@@ -102,8 +93,7 @@ def encode_chunk(
         )
         for f, sparse in enumerate(declaration.sparse_features)
     )
-    label = parse_label(options.label)
-    labels = encode_label(columns[label.column], place(label.column), label.comparison)
+    labels = encode_labels(columns, declaration, place)
     return EncodedChunk(
         dense=transform_dense(dense, declaration.dense_features),
         labels=labels,
@@ -131,7 +121,7 @@ def encode_dense(column: pa.Array, feature: DenseFeature, place: Place) -> npt.N
     the default, too.
     """
     remedy = _REMEDY if place.cells is None else ""
-    numbers = _numbers(column, place, missing_words(feature), remedy)
+    numbers = encode_numbers(column, place, missing_words(feature), remedy)
     with np.errstate(over="ignore"):
         dense = np.where(np.isnan(numbers), feature.default, numbers).astype(np.float32)
     infinite = np.flatnonzero(~np.isfinite(dense))
@@ -142,94 +132,3 @@ def encode_dense(column: pa.Array, feature: DenseFeature, place: Place) -> npt.N
     )
     dense[infinite] = feature.default
     return dense
-
-
-def encode_label(
-    column: pa.Array, place: Place, comparison: Comparison | None = None
-) -> npt.NDArray[np.float32]:
-    """Clicks: float32 [n] of 0 and 1, from 0/1, true/false; or by a comparison, from any numbers.
-
-    DataError for anything else.
-    """
-    raw = column
-    if comparison is None and is_text(column.type):
-        column = _replaced(pc.utf8_lower(_plain(column)), _BOOLEANS)
-    numbers = _numbers(column, place)
-    missing = np.isnan(numbers)
-    wrong = missing if comparison else (numbers != 0) & (numbers != 1)
-    needed = "a number" if comparison else "0 or 1 (or false or true)"
-
-    def refuse(rows: Int64, reason: str) -> None:
-        def problem(k: int) -> str:
-            found = raw[int(rows[k])].as_py()
-            return f"the label is {'nothing' if found is None else shown(found)}; it must be {needed}"
-
-        place.refuse(rows, reason, problem)
-
-    if place.wrong is not None:
-        refuse(np.flatnonzero(missing), "no label")
-    refuse(np.flatnonzero(wrong), f"label is not {needed}")
-    clicks = comparison(numbers) if comparison else numbers == 1
-    labels: npt.NDArray[np.float32] = (clicks & ~missing).astype(np.float32)
-    return labels
-
-
-def _numbers(
-    column: pa.Array, place: Place, missing: tuple[str, ...] = MISSING_WORDS, remedy: str = ""
-) -> Float64:
-    """Float64 [n]; NaN where null, one of the words ``missing``, or recorded as wrong."""
-    column = decoded(column)
-    kind = column.type
-    if is_text(kind):
-        column = _parse(_plain(column), place, missing, remedy)
-    elif pa.types.is_boolean(kind):
-        column = column.cast(pa.uint8())
-    elif not (is_number(kind) or pa.types.is_null(kind)):
-        raise place.column_error(f"holds {kind}; a dense feature or label needs numbers")
-    return float_numbers(column, np.nan).astype(np.float64, copy=False)
-
-
-def _parse(text: pa.Array, place: Place, missing: tuple[str, ...], remedy: str) -> pa.Array:
-    try:
-        numbers = text.cast(pa.float64())
-    except pa.ArrowInvalid:
-        pass  # some cell is not a plain number: look closer
-    else:
-        # "inf" is a number to Arrow, and may be a word that means missing.
-        if not pc.any(pc.is_inf(numbers)).as_py():
-            return numbers
-    trimmed = pc.utf8_trim_whitespace(text)
-    blank = pc.is_in(pc.utf8_lower(trimmed), pa.array(missing))
-    trimmed = pc.if_else(blank, pa.scalar(None, pa.string()), trimmed)
-    wanted = 1 if place.stops else None  # the first mistake is an error, or all are recorded
-    wrong = np.fromiter(islice(_not_numbers(trimmed, 0), wanted), dtype=np.int64)
-    place.refuse(
-        wrong, "not a number", lambda k: f"{shown(trimmed[int(wrong[k])].as_py())} is not a number{remedy}"
-    )
-    mask = np.zeros(len(trimmed), dtype=np.bool_)
-    mask[wrong] = True
-    return pc.if_else(pa.array(mask), pa.scalar(None, pa.string()), trimmed).cast(pa.float64())
-
-
-def _not_numbers(text: pa.Array, first: int) -> Iterator[int]:
-    """Places of the cells that are no numbers, ascending. Halves what holds one, so few of them cost little."""
-    try:
-        text.cast(pa.float64())
-    except pa.ArrowInvalid:
-        if len(text) == 1:
-            yield first
-            return
-        middle = len(text) // 2
-        yield from _not_numbers(text.slice(0, middle), first)
-        yield from _not_numbers(text.slice(middle), first + middle)
-
-
-def _replaced(text: pa.Array, replacements: dict[str, str]) -> pa.Array:
-    for old, new in replacements.items():
-        text = pc.if_else(pc.equal(text, old), new, text)
-    return text
-
-
-def _plain(text: pa.Array) -> pa.Array:
-    """Cast dictionary-encoded, large or view text to plain strings."""
-    return text.cast(pa.string())

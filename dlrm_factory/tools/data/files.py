@@ -19,8 +19,8 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from dlrm_factory.config.declaration import DLRMDeclaration
-from dlrm_factory.config.label import parse_label
 from dlrm_factory.errors import DataError, near_matches
+from dlrm_factory.tools.data.labels import label_columns
 
 __all__ = [
     "CRITEO_COLUMNS",
@@ -196,10 +196,9 @@ class Chunk:
 
 
 def declared_columns(declaration: DLRMDeclaration) -> list[str]:
-    """The columns training needs: the label, the dense features, the sparse features, their weights."""
+    """The columns training needs: those of the labels, the dense features, the sparse features, their weights."""
     weights = [weights_column(feature.name) for feature in declaration.sparse_features if feature.weighted]
-    label = parse_label(declaration.training.label).column
-    return [label, *declaration.dense_names, *declaration.sparse_names, *weights]
+    return [*label_columns(declaration), *declaration.dense_names, *declaration.sparse_names, *weights]
 
 
 def weights_column(feature: str) -> str:

@@ -32,7 +32,8 @@ from dlrm_factory.tools.data.split import (
     first_rows,
     split_chunks,
 )
-from dlrm_factory.tools.data.synthetic import GeneratedChunk, click_writer, default_rows, generate
+from dlrm_factory.tools.data.synthetic import GeneratedChunk, default_rows, generate
+from dlrm_factory.tools.data.writing import click_writer
 from dlrm_factory.weights.seen_ids import SeenIds
 
 __all__ = ["ClickSource", "Clicks", "generate_clicks", "read_clicks"]
@@ -128,7 +129,7 @@ class Clicks:
         features: the declaration and vocabularies they are encoded by.
         bad_rows: what was left out; None if no row may be.
         unreadable: cells that count as missing, of rows that were not left out.
-        true_logits: the ground truth's, float64 [N]; None if the clicks are real.
+        true_logits: the ground truth's, float64 [N, probabilities]; None if the clicks are real.
         seen_ids: record of the ids of the rows that train.
         held_out_seen: uint8 [first held-out rows, F], what that record says of theirs; see `seen_bags.group_samples`.
     """

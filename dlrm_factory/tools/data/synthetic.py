@@ -12,39 +12,31 @@ with fewest ids, but at least MIN_IDS each (in the demo model country and item c
 left out if they make more than MAX_PAIRS pairs: a DLRM would need far more clicks than are generated to
 learn, say, each user's taste for each item. e, p and q are normal, a and b of random sign, all drawn from the
 seed and scaled so that the three lines above have the variances DENSE, SPARSE and INTERACTION, whatever the
-declaration; p and q have RANK dimensions.
+declaration; p and q have RANK dimensions. Of several outputs each has a z of its own; where one counts only where
+another's label is 1, it is 0 elsewhere.
 
-Feature values are independent of each other. A feature with 1 < max_length <= 100 has bags of 1 to 5 ids, any
-other one id; 2% of all cells are empty. Ids are Zipf-like: P(id k) ∝ 1 / (k + ZIPF_SHIFT).
+Feature values are independent of each other. A feature with 1 < max_length <= 100, or a sequence of any length, has
+bags of 1 to 5 ids, any other one id; 2% of all cells are empty. Ids are Zipf-like: P(id k) ∝ 1 / (k + ZIPF_SHIFT).
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet
 
-from dlrm_factory.config.declaration import DenseFeature, DLRMDeclaration, SparseFeature
+from dlrm_factory.config.declaration import DenseFeature, DLRMDeclaration, Pooling, SparseFeature
 from dlrm_factory.config.label import parse_label
 from dlrm_factory.errors import DataError
-from dlrm_factory.features.arrow import is_list
 from dlrm_factory.tools.data.files import Chunk, weights_column
+from dlrm_factory.tools.data.labels import label_columns
 
 __all__ = [
-    "ClickWriter",
     "GeneratedChunk",
     "GroundTruth",
-    "click_writer",
     "default_rows",
     "distinct_ids",
     "generate",
@@ -77,12 +69,18 @@ def distinct_ids(feature: SparseFeature, num_embeddings: int) -> int:
     return max(2, min(room, _MAX_IDS)) if num_embeddings > 1 else 1
 
 
-def max_bag_length(feature: SparseFeature) -> int:
-    """Length of the longest bag that is generated for ``feature``.
+def max_bag_length(feature: SparseFeature, pooling: Pooling) -> int:
+    """Length of the longest bag that is generated for ``feature``, of a table with ``pooling``.
 
-    A high max_length, such as the default, limits requests and says little of the data: one id then.
+    A high max_length, such as the default, limits requests and says little of the data: one id then, if the feature
+    is no sequence.
     """
-    return min(feature.max_length, _MAX_BAG_LENGTH) if feature.max_length <= _MAX_DECLARED_LENGTH else 1
+    several = pooling == "none" or feature.max_length <= _MAX_DECLARED_LENGTH
+    return min(feature.max_length, _MAX_BAG_LENGTH) if several else 1
+
+
+def _max_bag_lengths(declaration: DLRMDeclaration) -> list[int]:
+    return [max_bag_length(f, declaration.table(f.table).pooling) for f in declaration.sparse_features]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,9 +123,13 @@ class GroundTruth:
         return np.einsum("nr,nr->n", p, q)
 
 
-def ground_truth(declaration: DLRMDeclaration, seed: int) -> GroundTruth:
-    """The ground truth of ``declaration`` and ``seed``; equal arguments give equal models."""
-    rng = np.random.default_rng([seed, 0])
+def ground_truth(declaration: DLRMDeclaration, seed: int, output: int = 0) -> GroundTruth:
+    """The ground truth of ``declaration``, ``seed`` and the probability at place ``output``.
+
+    Equal arguments give equal models.
+    """
+    rng = np.random.default_rng([seed, 0] if output == 0 else [seed, 0, output])
+    longest = _max_bag_lengths(declaration)
     ids = [distinct_ids(f, declaration.table(f.table).num_embeddings) for f in declaration.sparse_features]
     dense = len(declaration.dense_features)
     pair = _pair(declaration, ids)
@@ -135,11 +137,11 @@ def ground_truth(declaration: DLRMDeclaration, seed: int) -> GroundTruth:
     scale = (INTERACTION / RANK) ** 0.25
     return GroundTruth(
         # Half of the variance is quadratic: Var(u²) = 2 for a normal u.
-        linear=_signed(rng, dense) * np.sqrt(DENSE / 2 / dense),
-        quadratic=_signed(rng, dense) * np.sqrt(DENSE / 4 / dense),
+        linear=_signed(rng, dense) * np.sqrt(DENSE / 2 / max(dense, 1)),
+        quadratic=_signed(rng, dense) * np.sqrt(DENSE / 4 / max(dense, 1)),
         effects=tuple(
-            rng.normal(0, np.sqrt(SPARSE / len(ids) / _mean_reciprocal(max_bag_length(f))), n)
-            for n, f in zip(ids, declaration.sparse_features, strict=True)
+            rng.normal(0, np.sqrt(SPARSE / len(ids) / _mean_reciprocal(length)), n)
+            for n, length in zip(ids, longest, strict=True)
         ),
         pair=pair,
         p=rng.normal(0, scale, (vectors[0], RANK)),
@@ -159,7 +161,8 @@ def _signed(rng: np.random.Generator, n: int) -> Float64:
 def _pair(declaration: DLRMDeclaration, ids: list[int]) -> tuple[int, int] | None:
     """The two features that interact, in declared order; None if none are fit."""
     enough = [f for f, n in enumerate(ids) if n >= MIN_IDS]
-    enough.sort(key=lambda f: (max_bag_length(declaration.sparse_features[f]), ids[f], f))
+    longest = _max_bag_lengths(declaration)
+    enough.sort(key=lambda f: (longest[f], ids[f], f))
     if len(enough) < 2 or ids[enough[0]] * ids[enough[1]] > MAX_PAIRS:
         return None
     first, second = sorted(enough[:2])
@@ -175,7 +178,7 @@ def _bag_means(values: Float64, lengths: Int64) -> Float64:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratedChunk:
-    """Raw rows, and what no file has: ``logits`` float64 [n] of the ground truth."""
+    """Raw rows, and what no file has: ``logits`` float64 [n, probabilities] of the ground truth."""
 
     chunk: Chunk
     logits: Float64
@@ -188,11 +191,19 @@ def default_rows(declaration: DLRMDeclaration) -> int:
 
 
 def generate(declaration: DLRMDeclaration, rows: int, seed: int) -> Iterator[GeneratedChunk]:
-    """``rows`` raw rows. Row i depends on the declaration, the seed and i alone."""
-    truth = ground_truth(declaration, seed)
+    """``rows`` raw rows. Row i depends on the declaration, the seed and i alone.
+
+    DataError if several outputs have their labels from one column.
+    """
+    if len(label_columns(declaration)) < len(declaration.labels):
+        raise DataError(
+            "several outputs have their labels from one column, for which no clicks can be generated; "
+            "give each a column of its own, or name files with --data"
+        )
+    truths = [ground_truth(declaration, seed, p) for p in range(len(declaration.probabilities))]
     for start in range(0, rows, _CHUNK_ROWS):
         rng = np.random.default_rng([seed, 1, start])
-        chunk = _generate_chunk(declaration, truth, rng, start)
+        chunk = _generate_chunk(declaration, truths, rng, seed, start)
         columns = chunk.chunk.columns.slice(0, rows - start)
         yield GeneratedChunk(
             chunk=Chunk(source="generated clicks", first_row=start + 1, columns=columns),
@@ -201,24 +212,44 @@ def generate(declaration: DLRMDeclaration, rows: int, seed: int) -> Iterator[Gen
 
 
 def _generate_chunk(
-    declaration: DLRMDeclaration, truth: GroundTruth, rng: np.random.Generator, start: int
+    declaration: DLRMDeclaration,
+    truths: Sequence[GroundTruth],
+    rng: np.random.Generator,
+    seed: int,
+    start: int,
 ) -> GeneratedChunk:
     arrays: dict[str, pa.Array] = {}
     standardised = np.empty((_CHUNK_ROWS, len(declaration.dense_features)))
     for j, dense in enumerate(declaration.dense_features):
         arrays[dense.name], standardised[:, j] = _dense_column(dense, rng)
     bags = []
-    for sparse in declaration.sparse_features:
-        ids, lengths = _draw_bags(sparse, declaration.table(sparse.table).num_embeddings, rng)
-        arrays[sparse.name] = _sparse_column(sparse, ids, lengths)
+    for sparse, longest in zip(declaration.sparse_features, _max_bag_lengths(declaration), strict=True):
+        ids, lengths = _draw_bags(sparse, longest, declaration.table(sparse.table).num_embeddings, rng)
+        arrays[sparse.name] = _sparse_column(sparse, longest, ids, lengths)
         weights = _draw_weights(len(ids), rng) if sparse.weighted else None
         if weights is not None:
             arrays[weights_column(sparse.name)] = _as_lists(pa.array(weights), lengths)
         bags.append((ids, lengths, weights))
-    logits = truth.logits(standardised, bags)
-    clicks = rng.random(_CHUNK_ROWS) < 1 / (1 + np.exp(-logits))
-    columns = pa.RecordBatch.from_pydict(_label_column(declaration.training.label, clicks) | arrays)
+    logits = np.stack([truth.logits(standardised, bags) for truth in truths], axis=1)
+    labels = _label_columns(declaration, logits, rng, seed, start)
+    columns = pa.RecordBatch.from_pydict(labels | arrays)
     return GeneratedChunk(chunk=Chunk(source="", first_row=start + 1, columns=columns), logits=logits)
+
+
+def _label_columns(
+    declaration: DLRMDeclaration, logits: Float64, rng: np.random.Generator, seed: int, start: int
+) -> dict[str, pa.Array]:
+    """Columns of the labels. The first output's come from ``rng``, which no other draw follows."""
+    columns: dict[str, pa.Array] = {}
+    clicked: dict[str, npt.NDArray[np.bool_]] = {}
+    for p, output in enumerate(declaration.probabilities):
+        own = rng if p == 0 else np.random.default_rng([seed, 2, start, p])
+        clicks = own.random(_CHUNK_ROWS) < 1 / (1 + np.exp(-logits[:, p]))
+        if output.where is not None:
+            clicks &= clicked[output.where]
+        clicked[output.name] = clicks
+        columns |= _label_column(declaration.label_of(output), clicks)
+    return columns
 
 
 def _label_column(declared: str, clicks: npt.NDArray[np.bool_]) -> dict[str, pa.Array]:
@@ -251,9 +282,11 @@ def _dense_column(feature: DenseFeature, rng: np.random.Generator) -> tuple[pa.A
     return pa.array(values, mask=missing), standardised
 
 
-def _draw_bags(feature: SparseFeature, num_embeddings: int, rng: np.random.Generator) -> tuple[Int64, Int64]:
+def _draw_bags(
+    feature: SparseFeature, longest: int, num_embeddings: int, rng: np.random.Generator
+) -> tuple[Int64, Int64]:
     """Ids int64 [lengths.sum()] in [0, distinct_ids), and lengths int64 [n]; some bags are empty."""
-    lengths = rng.integers(1, max_bag_length(feature), _CHUNK_ROWS, endpoint=True)
+    lengths = rng.integers(1, longest, _CHUNK_ROWS, endpoint=True)
     lengths[rng.random(_CHUNK_ROWS) < _MISSING] = 0
     weights = 1 / (np.arange(distinct_ids(feature, num_embeddings)) + ZIPF_SHIFT)
     cumulative = np.cumsum(weights) / weights.sum()
@@ -272,10 +305,10 @@ def _as_lists(values: pa.Array, lengths: Int64) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(lengths == 0))
 
 
-def _sparse_column(feature: SparseFeature, ids: Int64, lengths: Int64) -> pa.Array:
+def _sparse_column(feature: SparseFeature, longest: int, ids: Int64, lengths: Int64) -> pa.Array:
     """Single-valued ids that are no index are text, as ``user_17``; other ids are integers, lists if multi-valued."""
     empty = lengths == 0
-    if max_bag_length(feature) > 1:
+    if longest > 1:
         return _as_lists(_texts(feature, ids) if feature.ids == "vocabulary" else pa.array(ids), lengths)
     column = np.zeros(len(lengths), dtype=np.int64)
     column[~empty] = ids
@@ -290,66 +323,3 @@ def _texts(feature: SparseFeature, ids: Int64, missing: npt.NDArray[np.bool_] | 
     name = shared.removesuffix("_id")
     names = pa.array([f"{name}_{k}" for k in range(int(ids.max(initial=0)) + 1)])
     return pa.DictionaryArray.from_arrays(pa.array(ids.astype(np.int32), mask=missing), names)
-
-
-class ClickWriter(Protocol):
-    """Takes rows, chunk after chunk."""
-
-    def write(self, columns: pa.RecordBatch) -> None: ...
-
-
-class _Writer:
-    def __init__(self, path: Path, suffix: str, separator: str) -> None:
-        self._path, self._suffix, self._separator = path, suffix, separator
-        self._writer: Any = None
-
-    def write(self, columns: pa.RecordBatch) -> None:
-        if self._suffix == ".csv":
-            columns = _as_text(columns, self._separator)
-        if self._writer is None:
-            make = pyarrow.csv.CSVWriter if self._suffix == ".csv" else pyarrow.parquet.ParquetWriter
-            self._writer = make(self._path, columns.schema)
-        self._writer.write(columns)
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-
-@contextmanager
-def click_writer(path: Path, separator: str) -> Iterator[ClickWriter]:
-    """A writer to ``path``, which appears whole or not at all. DataError if it cannot be written.
-
-    CSV joins the ids of a multi-valued bag with ``separator``; Parquet keeps lists.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in (".csv", ".parquet"):
-        raise DataError(f"{path}: cannot be written; end its name in .csv or .parquet")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writer = _Writer(partial, suffix, separator)
-        try:
-            yield writer
-        finally:
-            writer.close()
-        partial.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _as_text(columns: pa.RecordBatch, separator: str) -> pa.RecordBatch:
-    """The columns as CSV holds them: dictionaries decoded, lists joined."""
-    return pa.RecordBatch.from_arrays(
-        [_plain(column, separator) for column in columns.columns], names=columns.schema.names
-    )
-
-
-def _plain(column: pa.Array, separator: str) -> pa.Array:
-    if is_list(column.type):
-        return pc.binary_join(column.cast(pa.list_(pa.string())), separator)
-    if pa.types.is_dictionary(column.type):
-        return column.dictionary_decode()
-    return column

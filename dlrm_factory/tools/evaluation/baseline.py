@@ -28,6 +28,7 @@ from dlrm_factory.batch import FeatureBatch
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import DataError, StackError
 from dlrm_factory.tools.data.dataset import ClickDataset, Int64, slices
+from dlrm_factory.tools.data.labels import counts_for
 
 __all__ = [
     "BASELINE",
@@ -193,9 +194,16 @@ def check_baseline() -> None:
 
 
 def train_baseline(
-    declaration: DLRMDeclaration, dataset: ClickDataset, rows: Int64, *, observe: TreeObserver
+    declaration: DLRMDeclaration,
+    dataset: ClickDataset,
+    rows: Int64,
+    *,
+    output: int = 0,
+    observe: TreeObserver,
 ) -> Baseline:
     """Train on ``rows`` (int64, ascending) of ``dataset``, and on all of them in the end.
+
+    Of several outputs it learns the probability at place ``output``, from the rows that count for it.
 
     A part of them, drawn by the declaration's seed, first says how many trees are best; then a model of that many is
     trained anew on all. Equal arguments give equal models.
@@ -206,10 +214,13 @@ def train_baseline(
 
     # It prints to standard output, whatever its verbosity says, and `--json` has that for itself.
     lightgbm.register_logger(logging.getLogger("lightgbm"))
-    labels = dataset.labels
+    rows = rows[counts_for(dataset.labels[rows], output)]
+    labels = dataset.labels[:, output]
     if not 0 < labels[rows].sum() < len(rows):
+        several = len(declaration.probabilities) > 1
+        of = f' of output "{declaration.probabilities[output].name}"' if several else ""
         raise DataError(
-            "the labels of the training rows are all alike; there is nothing to learn for the baseline"
+            f"the labels of the training rows{of} are all alike; there is nothing to learn for the baseline"
         )
     columns = Columns(declaration, dataset, rows)
     rng = np.random.default_rng(declaration.training.seed)
@@ -218,8 +229,8 @@ def train_baseline(
     learning, judging = rows[~stopping], rows[stopping]
     trees = MAX_TREES // 10
     if _can_judge(labels, learning, judging):
-        trees = _best_trees(columns, dataset, learning, judging, parameters, observe)
-    booster = _train(columns, dataset, rows, parameters, trees, observe)
+        trees = _best_trees(columns, dataset, labels, learning, judging, parameters, observe)
+    booster = _train(columns, dataset, labels, rows, parameters, trees, observe)
     return Baseline(
         booster=booster,
         columns=columns,
@@ -239,6 +250,7 @@ def _can_judge(labels: Float32, learning: Int64, judging: Int64) -> bool:
 def _best_trees(
     columns: Columns,
     dataset: ClickDataset,
+    labels: Float32,
     learning: Int64,
     judging: Int64,
     parameters: dict[str, Any],
@@ -246,12 +258,12 @@ def _best_trees(
 ) -> int:
     import lightgbm
 
-    train = _dataset(columns, dataset, learning)
+    train = _dataset(columns, dataset, labels, learning)
     booster = lightgbm.train(
         parameters,
         train,
         num_boost_round=MAX_TREES,
-        valid_sets=[_dataset(columns, dataset, judging, reference=train)],
+        valid_sets=[_dataset(columns, dataset, labels, judging, reference=train)],
         callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False), _progress(observe, MAX_TREES)],
     )
     return max(1, int(booster.best_iteration))
@@ -260,6 +272,7 @@ def _best_trees(
 def _train(
     columns: Columns,
     dataset: ClickDataset,
+    labels: Float32,
     rows: Int64,
     parameters: dict[str, Any],
     trees: int,
@@ -269,7 +282,7 @@ def _train(
 
     return lightgbm.train(
         parameters,
-        _dataset(columns, dataset, rows),
+        _dataset(columns, dataset, labels, rows),
         num_boost_round=trees,
         callbacks=[_progress(observe, trees)],
     )
@@ -282,7 +295,9 @@ def _progress(observe: TreeObserver, total: int) -> Any:
     return tell
 
 
-def _dataset(columns: Columns, dataset: ClickDataset, rows: Int64, reference: Any = None) -> Any:
+def _dataset(
+    columns: Columns, dataset: ClickDataset, labels: Float32, rows: Int64, reference: Any = None
+) -> Any:
     import lightgbm
 
     class Rows(lightgbm.Sequence):
@@ -311,7 +326,7 @@ def _dataset(columns: Columns, dataset: ClickDataset, rows: Int64, reference: An
 
     return lightgbm.Dataset(
         Rows(),
-        label=dataset.labels[rows],
+        label=labels[rows],
         reference=reference,
         feature_name=[f"column_{place}" for place in range(len(columns.names))],
         categorical_feature=columns.categories,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from dlrm_factory.tools.evaluation.results import Evaluation, ModelResult
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["COLOURS", "PICTURES", "draw_pictures"]
+__all__ = ["COLOURS", "PICTURES", "draw_pictures", "picture_name"]
 
 PICTURES = ("roc", "calibration", "scores", "learning")
 
@@ -53,21 +54,32 @@ _STYLE = {
 _DOT = {"marker": "o", "markersize": 3.5}
 
 
+def picture_name(evaluation: Evaluation, name: str) -> str:
+    """``name`` of the first output, which may be the only one; ``purchase-roc`` of an output of ``others``."""
+    first = evaluation.output is None or bool(evaluation.others)
+    return name if first else f"{evaluation.output}-{name}"
+
+
 def draw_pictures(evaluation: Evaluation) -> dict[str, str]:
     """SVG text by name: ``roc``, ``calibration``, ``scores``, and ``learning`` if the model has a history.
 
     Without ``roc`` if the labels are all alike, and without ``learning`` if the training was evaluated only once: one
-    point is no curve.
+    point is no curve. Those of further outputs follow, see `picture_name`.
     """
     drawn: dict[str, str] = {}
-    models = evaluation.models
-    if all(model.curves.roc is not None for model in models):
-        drawn["roc"] = _svg("roc", _HIGH, lambda figure: _roc(figure, models))
-    drawn["calibration"] = _svg("calibration", _HIGH, lambda figure: _calibration(figure, models))
-    height = _LOW if len(models) == 1 else _HIGH
-    drawn["scores"] = _svg("scores", height, lambda figure: _scores(figure, models))
-    if len(evaluation.history) > 1:
-        drawn["learning"] = _svg("learning", _HIGH, lambda figure: _learning(figure, evaluation))
+
+    def draw(each: Evaluation, name: str, height: float, how: Callable[[Any], None]) -> None:
+        own = picture_name(each, name)
+        drawn[own] = _svg(own, height, how)
+
+    for each in evaluation.outputs:
+        models = each.models
+        if all(model.curves.roc is not None for model in models):
+            draw(each, "roc", _HIGH, partial(_roc, models=models))
+        draw(each, "calibration", _HIGH, partial(_calibration, models=models))
+        draw(each, "scores", _LOW if len(models) == 1 else _HIGH, partial(_scores, models=models))
+        if len(each.history) > 1:
+            draw(each, "learning", _HIGH, partial(_learning, evaluation=each))
     return drawn
 
 

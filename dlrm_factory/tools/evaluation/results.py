@@ -10,7 +10,16 @@ from dlrm_factory.tools.evaluation.slice_values import SliceKind
 from dlrm_factory.tools.metrics.history import Evaluation as HistoryPoint
 from dlrm_factory.tools.metrics.metrics import AucDifference
 
-__all__ = ["Best", "Comparison", "Evaluation", "ModelResult", "SeenResult", "SliceResult", "SliceTable"]
+__all__ = [
+    "Best",
+    "Comparison",
+    "Evaluation",
+    "GroupResult",
+    "ModelResult",
+    "SeenResult",
+    "SliceResult",
+    "SliceTable",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +42,23 @@ class Best:
     auc: float | None
     log_loss: float
     share: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupResult:
+    """GAUC of each model by the declared ``training.group_column``.
+
+    Fields:
+        groups, samples: groups with both labels, and the samples in them.
+        aucs: in the order of `Evaluation.models`; None where no group has both labels.
+        known: False if these samples do not carry the column; then there are no groups.
+    """
+
+    column: str
+    groups: int
+    samples: int
+    aucs: tuple[float | None, ...]
+    known: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +111,9 @@ class SeenResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Results of `evaluate`.
+    """Results of `evaluate`: of the only output, or of the first one and, in ``others``, of each other.
+
+    Figures are of the samples that count for the output.
 
     Fields:
         model: the file or folder evaluated.
@@ -97,6 +125,9 @@ class Evaluation:
         history: the training's evaluations, in order; empty if the model carries none.
         unreadable: cells of the samples that counted as missing.
         seen: by sparse feature; None if the model carries no record of the ids that its training saw.
+        grouped: GAUC; None if no group_column is declared.
+        output: its name, if the model has several outputs.
+        others: results of the other outputs, without history and unreadable cells, which are of all.
     """
 
     model: str
@@ -108,3 +139,11 @@ class Evaluation:
     history: tuple[HistoryPoint, ...]
     unreadable: tuple[UnreadableCells, ...] = ()
     seen: tuple[SeenResult, ...] | None = None
+    grouped: GroupResult | None = None
+    output: str | None = None
+    others: tuple[Evaluation, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[Evaluation, ...]:
+        """Results of every output, in order."""
+        return (self, *self.others)

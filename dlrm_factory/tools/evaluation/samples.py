@@ -20,11 +20,18 @@ from dlrm_factory.tools.data.dataset import slices
 from dlrm_factory.tools.data.dataset_builder import dataset_of
 from dlrm_factory.tools.data.encoding import EncodedChunk, encode_chunk
 from dlrm_factory.tools.data.files import FileFormat, declared_columns
+from dlrm_factory.tools.data.labels import label_codes
 from dlrm_factory.tools.data.progress import Observer
 from dlrm_factory.tools.data.seen_bags import group_samples
-from dlrm_factory.tools.data.source import Clicks, ClickSource, generate_clicks, read_clicks
+from dlrm_factory.tools.data.source import (
+    Clicks,
+    ClickSource,
+    generate_clicks,
+    read_clicks,
+)
 from dlrm_factory.tools.data.split import HashSplit, SplitChunk, split_chunks
 from dlrm_factory.tools.data.synthetic import generate
+from dlrm_factory.tools.evaluation.groups import groups_of_batch
 from dlrm_factory.tools.evaluation.models import EvaluatedModel
 from dlrm_factory.weights.held_out import HeldOut
 from dlrm_factory.weights.seen_ids import SeenIds
@@ -43,10 +50,11 @@ class Block:
     """B samples.
 
     Fields:
-        labels: uint8 [B] of 0 and 1.
-        true_logits: the ground truth's, float64 [B]; None for real clicks.
+        labels: uint8 [B, probabilities] of 0 and 1; 2 where a sample does not count for one.
+        true_logits: the ground truth's, float64 [B, probabilities]; None for real clicks.
         seen: uint8 [B, F], which of the ids training saw, see `seen_bags.group_samples`; None if that is not known.
         column: the raw column that samples are cut by, B long; None without one.
+        groups: the raw column of ``training.group_column``, B long; None without one, or if it is not there.
     """
 
     batch: FeatureBatch
@@ -54,6 +62,7 @@ class Block:
     seen: npt.NDArray[np.uint8] | None = None
     true_logits: npt.NDArray[np.float64] | None = None
     column: pa.Array | None = None
+    groups: pa.Array | None = None
 
 
 class Encoder:
@@ -83,8 +92,10 @@ class Encoder:
     ) -> Iterator[Block]:
         """Blocks of some thousand samples, held-out rows or all, in order; rows recorded as wrong are left out.
 
-        ``chunks``: with the ground truth's logits, float64 [n], where there is one. DataError for a wrong value.
+        ``chunks``: with the ground truth's logits, float64 [n, probabilities], where there is one. DataError for a
+        wrong value.
         """
+        group = self._declaration.training.group_column
         self.cells = CellLedger()
         for chunk, truth in chunks:
             encoded = encode_chunk(chunk.chunk, self._declaration, self._vocabulary, wrong=chunk.wrong)
@@ -92,11 +103,19 @@ class Encoder:
             if chunk.wrong is not None:
                 kept &= ~chunk.wrong.mask
             self.cells.add(encoded.unreadable, kept)
-            cells = None if column is None else chunk.chunk.columns[column].filter(pa.array(kept))
-            yield from self._pieces(encoded.take(kept), None if truth is None else truth[kept], cells)
+            raw = chunk.chunk.columns
+            cells, groups = (
+                raw[name].filter(pa.array(kept)) if name is not None and name in raw.schema.names else None
+                for name in (column, group)
+            )
+            yield from self._pieces(encoded.take(kept), None if truth is None else truth[kept], cells, groups)
 
     def _pieces(
-        self, encoded: EncodedChunk, truth: npt.NDArray[np.float64] | None, cells: pa.Array | None
+        self,
+        encoded: EncodedChunk,
+        truth: npt.NDArray[np.float64] | None,
+        cells: pa.Array | None,
+        groups: pa.Array | None,
     ) -> Iterator[Block]:
         dataset = dataset_of([encoded], self._declaration)
         seen = None if self._seen_ids is None else group_samples(self._seen_ids, encoded.bags)
@@ -104,10 +123,11 @@ class Encoder:
             first, count = int(rows[0]), len(rows)
             yield Block(
                 batch=dataset.features(rows),
-                labels=dataset.labels[rows].astype(np.uint8),
+                labels=label_codes(dataset.labels[rows]),
                 seen=None if seen is None else seen[rows],
                 true_logits=None if truth is None else truth[first : first + count],
                 column=None if cells is None else cells.slice(first, count),
+                groups=None if groups is None else groups.slice(first, count),
             )
 
 
@@ -123,16 +143,17 @@ def chunks_of_files(
 ) -> Iterator[SplitChunk]:
     """The rows of ``data``; if there are files of ``held_out`` rows, only theirs: the others need not be read.
 
-    ``column``: one to read beside those that the model needs. DataError for the first mistake; for too many, where the
-    declaration allows some.
+    ``column``: one to read beside those that the model needs and the declared group_column. DataError for the first
+    mistake; for too many, where the declaration allows some.
     """
+    wanted = (column, declaration.training.group_column)
     source = ClickSource(
         declaration,
         () if held_out else data,
         held_out=held_out,
         rows=rows,
         file_format=file_format,
-        columns=() if column is None else (column,),
+        columns=[name for name in wanted if name is not None],
     )
     split = source.split(observe)
     ledger = source.ledger()
@@ -304,8 +325,14 @@ def _of_held_out(model: EvaluatedModel, source: EvaluationSource) -> Samples:
     def clicks() -> Clicks:
         raise DataError("--baseline needs the data that the model was trained on; name its files with --data")
 
+    block = Block(
+        batch=sample.batch,
+        labels=sample.labels,
+        seen=sample.seen,
+        groups=groups_of_batch(sample.batch, model.declaration),
+    )
     return Samples(
         description=f"the {len(sample.labels):,} held-out samples that travel with the model",
-        blocks=lambda: iter([Block(batch=sample.batch, labels=sample.labels, seen=sample.seen)]),
+        blocks=lambda: iter([block]),
         clicks=clicks,
     )

@@ -13,9 +13,10 @@ import torch
 
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import WeightsError
-from dlrm_factory.model.model import EMBEDDINGS_PREFIX, make_model
+from dlrm_factory.model.model import EMBEDDINGS_PREFIX, make_model, table_weight_key
 from dlrm_factory.tools.importing.dlrm_s_pytorch import check_declared, check_supported
 from dlrm_factory.tools.importing.opening import BEST, SourceFormat
+from dlrm_factory.tools.importing.prefixes import name_before, with_prefixes
 from dlrm_factory.tools.importing.weights import Piece, Source, SourceWeight
 
 __all__ = [
@@ -50,7 +51,7 @@ OPTIMIZERS = ("optimizer", "optimizers", "optimizer_state_dict", "opt_state_dict
 _ROOTS = ("sparse_arch", "dense_arch", "inter_arch", "over_arch", "emb_l", "bot_l", "top_l", "v_W_l")
 _ANCHOR = re.compile(rf"(?:^|\.)(?:{'|'.join(_ROOTS)})\.")
 
-Naming = Literal["torchrec", "dlrm_s_pytorch", "snapshot"]
+Naming = Literal["torchrec", "dlrm_s_pytorch", "snapshot", "prefixes"]
 _OURS = f"{EMBEDDINGS_PREFIX}.{{table}}.weight"
 _Rule = tuple[str, str]  # (ours, the source's)
 # {table}: a table's name; {number}: its place; {name}: all of a name that no other rule has; {i}: a layer, from 0;
@@ -167,9 +168,11 @@ def _spelled(rule: _Rule, declaration: DLRMDeclaration) -> list[_Rule]:
     """The rule for every table, layer and kind of the model."""
     mine, theirs = rule
     if "{table}" in mine:
+        # A table whose bags are not pooled has another key, in the source as here.
         return [
-            (mine.format(table=table.name), theirs.format(table=table.name, number=number))
+            (key, key if theirs == mine else theirs.format(table=table.name, number=number))
             for number, table in enumerate(declaration.tables)
+            for key in (table_weight_key(table.name, table.pooling),)
         ]
     if "{name}" in mine:
         return [rule]
@@ -295,14 +298,18 @@ def name_weights(source: Source, source_format: SourceFormat) -> Named:
 
 def match(source: Source, declaration: DLRMDeclaration, source_format: SourceFormat) -> Matched:
     """WeightsError lists, by the source's names, what is missing, extra, misshapen, quantised or not whole."""
-    named = name_weights(source, source_format)
+    model = make_model(declaration, dense_device="meta").state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in model.items()}
+    prefixes = {} if declaration.module is None else declaration.module.prefixes
+    if prefixes and naming_of(source.weights) != "snapshot":
+        named, names = by_prefixes(source, prefixes, expected)
+    else:
+        named = name_weights(source, source_format)
+        names = names_of(named.naming, declaration, expected)
     found = named.weights
     shapes = {name: weight.shape for name, weight in found.items()}
     if named.naming == "dlrm_s_pytorch":
         check_declared(declaration, shapes, source.place)
-    model = make_model(declaration, dense_device="meta").state_dict()
-    expected = {name: tuple(tensor.shape) for name, tensor in model.items()}
-    names = names_of(named.naming, declaration, expected)
     wanted = {names[ours]: shape for ours, shape in expected.items()}
     problems = [f"  missing: {name} {list(shape)}" for name, shape in wanted.items() if name not in found]
     problems += [f"  not of this model: {name} {list(shapes[name])}" for name in found if name not in wanted]
@@ -313,12 +320,43 @@ def match(source: Source, declaration: DLRMDeclaration, source_format: SourceFor
         if name in wanted and weight.dtype not in _FLOATS
     ]
     if problems:
+        if named.naming == "prefixes":
+            problems += [f"  under no declared prefix: {name}" for name in named.ignored]
         raise _listed(f"{source.place}: its weights are not the declared model's", problems)
     torn = [f"  {problem}" for name in wanted for problem in tiling_problems(found[name])]
     if torn:
         raise _listed(f"{source.place}: its weights are not whole", torn)
     weights = {ours: found[theirs] for ours, theirs in names.items()}
     return Matched(naming=named.naming, weights=weights, ignored=named.ignored)
+
+
+def by_prefixes(
+    source: Source, prefixes: Mapping[str, str], expected: Collection[str]
+) -> tuple[Named, dict[str, str]]:
+    """Weights that have a prefix of ``prefixes``, or that are called as in ``expected``, under the source's names.
+
+    Also the source's name of each of ``expected``, the names of the declared model's weights. WeightsError if two
+    weights of the source have one name then.
+    """
+    ours = {name: name for name in source.weights if name in expected}
+    ours |= with_prefixes(
+        [name for name in source.weights if name.split(".", 1)[0] not in OPTIMIZERS],
+        prefixes,
+        WRAPPERS.__contains__,
+    )
+    theirs: dict[str, str] = {}
+    for name, mine in ours.items():
+        if theirs.setdefault(mine, name) != name:
+            raise _listed(
+                f"{source.place}: holds weights twice; save one model, or mend $.architecture.prefixes",
+                [f"  {theirs[mine]} and {name} are one weight, {mine}"],
+            )
+    named = Named(
+        naming="prefixes",
+        weights={name: source.weights[name] for name in ours},
+        ignored=[name for name in source.weights if name not in ours],
+    )
+    return named, {mine: theirs.get(mine) or name_before(mine, prefixes) for mine in expected}
 
 
 def _misshapen(shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -92,7 +92,8 @@ class ImportReport(msgspec.Struct, frozen=True, kw_only=True):
 
     Fields:
         source: the kind of file or folder.
-        naming: whose names the weights have: ``torchrec``, ``dlrm_s_pytorch`` or ``snapshot``.
+        naming: whose names the weights have: ``torchrec``, ``dlrm_s_pytorch``, ``snapshot``, or by the declared
+            ``prefixes``.
         weights, tables: how many.
         parameters: numbers in all of them.
         ignored: names in the source that are not the model's, such as optimiser state.

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from dlrm_factory.features import hash_keys
 from dlrm_factory.features.arrow import is_list, is_number, is_text
 from dlrm_factory.features.ids import mix_int64
-from dlrm_factory.tools.data.encoding import MISSING_WORDS
+from dlrm_factory.tools.data.numbers import MISSING_WORDS
 
 __all__ = [
     "ColumnProfile",

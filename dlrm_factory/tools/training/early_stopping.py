@@ -55,19 +55,22 @@ class BestWeights:
 class EarlyStopping:
     """Keeps the weights of the evaluation with the highest AUC on the validation rows, and their held-out logits.
 
+    Of several outputs it is the AUC of the first probability.
+
     Fields:
         weights: the copy.
-        logits: float32 [held-out rows]; None before the first evaluation.
+        logits: float32 [held-out rows, probabilities]; None before the first evaluation.
     """
 
     def __init__(self, objective: Objective, patience: int) -> None:
         self._patience = patience
+        self._outputs = len(objective.built.declaration.probabilities)
         self.weights = BestWeights(objective)
         self.logits: npt.NDArray[np.float32] | None = None
 
     def allocate_logits(self, held_out_rows: int) -> None:
         """Allocate the logits, which a snapshot then fills."""
-        self.logits = np.zeros(held_out_rows, dtype=np.float32)
+        self.logits = np.zeros((held_out_rows, self._outputs), dtype=np.float32)
 
     def update(self, state: RunState, evaluation: Evaluation, logits: npt.NDArray[np.float32]) -> None:
         """Keep what ``evaluation`` saw if it is the best, else perhaps stop the run.
@@ -84,7 +87,10 @@ class EarlyStopping:
 
 
 def check_labels_differ(labels: npt.NDArray[np.float32]) -> None:
-    """DataError if ``labels`` of the validation rows are all alike: their AUC is undefined."""
+    """DataError if ``labels`` of the validation rows, float32 [n] of the first probability, are all alike.
+
+    Their AUC is undefined then.
+    """
     if len(np.unique(labels)) < 2:
         raise DataError(
             f"$.training.early_stopping goes by the AUC of the validation rows, but {_alike(labels)}; "

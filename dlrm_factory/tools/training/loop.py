@@ -14,6 +14,7 @@ import torch.distributed as dist
 from dlrm_factory.config.declaration import TrainingOptions
 from dlrm_factory.errors import ConfigError
 from dlrm_factory.tools.data.dataset import ClickDataset, Int64, slices
+from dlrm_factory.tools.data.labels import counts_for
 from dlrm_factory.tools.data.progress import Observer, Progress
 from dlrm_factory.tools.metrics.history import Evaluation
 from dlrm_factory.tools.metrics.metrics import auc, log_loss
@@ -153,8 +154,8 @@ class TrainingRun:
     def train(self) -> npt.NDArray[np.float32]:
         """Take all steps that are left, with the evaluations between them.
 
-        Leaves the weights to be kept in the model. Returns their logits of the held-out rows, float32. ConfigError if
-        the loss is no number any more.
+        Leaves the weights to be kept in the model. Returns their logits of the held-out rows, float32
+        [rows, probabilities]. ConfigError if the loss is no number any more.
         """
         with warnings.catch_warnings():
             # Its gradients are right: tests hold them against TorchRec's plain model's.
@@ -234,18 +235,22 @@ class TrainingRun:
 
     def _evaluate(self) -> None:
         state, data = self.state, self.data
-        labels, validation = data.clicks.labels[data.held_out], data.clicks.labels[data.validation]
         self._logits = self._held_out_logits()
-        validates = len(validation) > 0 and state.search is None
-        validated = self._logits_of(data.validation) if validates else None
+        held_out = _Judged.of(data.clicks.labels[data.held_out], self._logits)
+        validates = len(data.validation) > 0 and state.search is None
+        validation = (
+            _Judged.of(data.clicks.labels[data.validation], self._logits_of(data.validation))
+            if validates
+            else None
+        )
         evaluation = Evaluation(
             step=state.step,
             samples=self.samples,
             training_loss=state.recent_loss.over_ranks().mean,
-            held_out_auc=_auc(labels, self._logits),
-            held_out_log_loss=log_loss(labels, self._logits),
-            validation_auc=None if validated is None else _auc(validation, validated),
-            validation_log_loss=None if validated is None else log_loss(validation, validated),
+            held_out_auc=held_out.auc,
+            held_out_log_loss=held_out.log_loss,
+            validation_auc=None if validation is None else validation.auc,
+            validation_log_loss=None if validation is None else validation.log_loss,
             learning_rate=self.objective.optimizers.rates[0],
             seconds=state.seconds,
         )
@@ -253,7 +258,7 @@ class TrainingRun:
         state.history.append(evaluation)
         if self.early_stopping is not None and state.search is None:
             self.early_stopping.update(state, evaluation, self._logits)
-        total = len(labels)
+        total = len(data.held_out)
         self._observe(Progress(stage="evaluation", done=total, total=total, evaluation=evaluation))
 
     def _held_out_logits(self) -> npt.NDArray[np.float32]:
@@ -264,9 +269,20 @@ class TrainingRun:
         return logits_of(self.objective, self.data.clicks, rows, observe=self._observe)
 
 
-def _auc(labels: npt.NDArray[np.float32], logits: npt.NDArray[np.float32]) -> float | None:
-    area = auc(labels, logits)
-    return None if math.isnan(area) else area
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """Figures of the first probability, on the rows that count for it. ``auc``: None if their labels are all alike."""
+
+    auc: float | None
+    log_loss: float
+
+    @classmethod
+    def of(cls, labels: npt.NDArray[np.float32], logits: npt.NDArray[np.float32]) -> _Judged:
+        """``labels`` and ``logits``: [rows, probabilities]."""
+        rows = counts_for(labels, 0)
+        own, scores = labels[rows, 0], logits[rows, 0]
+        area = auc(own, scores)
+        return cls(None if math.isnan(area) else area, log_loss(own, scores))
 
 
 def _checked(loss: float) -> float:

@@ -9,15 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from torchrec.datasets.utils import Batch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
-from torchrec.models.dlrm import DLRMTrain
 
 from dlrm_factory.batch import to_dense, to_keyed_jagged_tensors
 from dlrm_factory.config.declaration import DLRMDeclaration, TrainingOptions
 from dlrm_factory.factory import BuiltDLRM, DLRMFactory
 from dlrm_factory.tools.data.dataset import ClickDataset, Int64, slices
 from dlrm_factory.tools.data.progress import Observer, Progress
+from dlrm_factory.tools.training.module import TrainingBatch, TrainingModule
 from dlrm_factory.tools.training.optimizers import Optimizers, fused_table_optimizer
 
 __all__ = ["Objective", "PipelinedSteps", "PlainSteps", "Steps", "logits_of", "make_objective", "make_steps"]
@@ -26,36 +25,39 @@ _BATCH = 4096
 
 
 class Objective:
-    """The model, its loss (TorchRec's `DLRMTrain`: binary cross-entropy of logits) and its optimisers."""
+    """The model, its loss (see `OutputsLoss`) and its optimisers."""
 
     def __init__(self, built: BuiltDLRM, options: TrainingOptions) -> None:
         self.built = built
         self.options = options
-        self.module = DLRMTrain(built.model)
+        self.module = TrainingModule(built.model, built.declaration, built.device)
         self.optimizers = Optimizers(built, options)
 
-    def batch(self, clicks: ClickDataset, rows: Int64, *, device: torch.device | None = None) -> Batch:
+    def batch(
+        self, clicks: ClickDataset, rows: Int64, *, device: torch.device | None = None
+    ) -> TrainingBatch:
         """The samples ``rows`` (int64 [B]) on ``device``, the model's if None."""
         features, device = clicks.features(rows), device or self.built.device
-        return Batch(
-            dense_features=to_dense(features, device=device),
-            sparse_features=to_keyed_jagged_tensors(features, self.built.declaration, device=device)[0],
+        pooled, sequences = to_keyed_jagged_tensors(features, self.built.declaration, device=device)
+        return TrainingBatch(
+            dense=to_dense(features, device=device),
+            pooled=pooled,
+            sequences=sequences,
             labels=torch.from_numpy(clicks.labels[rows]).to(device),
         )
 
-    def step(self, batch: Batch) -> torch.Tensor:
-        """One step of all optimisers. Returns the batch's mean loss before it, a detached scalar."""
+    def step(self, batch: TrainingBatch) -> torch.Tensor:
+        """One step of all optimisers. Returns the batch's loss before it, a detached scalar."""
         self.optimizers.zero_grad()
-        loss, (detached, _, _) = self.module(batch)
+        loss, detached = self.module(batch)
         loss.backward()
         self.optimizers.step()
         return detached
 
-    def logits(self, batch: Batch) -> torch.Tensor:
-        """float32 [B], without gradients."""
+    def logits(self, batch: TrainingBatch) -> torch.Tensor:
+        """float32 [B, probabilities], without gradients."""
         with torch.no_grad():
-            _, (_, logits, _) = self.module(batch)
-        return logits
+            return self.module.logits(batch)
 
 
 def make_objective(declaration: DLRMDeclaration) -> Objective:
@@ -68,7 +70,7 @@ def make_objective(declaration: DLRMDeclaration) -> Objective:
 def logits_of(
     objective: Objective, clicks: ClickDataset, rows: Int64, *, observe: Observer
 ) -> npt.NDArray[np.float32]:
-    """Logits of ``rows``: float32 [len(rows)], on every rank. Collective over the ranks."""
+    """Logits of ``rows``: float32 [len(rows), probabilities], on every rank. Collective over the ranks."""
     objective.module.eval()
     share = -(-len(rows) // dist.get_world_size())
     mine = _share(rows, share)
@@ -93,7 +95,7 @@ def _gathered(logits: torch.Tensor) -> npt.NDArray[np.float32]:
     if dist.get_world_size() == 1:
         return logits.cpu().numpy()
     parts = [torch.empty_like(logits) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, logits)
+    dist.all_gather(parts, logits.contiguous())
     return torch.cat(parts).cpu().numpy()
 
 
@@ -105,7 +107,7 @@ class Steps(Protocol):
         ...
 
     def next(self) -> torch.Tensor:
-        """One step. Returns the batch's mean loss before it, a detached scalar."""
+        """One step. Returns the batch's loss before it, a detached scalar."""
         ...
 
     def pause(self) -> None:
@@ -145,13 +147,13 @@ class PipelinedSteps:
 
     def next(self) -> torch.Tensor:
         self._objective.module.train()
-        loss, _, _ = self._pipeline.progress(self._batches)
+        loss: torch.Tensor = self._pipeline.progress(self._batches)
         return loss
 
     def pause(self) -> None:
         self._pipeline.detach()
 
-    def _host_batches(self, clicks: ClickDataset, batches: Iterator[Int64]) -> Iterator[Batch]:
+    def _host_batches(self, clicks: ClickDataset, batches: Iterator[Int64]) -> Iterator[TrainingBatch]:
         host = torch.device("cpu")
         for rows in batches:
             batch = self._objective.batch(clicks, rows, device=host)

@@ -18,7 +18,7 @@ from torchrec.optim import RowWiseAdagrad
 
 from dlrm_factory.config.declaration import DLRMDeclaration, TrainingOptions
 from dlrm_factory.factory import BuiltDLRM, TableOptimizer
-from dlrm_factory.model.model import EMBEDDINGS_PREFIX, SEQUENCES_PREFIX
+from dlrm_factory.model.model import is_table_key, state_key
 from dlrm_factory.model.plan import has_fused_optimizer
 from dlrm_factory.weights.loading import FloatShard, float_shards
 
@@ -154,17 +154,15 @@ class Optimizers:
     Fused tables have moved when the backward pass is over; `step` moves the rest.
 
     Fields:
-        dense: the dense parameters by name.
+        dense: the dense parameters by state dict key.
         rates: the dense and the tables' learning rate.
     """
 
     def __init__(self, built: BuiltDLRM, options: TrainingOptions) -> None:
         self._options = options
         self._model = built.model
-        named = built.model.named_parameters()
-        self.dense: dict[str, nn.Parameter] = {
-            k: p for k, p in named if EMBEDDINGS_PREFIX not in k and SEQUENCES_PREFIX not in k
-        }
+        named = ((state_key(name), parameter) for name, parameter in built.model.named_parameters())
+        self.dense: dict[str, nn.Parameter] = {k: p for k, p in named if not is_table_key(k)}
         self.dense_optimizer = _DENSE[options.optimizer](self.dense.values(), lr=options.learning_rate)
         self.unfused = UnfusedTables(built.model, options)
         shards = float_shards(built.model)

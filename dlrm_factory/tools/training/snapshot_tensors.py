@@ -7,7 +7,7 @@
     tables/TABLE/weight/columns-A-B        columns [A, B) of a table, float32 [num_embeddings, B - A]
     tables/TABLE/STATE/columns-A-B         its optimiser's state, the same, or [num_embeddings] if it is kept by row
     best/dense/NAME, best/tables/TABLE/…   the weights that early stopping keeps
-    best/logits                            theirs of the held-out rows
+    best/logits                            theirs of the held-out rows, [rows], or [rows, probabilities] of several
 
 Rows are cut and put together by torch.distributed.checkpoint. Columns are cut and put together here: its safetensors
 files hold one part of a name from each rank, and would silently lose the second.
@@ -138,7 +138,8 @@ def _best_tensors(run: TrainingRun) -> dict[str, torch.Tensor]:
     tensors = {f"best/dense/{name}": tensor for name, tensor in best.weights.dense.items()}
     for shard, copy in best.weights.tables():
         tensors |= _part(f"best/tables/{shard.table}/weight", shard, copy, run)
-    return tensors | {"best/logits": torch.from_numpy(best.logits)}
+    logits = torch.from_numpy(best.logits)
+    return tensors | {"best/logits": logits.squeeze(1) if logits.shape[1] == 1 else logits}
 
 
 def _sizes(folder: Path) -> dict[str, tuple[int, ...]]:

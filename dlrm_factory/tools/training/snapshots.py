@@ -26,7 +26,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.config.reading import dump_declaration, parse_declaration
+from dlrm_factory.config.trust import code_digest
 from dlrm_factory.errors import DataError, WeightsError
+from dlrm_factory.tools.data.labels import label_codes
 from dlrm_factory.tools.training.loop import TrainingData, TrainingRun
 from dlrm_factory.tools.training.run_state import RunState
 from dlrm_factory.tools.training.snapshot_tensors import load_tensors, snapshot_tensors
@@ -63,7 +65,7 @@ class DataMarks(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields
     def of(data: TrainingData) -> DataMarks:
         digest = xxhash.xxh3_64()
         for rows in (data.training, data.validation, data.held_out):
-            digest.update(data.clicks.labels[rows].astype("uint8").tobytes())
+            digest.update(label_codes(data.clicks.labels[rows]).tobytes())
         return DataMarks(
             training_rows=len(data.training),
             validation_rows=len(data.validation),
@@ -72,13 +74,16 @@ class DataMarks(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields
         )
 
 
-def check_same_run(folder: Path, declaration: str, data: DataMarks, run: TrainingRun) -> None:
+def check_same_run(folder: Path, declaration: str, code: str, data: DataMarks, run: TrainingRun) -> None:
     """WeightsError, naming what differs, if the snapshot in ``folder`` is another declaration's.
 
     DataError if it was trained on other data.
     """
     saved = parse_declaration(declaration, source=f"{folder}: declaration")
-    found = list(differences(saved, run.objective.built.declaration))
+    here = run.objective.built.declaration
+    found = list(differences(saved, here))
+    if code != _code_of(here):
+        found.append("the code of $.architecture.module is another")
     if found:
         more = f"\n  and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         lines = "\n".join(f"  {line}" for line in found[:_SHOWN])
@@ -86,10 +91,10 @@ def check_same_run(folder: Path, declaration: str, data: DataMarks, run: Trainin
             f"{folder}: is a snapshot of another declaration:\n{lines}{more}\n"
             "go on with the declaration it was begun with, or start in another folder"
         )
-    here = DataMarks.of(run.data)
-    if data != here:
+    marks = DataMarks.of(run.data)
+    if data != marks:
         raise DataError(
-            f"{folder}: was trained on other data: {data}; here is {here}; "
+            f"{folder}: was trained on other data: {data}; here is {marks}; "
             "go on with the data it was begun with, in the same order"
         )
 
@@ -108,7 +113,14 @@ def _fixed(declaration: DLRMDeclaration) -> dict[str, Any]:
     fixed["training"]["validation"] = declaration.training.validation_share  # early_stopping may imply it
     for table in fixed["tables"]:
         table.pop("sharding", None)
+    if declaration.module is not None:  # the text of its code is not in a snapshot
+        fixed["architecture"].pop("sources", None)
     return fixed
+
+
+def _code_of(declaration: DLRMDeclaration) -> str:
+    """Digest of the code that ``declaration`` brings; empty if it brings none."""
+    return "" if declaration.module is None else code_digest(declaration.module)
 
 
 def _differ(path: str, saved: Any, here: Any) -> Iterator[str]:
@@ -123,10 +135,11 @@ def _differ(path: str, saved: Any, here: Any) -> Iterator[str]:
 
 
 class _Snapshot(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Content of `snapshot.json`. ``files``: bytes of each."""
+    """Content of `snapshot.json`. ``code``: digest of the model's own code, if any; ``files``: bytes of each."""
 
     format: int = 1
     declaration: str
+    code: str = ""
     data: DataMarks
     world_size: int
     state: RunState
@@ -186,7 +199,7 @@ class Snapshots:
         WeightsError if it is another declaration's; DataError if it was trained on other data.
         """
         folder, snapshot = self._newest()
-        check_same_run(folder, snapshot.declaration, snapshot.data, run)
+        check_same_run(folder, snapshot.declaration, snapshot.code, snapshot.data, run)
         state = snapshot.state
         if run.early_stopping is None or state.best_step is None:
             state.best_step = None
@@ -204,6 +217,7 @@ class Snapshots:
         """Write the index, then rename the folder, then remove older snapshots: rank 0's part of `save`."""
         snapshot = _Snapshot(
             declaration=dump_declaration(run.objective.built.declaration),
+            code=_code_of(run.objective.built.declaration),
             data=marks,
             world_size=dist.get_world_size(),
             state=state,

@@ -13,10 +13,11 @@ import numpy.typing as npt
 import torch.distributed as dist
 
 from dlrm_factory.config.declaration import DLRMDeclaration
-from dlrm_factory.errors import DataError, WeightsError
+from dlrm_factory.errors import ConfigError, DataError, WeightsError
 from dlrm_factory.tools.data.dataset import ClickDataset
 from dlrm_factory.tools.data.files import FileFormat
 from dlrm_factory.tools.data.golden_rows import golden_rows_json
+from dlrm_factory.tools.data.labels import counts_for, label_codes
 from dlrm_factory.tools.data.progress import Observer, Progress
 from dlrm_factory.tools.data.source import Clicks, generate_clicks, read_clicks
 from dlrm_factory.tools.training.early_stopping import check_labels_differ
@@ -69,11 +70,13 @@ def train(
 
     Raises:
         DataError: the data cannot be read, does not match the declaration or is too little.
-        ConfigError: training diverged.
+        ConfigError: training diverged, or the model has no probability to train.
         PlanError: the tables do not fit into memory.
         WeightsError: ``output`` or ``checkpoint_dir`` cannot be written, or there is nothing to go on from.
     """
     _check_writable(output)
+    if not declaration.probabilities:
+        raise ConfigError(["$.outputs: has no probability, so there is no label to train on; declare one"])
     if seeds > 1 and checkpoint_dir is not None:
         raise DataError(
             "several seeds are several runs, and snapshots are of one; leave seeds or checkpoint_dir out"
@@ -109,7 +112,8 @@ def fit(
     Collective over the ranks. ``declaration`` has every mean and std.
 
     Returns:
-        The run, with the weights that are kept in its model, and their logits of the held-out rows, float32.
+        The run, with the weights that are kept in its model, and their logits of the held-out rows, float32
+        [rows, probabilities].
     """
 
     def start(state: RunState) -> TrainingRun:
@@ -199,7 +203,8 @@ def training_data(clicks: Clicks) -> TrainingData:
             f"(holdout {options.holdout}{f', {ranks} ranks' if ranks > 1 else ''}); add rows"
         )
     if options.early_stopping is not None:
-        check_labels_differ(clicks.dataset.labels[clicks.validation])
+        labels = clicks.dataset.labels[clicks.validation]
+        check_labels_differ(labels[counts_for(labels, 0), 0])
     return TrainingData(
         clicks=clicks.dataset, training=training, validation=clicks.validation, held_out=held_out
     )
@@ -210,7 +215,7 @@ def _kept(clicks: Clicks, logits: np.ndarray) -> HeldOut:
     rows = clicks.held_out[:MAX_SAMPLES]
     return HeldOut(
         batch=clicks.dataset.features(rows),
-        labels=clicks.dataset.labels[rows].astype(np.uint8),
+        labels=label_codes(clicks.dataset.labels[rows]),
         logits=logits[: len(rows)],
         seen=clicks.held_out_seen,
     )

@@ -37,13 +37,16 @@ def draw_tuning(report: TuningReport, path: Path) -> None:
     figure = Figure(figsize=(11.0, 6.4), layout="constrained")
     course, *panels, legend = figure.subplots(2, 3).flat
     _course(course, trials, report)
+    sizes = sorted({t.settings.embedding_dim for t in trials if t.settings.embedding_dim is not None})
     for axes, (name, logarithmic) in zip(panels, _PANELS, strict=True):
+        if name == "embedding_dim" and not sizes:  # of a module of the user's own
+            axes.axis("off")
+            continue
         _points(axes, [float(getattr(trial.settings, name)) for trial in trials], trials, report)
         axes.set(xlabel=name, ylabel="validation AUC")
         if logarithmic:
             axes.set_xscale("log", base=2 if name == "embedding_dim" else 10)
         if name == "embedding_dim":
-            sizes = sorted({trial.settings.embedding_dim for trial in trials})
             axes.set_xticks(sizes, [str(size) for size in sizes])
             axes.minorticks_off()
             axes.set_xlim(sizes[0] / math.sqrt(2), sizes[-1] * math.sqrt(2))

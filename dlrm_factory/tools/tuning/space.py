@@ -22,13 +22,17 @@ _MIN_MAX_EPOCHS, _MAX_EPOCHS = 6, 50
 
 
 class Settings(msgspec.Struct, kw_only=True, frozen=True):
-    """Settings that a trial tries, named as in the declaration."""
+    """Settings that a trial tries, named as in the declaration.
+
+    Fields:
+        embedding_dim: of all tables; None of a module of the user's own, whose layers may be made for its own.
+    """
 
     sparse_optimizer: str
     sparse_learning_rate: float
     learning_rate: float
     epochs: int
-    embedding_dim: int
+    embedding_dim: int | None = None
 
     @staticmethod
     def of(declaration: DLRMDeclaration) -> Settings:
@@ -39,18 +43,22 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
             sparse_learning_rate=training.sparse_learning_rate,
             learning_rate=training.learning_rate,
             epochs=training.epochs,
-            embedding_dim=declaration.embedding_dim,
+            embedding_dim=None if declaration.module is not None else declaration.embedding_dim,
         )
 
     def applied_to(self, declaration: DLRMDeclaration) -> DLRMDeclaration:
         """``declaration`` with these settings; the last layer of the dense arch is the embedding_dim."""
         given = msgspec.structs.asdict(self)
         dim = given.pop("embedding_dim")
+        training = msgspec.structs.replace(declaration.training, **given)
+        changed = msgspec.structs.replace(declaration, training=training)
+        if dim is None:
+            return changed
+        sizes = declaration.dense_arch_layer_sizes  # deepfm has none
         return msgspec.structs.replace(
-            declaration,
-            dense_arch_layer_sizes=[*(declaration.dense_arch_layer_sizes or ())[:-1], dim],
+            changed,
+            dense_arch_layer_sizes=None if sizes is None else [*sizes[:-1], dim],
             tables=[msgspec.structs.replace(table, embedding_dim=dim) for table in declaration.tables],
-            training=msgspec.structs.replace(declaration.training, **given),
         )
 
 
@@ -71,7 +79,8 @@ class Space:
     """Space about the settings of a declaration.
 
     Rates reach from a tenth to ten times the declared ones, epochs to twice as many as declared, the dimension from
-    half to twice the declared one. Row-wise Adagrad is always tried, Adam where tables are fused or small.
+    half to twice the declared one; of a module of the user's own it stays. Row-wise Adagrad is always tried, Adam where
+    tables are fused or small.
     """
 
     def __init__(self, declaration: DLRMDeclaration) -> None:
@@ -83,8 +92,9 @@ class Space:
         self.declared = declared
         self.optimizers = sorted(optimizers)
         self.max_epochs = max(min(max(2 * declared.epochs, _MIN_MAX_EPOCHS), _MAX_EPOCHS), declared.epochs)
-        dims = [declared.embedding_dim // 2, declared.embedding_dim, 2 * declared.embedding_dim]
-        self.dims = [dim for dim in dims if self._allowed(declaration, dim)]
+        dim = declared.embedding_dim
+        dims = [] if dim is None else [dim // 2, dim, 2 * dim]
+        self.dims = [each for each in dims if self._allowed(declaration, each)]
 
     @staticmethod
     def _allowed(declaration: DLRMDeclaration, dim: int) -> bool:
@@ -99,7 +109,7 @@ class Space:
             sparse_learning_rate=_about(trial, _rate_name(optimizer), self._middle(optimizer)),
             learning_rate=_about(trial, "learning_rate", self.declared.learning_rate),
             epochs=trial.suggest_int("epochs", 1, self.max_epochs),
-            embedding_dim=trial.suggest_categorical("embedding_dim", self.dims),
+            embedding_dim=trial.suggest_categorical("embedding_dim", self.dims) if self.dims else None,
         )
 
     def _middle(self, optimizer: str) -> float:
@@ -111,6 +121,8 @@ class Space:
     def parameters(settings: Settings) -> dict[str, Any]:
         """``settings`` under the names that `suggest` gives its parameters: each optimiser has a rate of its own."""
         found = msgspec.structs.asdict(settings)
+        if settings.embedding_dim is None:
+            del found["embedding_dim"]
         found[_rate_name(settings.sparse_optimizer)] = found.pop("sparse_learning_rate")
         return found
 
@@ -118,7 +130,7 @@ class Space:
     def settings(parameters: dict[str, Any]) -> Settings | None:
         """Settings from what `suggest` proposed; None if it did not come to its end."""
         found = dict(parameters)
-        if "embedding_dim" not in found:
+        if "epochs" not in found:
             return None
         rate = found.pop(_rate_name(found["sparse_optimizer"]))
         return Settings(sparse_learning_rate=rate, **found)

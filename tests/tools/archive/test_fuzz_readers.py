@@ -50,7 +50,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("fuzz") / "c.safetensors"
     batch = random_batch(DECLARATION, 30)
     logits = batch.dense[:, 0]
-    held_out = HeldOut(batch=batch, labels=(logits > 0).astype("uint8"), logits=logits)
+    held_out = HeldOut(batch=batch, labels=(logits > 0).astype("uint8")[:, None], logits=logits[:, None])
     save_checkpoint(
         path, DECLARATION, random_state(DECLARATION), vocabularies=raw_vocabularies(), held_out=held_out
     )

@@ -18,7 +18,7 @@ def chunk_of(drawn, start: int) -> EncodedChunk:
     n = len(drawn)
     return EncodedChunk(
         dense=np.arange(start, start + 2 * n, dtype=np.float32).reshape(n, 2),
-        labels=np.zeros(n, dtype=np.float32),
+        labels=np.zeros((n, 1), dtype=np.float32),
         bags=tuple(
             Bags(
                 values=np.array([i for row in drawn for i in row[f]], dtype=np.int64),

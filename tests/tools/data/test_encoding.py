@@ -27,7 +27,7 @@ def bags_of(encoded: EncodedChunk, feature: int) -> list[list[int]]:
 
 def test_one_csv_row_by_hand(write_csv, declaration):
     encoded = encode(write_csv("1,9.5,7,u17,3,1|4|1", "false,,,,,", "0,nan,NA,17,0,|9|"), declaration)
-    assert encoded.labels.tolist() == [1, 0, 0]
+    assert encoded.labels[:, 0].tolist() == [1, 0, 0]
     expected = [[9.5, np.log1p(7)], [0, np.log1p(30)], [0, np.log1p(30)]]
     assert encoded.dense.tolist() == np.array(expected, dtype=np.float32).tolist()
     assert bags_of(encoded, 0) == [hash_ids(["u17"], 1000).tolist(), [], hash_ids([17], 1000).tolist()]
@@ -97,7 +97,7 @@ def test_parquet_dense_layouts(write_parquet, declaration):
     path = write_parquet(price=[True, False], age_days=pa.array([2, None], pa.int64()), click=[True, False])
     encoded = encode(path, declaration)
     assert encoded.dense.tolist() == np.log1p(np.array([[np.e - 1, 2], [0, 30]])).astype(np.float32).tolist()
-    assert encoded.labels.tolist() == [1, 0]
+    assert encoded.labels[:, 0].tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(

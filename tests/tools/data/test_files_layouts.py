@@ -47,7 +47,7 @@ def test_the_raw_preset_takes_it(tmp_path):
     declaration = criteo(cap=100, raw=True)
     (chunk,) = ClickFiles([path]).chunks(declared_columns(declaration))
     encoded = encode_chunk(chunk, declaration)
-    assert encoded.labels.tolist() == [1, 0]
+    assert encoded.labels[:, 0].tolist() == [1, 0]
     assert encoded.dense[0, :3].tolist() == pytest.approx([0, 0, np.log(4)])
     assert [bags.lengths.tolist() for bags in encoded.bags[:3]] == [[1, 1], [0, 1], [1, 1]]
 

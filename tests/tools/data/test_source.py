@@ -91,7 +91,7 @@ def test_a_label_may_be_a_comparison(write_csv, write_parquet, ratings):
         header = "rating,price,age_days,user_id,item_id,item_tags"
         path = write_csv("4.0,1,1,u,3,4", "3.5,1,1,u,3,4", header=header)
     clicks = read(declaration, [path])
-    assert clicks.dataset.labels.tolist() == [1, 0]
+    assert clicks.dataset.labels[:, 0].tolist() == [1, 0]
     missing = write_csv(",1,1,u,3,4", header="rating,price,age_days,user_id,item_id,item_tags", name="m.csv")
     with pytest.raises(DataError, match='column "rating": the label is nothing; it must be a number'):
         read(declaration, [missing])

@@ -23,7 +23,7 @@ def dataset(bags: list[list[int]], weights: list[float] | None = None) -> ClickD
     tags = np.array([tag for bag in bags for tag in bag], dtype=np.int32)
     return ClickDataset(
         dense=np.stack([np.arange(1.0, n + 1), np.zeros(n)], axis=1).astype(np.float32),
-        labels=np.zeros(n, dtype=np.float32),
+        labels=np.zeros((n, 1), dtype=np.float32),
         values=(users, np.empty(0, dtype=np.int32), tags),
         offsets=(
             np.array([0, 1, 2, 3, 3]),
@@ -107,7 +107,7 @@ def test_it_learns_from_the_training_rows_the_same_each_time():
     )
     batches = [clicks.dataset.features(rows) for rows in np.array_split(clicks.held_out, 3)]
     logits = one.logits(batches)
-    labels = clicks.dataset.labels[clicks.held_out]
+    labels = clicks.dataset.labels[clicks.held_out, 0]
     assert logits.dtype == np.float32
     assert auc(labels, logits) > 0.65
     # Log-odds, not probabilities: on average near those of the base rate.

@@ -11,8 +11,8 @@ import pytest
 from dlrm_factory.errors import DataError
 from dlrm_factory.requests.numbers import answered_probabilities
 from dlrm_factory.tools.evaluation import as_json, check_report_folder, write_report
-from dlrm_factory.tools.evaluation.evaluate import compare
 from dlrm_factory.tools.evaluation.figures import curves_of, measure
+from dlrm_factory.tools.evaluation.judging import compare
 from dlrm_factory.tools.evaluation.pictures import COLOURS, draw_pictures
 from dlrm_factory.tools.evaluation.report import page
 from dlrm_factory.tools.evaluation.results import Best, Evaluation, ModelResult, SliceResult, SliceTable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dlrm_factory.tools.data.bad_rows import UnreadableCells
-from dlrm_factory.tools.evaluation.report import sentences
+from dlrm_factory.tools.evaluation.report_rows import sentences
 from dlrm_factory.tools.evaluation.results import Evaluation
 from dlrm_factory.tools.metrics.history import Evaluation as HistoryPoint
 

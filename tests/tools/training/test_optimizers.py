@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from support.batches import random_batch
-from torchrec.datasets.utils import Batch
 
 from dlrm_factory.batch import to_dense, to_keyed_jagged_tensors
 from dlrm_factory.config import DLRMDeclaration, TrainingOptions, tiny
-from dlrm_factory.model.model import EMBEDDINGS_PREFIX, make_model, table_weight_key
+from dlrm_factory.model.model import EMBEDDINGS_PREFIX, make_model, state_key, table_weight_key
 from dlrm_factory.model.plan import has_fused_optimizer
+from dlrm_factory.tools.training.module import TrainingBatch
 from dlrm_factory.tools.training.objective import Objective, make_objective
 
 OPTIONS = TrainingOptions(label="click")  # not the preset's, which are tuned
@@ -34,29 +34,31 @@ def declared(sharding: str = "table_wise", **training) -> DLRMDeclaration:
     return msgspec.structs.replace(base, tables=tables, training=options)
 
 
-def batch_of(declaration: DLRMDeclaration, seed: int) -> Batch:
+def batch_of(declaration: DLRMDeclaration, seed: int) -> TrainingBatch:
     features = random_batch(declaration, 24, seed=seed)
     labels = np.random.default_rng(seed).integers(0, 2, 24).astype(np.float32)
-    return Batch(
-        dense_features=to_dense(features),
-        sparse_features=to_keyed_jagged_tensors(features, declaration)[0],
-        labels=torch.from_numpy(labels),
+    pooled, sequences = to_keyed_jagged_tensors(features, declaration)
+    return TrainingBatch(
+        dense=to_dense(features),
+        pooled=pooled,
+        sequences=sequences,
+        labels=torch.from_numpy(labels[:, None]),
     )
 
 
-def gradients(declaration: DLRMDeclaration, state: State, batch: Batch) -> State:
+def gradients(declaration: DLRMDeclaration, state: State, batch: TrainingBatch) -> State:
     model = make_model(declaration, tables_device="cpu")
     model.load_state_dict(state)
-    logits = model(batch.dense_features, batch.sparse_features).squeeze(1)
+    logits = model(batch.dense, batch.pooled)
     torch.nn.functional.binary_cross_entropy_with_logits(logits, batch.labels).backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {state_key(name): parameter.grad for name, parameter in model.named_parameters()}
 
 
 def copy_of(objective: Objective) -> State:
     return {key: weight.clone() for key, weight in objective.built.state_dict().items()}
 
 
-def step(objective: Objective, batch: Batch) -> None:
+def step(objective: Objective, batch: TrainingBatch) -> None:
     objective.module.train()
     objective.step(batch)
 

@@ -17,9 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.commands import run_train
+from support.nets import net
 from support.ranks import fail_on_rank_1, train_all
 
-from dlrm_factory.config import DLRMDeclaration, TrainingOptions, tiny
+from dlrm_factory.config import DLRMDeclaration, ModuleArchitecture, Output, TrainingOptions, tiny
+from dlrm_factory.config.trust import trust_code
 from dlrm_factory.errors import DLRMError
 from dlrm_factory.tools.launch import launch
 from dlrm_factory.weights.checkpoint import open_checkpoint
@@ -52,6 +54,39 @@ ADAM = {
 }
 
 
+SPARE = """
+import torch
+from torch import nn
+
+class Spare(nn.Module):
+    def __init__(self, inputs):
+        super().__init__()
+        width = sum(inputs.pooled.values())
+        self.click, self.vector = nn.Linear(width, 1), nn.Linear(width, 3)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, pooled):
+        features = pooled.flatten(1)
+        return {"vector": self.vector(features), "click": self.click(features).squeeze(1)}
+"""
+
+
+def with_spare_layers(batch_size: int) -> DLRMDeclaration:
+    """A layer for a vector that has no loss, and one that no output needs."""
+    base = tiny()
+    module = ModuleArchitecture(module="spare.py:Spare", sources={"spare.py": SPARE})
+    declaration = msgspec.structs.replace(
+        declared(batch_size),
+        architecture=module,
+        dense_arch_layer_sizes=None,
+        over_arch_layer_sizes=None,
+        outputs=[Output(name="click", label="click"), Output(name="vector", kind="vector", size=3)],
+        tables=base.tables,
+    )
+    trust_code(declaration)
+    return declaration
+
+
 def assert_close(one: Path, other: Path, tolerance: float = TOLERANCE) -> None:
     first, second = load_file(one), load_file(other)
     assert first.keys() == second.keys()
@@ -76,9 +111,12 @@ def folder(tmp_path_factory) -> Path:
     train_all([(declared(128), job("one")), (declared(128, **ADAM), job("one_adam"))])
     # Row-wise Adagrad has a number for each row of each column shard, so shards are compared with shards.
     train_all([(declared(128, *MIXED), job("one_mixed"))])
+    train_all([(net("mmoe", batch_size=128), job("one_mmoe")), (with_spare_layers(128), job("one_spare"))])
     reports = launch(
         train_all,
         [
+            (net("mmoe", batch_size=64), job("two_mmoe")),
+            (with_spare_layers(64), job("two_spare")),
             (declared(64, *MIXED), job("two")),
             (declared(64, *MIXED, **ADAM), job("two_adam")),
             (declared(64, *MIXED), job("never", break_off=9, **snapshots("two_to_two", 4))),
@@ -100,6 +138,14 @@ def test_the_number_of_training_rows_is_even(folder):
 
 def test_two_ranks_train_like_one_with_twice_the_batch(folder):
     assert_close(folder / "one_mixed.safetensors", folder / "two.safetensors")
+
+
+def test_rows_that_count_for_an_output_on_one_rank_more_than_on_the_other_weigh_the_same(folder):
+    assert_close(folder / "one_mmoe.safetensors", folder / "two_mmoe.safetensors")
+
+
+def test_layers_without_a_loss_do_not_stop_the_ranks(folder):
+    assert_close(folder / "one_spare.safetensors", folder / "two_spare.safetensors")
 
 
 def test_without_a_fused_optimizer_too(folder):

@@ -62,7 +62,7 @@ def test_training_learns_and_the_checkpoint_holds_what_was_measured(tmp_path):
     with torch.no_grad():
         logits = model(to_dense(batch), *to_keyed_jagged_tensors(batch, declaration))
         logits = logits.numpy().ravel()
-    labels = clicks.dataset.labels[held_out]
+    labels = clicks.dataset.labels[held_out, 0]
     assert auc(labels, logits) == pytest.approx(report.held_out_auc, abs=1e-6)
     assert log_loss(labels, logits) == pytest.approx(report.held_out_log_loss, abs=1e-6)
 

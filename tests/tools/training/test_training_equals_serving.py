@@ -19,7 +19,7 @@ from dlrm_factory.features.vocabulary_rows import VocabularyRows
 from dlrm_factory.tools.data.dataset_builder import dataset_of
 from dlrm_factory.tools.data.encoding import encode_chunk
 from dlrm_factory.tools.data.files import read_chunks
-from dlrm_factory.tools.data.synthetic import click_writer
+from dlrm_factory.tools.data.writing import click_writer
 
 numbers = st.none() | st.floats(-1e6, 1e6, width=32)
 # No separator and no empty text: these do not survive a CSV cell.
