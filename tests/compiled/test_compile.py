@@ -253,14 +253,18 @@ def test_a_worker_that_cannot_do_as_the_others_do_is_not_ready(built, monkeypatc
 
 def test_code_that_scores_otherwise_than_when_it_was_decided_is_not_used(built, monkeypatch):
     worker(built.folder)
-    monkeypatch.setattr(dense_library, "_load", lambda path: lambda inputs: [inputs[1].sum(dim=(1, 2)) + 3])
+    monkeypatch.setattr(
+        dense_library, "_load", lambda path: lambda inputs: [inputs[1].sum(dim=1, keepdim=True) + 3]
+    )
     with pytest.raises(WeightsError, match="Compiled scores differ from eager ones"):
         worker(built.folder)
 
 
 def test_in_the_background_it_is_a_log_line(built, monkeypatch, caplog):
     worker(built.folder)
-    monkeypatch.setattr(dense_library, "_load", lambda path: lambda inputs: [inputs[1].sum(dim=(1, 2)) + 3])
+    monkeypatch.setattr(
+        dense_library, "_load", lambda path: lambda inputs: [inputs[1].sum(dim=1, keepdim=True) + 3]
+    )
     scorer = worker(built.folder, background=True)
     for thread in threading.enumerate():
         if thread.name == "compile":
@@ -300,7 +304,7 @@ LOAD = dense_library._load
 def runner(name, met):
     def run(inputs):
         met.append((name, inputs[0].shape[0]))
-        return [inputs[0].sum(1)]
+        return [inputs[0].sum(1, keepdim=True)]
 
     return run
 
@@ -321,7 +325,7 @@ def test_each_size_runs_the_code_made_for_it(built, monkeypatch, has_few):
     )
     most = FEW_SAMPLES["fp32"]
     for size in (1, most, most + 1):
-        assert dense(torch.ones(size, 2), torch.ones(size, 3, 8)).shape == (size,)
+        assert dense(torch.ones(size, 2), Embeddings(torch.ones(size, 24))).shape == (size, 1)
     few = "few" if has_few else "many"
     assert met == [(few, 1), (few, most), ("many", most + 1)]
 
@@ -372,13 +376,13 @@ def test_the_sharded_model_runs_in_the_callers_thread_alone(tmp_path, monkeypatc
     folder = seal(mixed_shardings(), tmp_path)
     scorer = Scorer.load(folder)
     threads = set()
-    reference = scorer.reference_logits
+    reference = scorer.reference_outputs
 
     def watched(batch):
         threads.add(threading.current_thread())
         return reference(batch)
 
-    monkeypatch.setattr(scorer, "reference_logits", watched)
+    monkeypatch.setattr(scorer, "reference_outputs", watched)
     done = threading.Event()
     monkeypatch.setattr(scorer_module, "compiled_dense", lambda *args, **kwargs: eager_dense(scorer))
     monkeypatch.setattr(scorer_module.logger, "info", lambda *args: done.set())

@@ -36,7 +36,7 @@ def test_features_that_share_a_table_out_of_its_order(tmp_path):
     batch = random_batch(scorer.declaration, 5)
     assert torch.allclose(scorer.look_up(batch).pooled, Scorer(scorer.built).look_up(batch).pooled, atol=1e-6)
     finished = scorer.interact(torch.from_numpy(batch.dense), scorer.look_up(batch))
-    assert np.abs(finished - scorer.reference_logits(batch)).max() < 1e-5
+    assert np.abs(finished - scorer.reference_outputs(batch)).max() < 1e-5
 
 
 def test_pooled_parts_add_up(tmp_path):

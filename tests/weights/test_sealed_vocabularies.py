@@ -9,6 +9,7 @@ import pytest
 from support.batches import random_state, unsharded_logits
 from support.raw_features import raw_declaration, raw_vocabularies
 
+from dlrm_factory.batch import to_dense
 from dlrm_factory.config import tiny
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.factory import DLRMFactory
@@ -68,17 +69,11 @@ def test_sealed_scores_are_those_of_bags_pooled_by_hand(checkpoint: Path, tmp_pa
     for logits in (
         scorer.logits(batch),
         scorer.reference_logits(batch),
-        scorer.interact(*_pooled(scorer, batch)),
+        scorer.interact(to_dense(batch), scorer.look_up(batch))[:, 0],
     ):
         np.testing.assert_allclose(logits, expected, atol=1e-5)
     built = DLRMFactory(DECLARATION).build(weights=open_checkpoint(checkpoint))
     np.testing.assert_allclose(Scorer(built).logits(batch), expected, atol=1e-5)
-
-
-def _pooled(scorer: Scorer, batch):
-    from dlrm_factory.batch import to_dense
-
-    return to_dense(batch), scorer.look_up(batch).pooled
 
 
 def test_a_staged_folder_holds_them_and_can_be_staged_again(checkpoint: Path, tmp_path: Path) -> None:

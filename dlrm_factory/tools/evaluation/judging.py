@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dlrm_factory.errors import DataError
-from dlrm_factory.requests.answers import answered_probabilities
+from dlrm_factory.requests.numbers import answered_probabilities
 from dlrm_factory.tools.data.labels import counts_for
 from dlrm_factory.tools.data.seen_bags import GROUPS
 from dlrm_factory.tools.evaluation.figures import (
