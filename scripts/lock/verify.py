@@ -1,6 +1,7 @@
 """Says whether the installed packages are those of the lock files, without importing any of them.
 
-Usage: ``python verify.py ROOT LOCK…``. Prints a line for each thing that is wrong; exit status 1 if any is.
+Usage: ``python verify.py [--not-editable] ROOT LOCK…``. Prints a line for each thing that is wrong; exit status 1 if
+any is. With ``--not-editable`` the project may be a copy, as in an image, and not ROOT itself.
 """
 
 from __future__ import annotations
@@ -72,24 +73,30 @@ def damaged_libraries(package: Distribution) -> list[str]:
     return damaged
 
 
-def wrong_project(root: Path) -> Iterator[str]:
-    """One line if the project is not installed editable from ``root``."""
+def wrong_project(root: Path, *, editable: bool) -> Iterator[str]:
+    """One line if the project is not installed, or not editable from ``root`` where it must be."""
     project = installed("torchserve-dlrm")
+    if not editable:
+        if project is None:
+            yield "torchserve-dlrm is not installed"
+        return
     origin = json.loads((project and project.read_text("direct_url.json")) or "{}")
     if origin.get("url") != root.as_uri() or not origin.get("dir_info", {}).get("editable"):
         yield f"torchserve-dlrm is not installed editable from {root}"
 
 
-def problems(root: Path, locks: list[Path]) -> list[str]:
+def problems(root: Path, locks: list[Path], *, editable: bool = True) -> list[str]:
     """Everything that is wrong, one sentence each."""
     try:
         pins = read_pins(locks)
     except ImportError:
         return ["packaging is not installed"]
-    return [*wrong_versions(pins), *wrong_fbgemm(pins), *wrong_project(root)]
+    return [*wrong_versions(pins), *wrong_fbgemm(pins), *wrong_project(root, editable=editable)]
 
 
 if __name__ == "__main__":
-    found = problems(Path(sys.argv[1]), [Path(argument) for argument in sys.argv[2:]])
+    arguments = [argument for argument in sys.argv[1:] if argument != "--not-editable"]
+    paths = [Path(argument) for argument in arguments]
+    found = problems(paths[0], paths[1:], editable="--not-editable" not in sys.argv)
     print("\n".join(found), end="\n" if found else "")
     sys.exit(bool(found))

@@ -19,11 +19,11 @@ LOCK = ROOT / "scripts" / "lock"
 PINS = sorted(LOCK.glob("*.txt"))
 
 
-def verify(packages: Path, *locks: Path, root: Path = ROOT) -> list[str]:
+def verify(packages: Path, *locks: Path, root: Path = ROOT, options: tuple[str, ...] = ()) -> list[str]:
     """The lines of scripts/lock/verify.py where only ``packages`` and the package packaging are installed."""
     (packages / "packaging").symlink_to(Path(packaging.__file__).parent)
     done = subprocess.run(
-        [sys.executable, "-S", str(LOCK / "verify.py"), str(root), *map(str, locks)],
+        [sys.executable, "-S", str(LOCK / "verify.py"), *options, str(root), *map(str, locks)],
         env={"PYTHONPATH": str(packages)},
         capture_output=True,
         text=True,
@@ -85,6 +85,18 @@ def test_verify_names_everything_that_is_wrong(tmp_path: Path, lock: Path) -> No
         "fbgemm-gpu-cpu is damaged: fbgemm_gpu/fbgemm.so is not the file that was installed",
         f"torchserve-dlrm is not installed editable from {tmp_path}",
     ]
+
+
+def test_verify_takes_a_copy_of_the_project_for_an_image(tmp_path: Path) -> None:
+    packages, lock = tmp_path / "packages", tmp_path / "lock.txt"
+    lock.write_text("numpy==2.0\n")
+    write_distribution(packages, "numpy", "2.1")
+    wrong = "numpy 2.1 is installed, the lock says ==2.0"
+    options = ("--not-editable",)
+    assert verify(packages, lock, options=options) == [wrong, "torchserve-dlrm is not installed"]
+    (packages / "packaging").unlink()
+    write_distribution(packages, "torchserve-dlrm", "0.1.0")
+    assert verify(packages, lock, options=options) == [wrong]
 
 
 @pytest.mark.parametrize(
