@@ -57,8 +57,7 @@ def test_each_output_has_the_figures_of_its_training_beside_a_baseline(found, tr
         assert figures.log_loss == pytest.approx(own.held_out_log_loss, abs=1e-5)
         assert beside.auc != figures.auc
         assert each.comparison.difference.difference == pytest.approx(figures.auc - beside.auc)
-        missing = sum(s.figures[0].samples for s in each.slices.slices if s.kind == "missing")
-        assert 0 < missing < figures.samples
+        assert sum(s.figures[0].samples for s in each.slices.slices) == figures.samples
         assert all(sum(g.figures[0].samples for g in s.groups) == figures.samples for s in each.seen)
     click, purchase = (each.models[0].figures for each in found.outputs)
     assert purchase.samples == click.clicks
