@@ -1,4 +1,4 @@
-"""Declared models with dense nets of their own, of ``tests/models/nets``, whose code this process then trusts."""
+"""Declarations of dense nets of several kinds, their code beside them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ import msgspec
 from dlrm_factory.config import DLRMDeclaration, read_declaration
 from dlrm_factory.config.trust import trust_code
 
-NETS = Path(__file__).parents[1] / "models" / "nets"
+__all__ = ["NETS", "net", "trusted"]
+
+NETS = Path(__file__).resolve().parents[1] / "models" / "nets"
+
+
+def trusted(name: str) -> DLRMDeclaration:
+    """The declaration ``name``, whose code this process, and those that it starts, may run from now on."""
+    declaration = read_declaration(NETS / f"{name}.yaml")
+    trust_code(declaration)
+    return declaration
 
 
 def net(name: str, **training: Any) -> DLRMDeclaration:
-    """Declaration called ``name``, with changes of its training options."""
-    declaration = read_declaration(NETS / f"{name}.yaml")
-    trust_code(declaration)
+    """`trusted`, with changes of its training options."""
+    declaration = trusted(name)
     options = msgspec.structs.replace(declaration.training, **training)
     return msgspec.structs.replace(declaration, training=options)
