@@ -10,7 +10,7 @@ import msgspec
 from dlrm_factory.config import DLRMDeclaration, read_declaration
 from dlrm_factory.config.trust import trust_code
 
-__all__ = ["NETS", "net", "trusted"]
+__all__ = ["NETS", "trusted"]
 
 NETS = Path(__file__).resolve().parents[1] / "models" / "nets"
 
@@ -24,6 +24,3 @@ def trusted(name: str, **training: Any) -> DLRMDeclaration:
     trust_code(declaration)
     options = msgspec.structs.replace(declaration.training, **training)
     return msgspec.structs.replace(declaration, training=options)
-
-
-net = trusted

@@ -169,8 +169,8 @@ class DatasetBuilder:
             ]
             pages = BlockPages(fixed, jagged, [training_map, validation_map, held_out_map])
         dataset = ClickDataset(
-            labels=labels.reshape(-1, outputs),
-            dense=dense.reshape(-1, width),
+            labels=labels.reshape(self._rows, outputs),
+            dense=dense.reshape(self._rows, width),
             values=tuple(array for array, _ in values),
             offsets=tuple(array for array, _ in offsets),
             weights=tuple(array for array, _ in weights),

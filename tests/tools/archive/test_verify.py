@@ -50,7 +50,7 @@ def test_held_out_samples_travel_with_the_checkpoint(trained):
     held_out = open_checkpoint(trained).held_out
     assert held_out is not None
     assert 300 < len(held_out.batch) < 500
-    assert set(held_out.labels.tolist()) == {0, 1}
+    assert set(held_out.labels[:, 0].tolist()) == {0, 1}
 
 
 def test_what_serving_loses_is_reported(sealed):
@@ -77,23 +77,23 @@ def test_a_bound_on_the_loss(sealed):
 
 def test_a_loss_that_so_few_samples_show_by_chance_passes(sealed):
     held_out = read_held_out(sealed)
-    swapped = held_out.logits.copy()
-    clicked, other = np.flatnonzero(held_out.labels == 1)[0], np.flatnonzero(held_out.labels == 0)[0]
+    labels, swapped = held_out.labels[:, 0], held_out.logits[:, 0].copy()
+    clicked, other = np.flatnonzero(labels == 1)[0], np.flatnonzero(labels == 0)[0]
     swapped[[clicked, other]] = 9, 8
-    right = replace(held_out, logits=swapped.copy())
+    right = replace(held_out, logits=swapped[:, None].copy())
     swapped[[clicked, other]] = 8, 9
     one_pair = drift_of(right, swapped)
     assert one_pair.auc_loss > 0
     assert one_pair.auc_loss_is_chance
     # Every click below every other sample is no chance.
-    assert not drift_of(right, np.where(held_out.labels == 1, -1, 1)).auc_loss_is_chance
+    assert not drift_of(right, np.where(labels == 1, -1, 1)).auc_loss_is_chance
 
 
 def test_figures_are_of_the_numbers_that_are_answered(sealed):
     """Logits that are only shifted rank as before; their probabilities tie once they are all but 1."""
     held_out = read_held_out(sealed)
-    logits = np.round(held_out.logits, 2)
-    trained = replace(held_out, logits=logits)
+    logits = np.round(held_out.logits[:, 0], 2)
+    trained = replace(held_out, logits=logits[:, None])
     unmoved = drift_of(trained, logits)
     assert (unmoved.auc_loss, unmoved.max_difference, unmoved.ties) == (0, 0, 0)
     near_1 = drift_of(trained, logits + np.float32(17))
@@ -104,7 +104,7 @@ def test_figures_are_of_the_numbers_that_are_answered(sealed):
     assert abs(near_1.float32_auc_loss) > 1e-3
     beyond = drift_of(trained, logits + np.float32(60))
     assert beyond.ties == beyond.float32_ties == len(logits)
-    assert beyond.auc_loss == pytest.approx(auc(held_out.labels, logits) - 0.5)
+    assert beyond.auc_loss == pytest.approx(auc(held_out.labels[:, 0], logits) - 0.5)
     assert np.isfinite(beyond.log_loss)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from support.batches import random_batch, random_state
-from support.nets import net
+from support.nets import trusted
 from torch import nn
 from torchrec.models.deepfm import SimpleDeepFMNN
 from torchrec.models.experimental.transformerdlrm import DLRM_Transformer
@@ -53,7 +53,7 @@ class Whole(nn.Module):
 
 
 def din(prefixes: dict[str, str]) -> DLRMDeclaration:
-    declaration = net("din")
+    declaration = trusted("din")
     return msgspec.structs.replace(
         declaration, architecture=msgspec.structs.replace(declaration.module, prefixes=prefixes)
     )

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from support.nets import net
+from support.nets import trusted
 
 from dlrm_factory.config import DLRMDeclaration, TrainingOptions, tiny
 from dlrm_factory.config.trust import trust_code

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from support.nets import net
+from support.nets import trusted
 from torch import nn
 from torch.nn import functional
 
@@ -141,7 +141,7 @@ def test_steps_are_those_of_plain_pytorch(name, loss_of):
 
 
 def test_an_output_without_a_row_that_counts_adds_nothing():
-    declaration = net("mmoe", **SGD)
+    declaration = trusted("mmoe", **SGD)
     clicks = clicks_of(declaration, 60)
     rows = np.flatnonzero(clicks.labels[:, 0] == 0)
     objective = make_objective(declaration)
@@ -155,7 +155,7 @@ def test_an_output_without_a_row_that_counts_adds_nothing():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    declaration = net("mmoe", early_stopping=1, validation=0.1)
+    declaration = trusted("mmoe", early_stopping=1, validation=0.1)
     path = tmp_path_factory.mktemp("outputs") / "c.safetensors"
     return declaration, path, train(declaration, output=path, rows=3000)
 
@@ -190,14 +190,14 @@ def test_a_run_of_several_outputs_goes_on_bit_by_bit(trained, tmp_path):
 
 
 def test_generated_purchases_are_clicked_first():
-    clicks = clicks_of(net("mmoe"), 2000)
+    clicks = clicks_of(trusted("mmoe"), 2000)
     counted = counts_for(clicks.labels, 1)
     assert np.array_equal(counted, clicks.labels[:, 0] == 1)
     assert 0.1 < clicks.labels[counted, 1].mean() < 0.5
 
 
 def test_vectors_alone_cannot_be_trained(tmp_path):
-    declaration = net("two_towers")
+    declaration = trusted("two_towers")
     vectors = [each for each in declaration.outputs if each.kind == "vector"]
     with pytest.raises(ConfigError, match=r"\$\.outputs: has no probability"):
         train(msgspec.structs.replace(declaration, outputs=vectors), output=tmp_path / "c.safetensors")

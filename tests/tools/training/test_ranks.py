@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.commands import run_train
-from support.nets import net
+from support.nets import trusted
 from support.ranks import fail_on_rank_1, train_all
 
 from dlrm_factory.config import DLRMDeclaration, ModuleArchitecture, Output, TrainingOptions, tiny
@@ -111,11 +111,13 @@ def folder(tmp_path_factory) -> Path:
     train_all([(declared(128), job("one")), (declared(128, **ADAM), job("one_adam"))])
     # Row-wise Adagrad has a number for each row of each column shard, so shards are compared with shards.
     train_all([(declared(128, *MIXED), job("one_mixed"))])
-    train_all([(net("mmoe", batch_size=128), job("one_mmoe")), (with_spare_layers(128), job("one_spare"))])
+    train_all(
+        [(trusted("mmoe", batch_size=128), job("one_mmoe")), (with_spare_layers(128), job("one_spare"))]
+    )
     reports = launch(
         train_all,
         [
-            (net("mmoe", batch_size=64), job("two_mmoe")),
+            (trusted("mmoe", batch_size=64), job("two_mmoe")),
             (with_spare_layers(64), job("two_spare")),
             (declared(64, *MIXED), job("two")),
             (declared(64, *MIXED, **ADAM), job("two_adam")),
