@@ -150,7 +150,7 @@ def test_the_longest_prefix_of_whole_parts_counts():
 
 def test_torchrec_s_deepfm_and_transformer_import_by_their_own_names(tmp_path):
     for name in ("deepfm", "dlrm_transformer"):
-        declaration = net(name)
+        declaration = trusted(name)
         bags = EmbeddingBagCollection(
             [
                 EmbeddingBagConfig(

@@ -31,7 +31,7 @@ def plain_and_sharded() -> DLRMDeclaration:
 
 
 def with_outputs(name: str) -> DLRMDeclaration:
-    return net(name, batch_size=64, epochs=2, evaluate_every=5)
+    return trusted(name, batch_size=64, epochs=2, evaluate_every=5)
 
 
 def trained(declaration: DLRMDeclaration, steps, monkeypatch) -> tuple[dict[str, torch.Tensor], np.ndarray]:

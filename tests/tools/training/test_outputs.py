@@ -117,7 +117,7 @@ def click_loss(outputs: dict[str, torch.Tensor], labels: np.ndarray) -> torch.Te
     ("name", "loss_of"), [("mmoe", purchase_loss), ("two_towers", click_loss), ("din", click_loss)]
 )
 def test_steps_are_those_of_plain_pytorch(name, loss_of):
-    declaration = net(name, **SGD)
+    declaration = trusted(name, **SGD)
     if name == "mmoe":
         declaration = weighted(declaration, purchase=0.5)
     clicks = clicks_of(declaration, 120)
