@@ -105,7 +105,7 @@ class ByExpression:
         without = f", without {left_out}," if left_out else ""
         return RequestError(
             f"rank_by {shown(self.expression.text)} is not a finite number for candidate {candidate}{without} where "
-            f"{given}; leave the candidate out, or rank by what is finite, such as a max of it and a small number",
+            f"{given}; leave the candidate out, or choose an expression that has a value there",
             "$.candidates" if self.path is None else element(self.path, candidate),
         )
 
