@@ -48,7 +48,7 @@ def test_each_example(service: DLRMService, request_: tuple[str, ...], expected:
 
 
 def test_there_are_examples() -> None:
-    assert len(PAIRS) == 20
+    assert len(PAIRS) == 21
 
 
 def test_the_first_three_shapes_agree(service: DLRMService) -> None:

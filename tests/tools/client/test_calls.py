@@ -141,7 +141,7 @@ def test_a_model_is_described(ask, server):
 
 
 @pytest.mark.parametrize(
-    "answer", [[], 7, {}, {"predictions": 3}, {"predictions": [[0.5]]}, {"predictions": ["x"]}]
+    "answer", [[], 7, {}, {"predictions": 3}, {"predictions": [[[0.5]]]}, {"predictions": ["x"]}]
 )
 def test_an_answer_of_something_else(ask, server, answer):
     server.answers(answer)

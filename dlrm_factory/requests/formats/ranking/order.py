@@ -1,4 +1,4 @@
-"""What candidates are ranked by: an output, or an expression of outputs and dense features."""
+"""Order of candidates: by an output, or by an expression of outputs and dense features."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Columns = Mapping[str, Sequence[Any]]
 
 @dataclass(frozen=True, slots=True)
 class ByOutput:
-    """By the probability called ``name``."""
+    """Order by the probability called ``name``."""
 
     name: str
 
@@ -49,7 +49,7 @@ class ByOutput:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ByExpression:
-    """By the value of ``expression``.
+    """Order by the value of ``expression``.
 
     Fields:
         dense: values of the dense features in it, as they were sent: one a candidate, or one for all.
