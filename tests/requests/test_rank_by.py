@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 import pytest
 from support.handed import handle
+from support.several_outputs import CLICK, PURCHASE, TOWER, ByHand, ask, content, declared, sigmoid
 
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.requests.service import DLRMService
-from tests.requests.test_outputs import CLICK, PURCHASE, TOWER, ByHand, ask, content, declared, sigmoid
 
 
 @pytest.fixture

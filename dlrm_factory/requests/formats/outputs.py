@@ -58,12 +58,17 @@ class Scores(NamedTuple):
     @property
     def samples(self) -> int:
         """Samples that there are outputs of."""
-        return len(next(iter((self.numbers or self.vectors).values())))
+        columns: list[list[float] | Float32] = [*self.numbers.values(), *self.vectors.values()]
+        return len(columns[0])
 
     def first(self, size: int) -> Scores:
         """Those of the first ``size`` samples."""
-        parts = ({name: part[:size] for name, part in each.items()} for each in self[:3])
-        return Scores(*parts, None if self.finite is None else self.finite[:size])  # type: ignore[arg-type]
+        return Scores(
+            {name: numbers[:size] for name, numbers in self.numbers.items()},
+            {name: logits[:size] for name, logits in self.logits.items()},
+            {name: vectors[:size] for name, vectors in self.vectors.items()},
+            None if self.finite is None else self.finite[:size],
+        )
 
     def values(self, names: Sequence[str]) -> list[Any]:
         """One JSON value a sample: of one output its number, or a list of a vector's; of several an object by name."""

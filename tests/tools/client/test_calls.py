@@ -70,6 +70,56 @@ def test_candidates_are_ranked(ask, server):
     }
 
 
+def test_outputs_are_chosen(ask, server):
+    server.answers({"predictions": [0.25, 0.5]})
+    assert ask("score", instances=ROWS, outputs="purchase").tolist() == [0.25, 0.5]
+    assert server.body["outputs"] == ["purchase"]
+    assert {
+        name: each.tolist() for name, each in ask("score", instances=ROWS, outputs=["click"]).items()
+    } == {"click": [0.25, 0.5]}
+    server.answers({"predictions": [[1, 2, 3], [4, 5, 6]]})
+    assert ask("score", instances=ROWS, outputs="tower").shape == (2, 3)
+    server.answers({"predictions": [{"click": 0.25, "tower": [1, 2]}, {"click": 0.5, "tower": [3, 4]}]})
+    found = ask("score", instances=ROWS, outputs=("tower", "click"))
+    assert server.body["outputs"] == ["tower", "click"]
+    assert (list(found), found["click"].tolist()) == (["tower", "click"], [0.25, 0.5])
+    assert found["tower"].tolist() == [[1, 2], [3, 4]]
+    assert found["tower"].dtype == np.float64
+
+
+def test_several_outputs_want_a_name(ask, server):
+    server.answers({"predictions": [{"click": 0.25, "purchase": 0.5}]})
+    with pytest.raises(InvalidRequest, match=r'several outputs, click, purchase; .* outputs="click"'):
+        ask("score", instances=ROWS[:1])
+    server.answers(
+        {"explanations": [{"score": {"click": 0.5}, "contributions": {"price": {"click": 0.25}}}]},
+    )
+    with pytest.raises(InvalidRequest, match="several outputs, click; name the one"):
+        ask("explain", instances=ROWS[:1])
+
+
+def test_an_answer_without_an_output_is_the_servers_fault(ask, server):
+    server.answers({"predictions": [{"click": 0.25}]})
+    with pytest.raises(ServerFault):
+        ask("score", instances=ROWS[:1], outputs=["click", "purchase"])
+
+
+def test_candidates_are_ranked_by_an_expression(ask, server):
+    entry = {"id": "b", "index": 1, "score": 2.5, "outputs": {"click": 0.25, "tower": [1, 2]}}
+    server.answers({"ranking": [entry]})
+    (found,) = ask(
+        "rank", context={}, candidates=ROWS, outputs=["click", "tower"], rank_by="click * price", top_k=1
+    )
+    assert found == RankedCandidate(id="b", index=1, score=2.5, outputs={"click": 0.25, "tower": [1, 2]})
+    assert (server.body["rank_by"], server.body["outputs"]) == ("click * price", ["click", "tower"])
+
+
+def test_one_output_is_explained(ask, server):
+    server.answers({"explanations": [{"score": 0.5, "contributions": {"price": 0.25}}]})
+    assert ask("explain", instances=ROWS[:1], outputs="click")[0].score == 0.5
+    assert server.body["outputs"] == ["click"]
+
+
 def test_scores_are_explained(ask, server):
     server.answers({"explanations": [{"score": 0.5, "contributions": {"price": 0.25, "user_id": 0}}]})
     assert ask("explain", instances=ROWS[:1]) == (
@@ -91,7 +141,7 @@ def test_a_model_is_described(ask, server):
 
 
 @pytest.mark.parametrize(
-    "answer", [[], 7, {}, {"predictions": 3}, {"predictions": [[0.5]]}, {"predictions": ["x"]}]
+    "answer", [[], 7, {}, {"predictions": 3}, {"predictions": [[[0.5]]]}, {"predictions": ["x"]}]
 )
 def test_an_answer_of_something_else(ask, server, answer):
     server.answers(answer)

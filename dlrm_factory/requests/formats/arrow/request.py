@@ -75,7 +75,7 @@ def _decode(table: Any, reader: RequestReader) -> DecodedRequest:
 
 
 def _outputs(sent: bytes | None) -> Any:
-    """What the metadata's JSON says; its text if it is none."""
+    """Value of the metadata's JSON; its text if it is none."""
     if sent is None:
         return None
     try:

@@ -90,7 +90,7 @@ class ColumnsReader:
         return DecodedRequest(batch=batch, asked=asked, form=PlainForm.PREDICTIONS, path_of=path_of)
 
     def _parse(self, raw: bytes, nulls: int) -> tuple[Asked, _Layout, Callable[[], FeatureBatch]]:
-        """What is asked for, the layout, and the encoding that remains to be done.
+        """Outputs asked for, the layout, and the encoding that remains to be done.
 
         Nothing of simdjson's is left behind: a parser takes the next body only when nothing refers to its last
         document. So the encoding, whose errors may hold their callers' frames, comes later.
@@ -227,7 +227,7 @@ def _buffers(columns: list[Any], of_type: str, size: int) -> list[Any]:
 
 
 def _asked_of(document: Any, outputs: ModelOutputs) -> tuple[Asked, int]:
-    """What the body asks for, and the brackets in which it says so.
+    """Outputs that the body asks for, and the brackets in which it says so.
 
     FallBack unless the keys are ``inputs`` and perhaps ``output`` and ``outputs``, each once.
     """

@@ -1,4 +1,4 @@
-"""What candidates are ranked by: an output, or an expression of outputs and dense features."""
+"""Order of candidates: by an output, or by an expression of outputs and dense features."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Columns = Mapping[str, Sequence[Any]]
 
 @dataclass(frozen=True, slots=True)
 class ByOutput:
-    """By the probability called ``name``."""
+    """Order by the probability called ``name``."""
 
     name: str
 
@@ -49,7 +49,7 @@ class ByOutput:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ByExpression:
-    """By the value of ``expression``.
+    """Order by the value of ``expression``.
 
     Fields:
         dense: values of the dense features in it, as they were sent: one a candidate, or one for all.
@@ -105,7 +105,7 @@ class ByExpression:
         without = f", without {left_out}," if left_out else ""
         return RequestError(
             f"rank_by {shown(self.expression.text)} is not a finite number for candidate {candidate}{without} where "
-            f"{given}; leave the candidate out, or rank by what is finite, such as a max of it and a small number",
+            f"{given}; leave the candidate out, or choose an expression that has a value there",
             "$.candidates" if self.path is None else element(self.path, candidate),
         )
 

@@ -103,7 +103,7 @@ def body_decoder(key: str, kind: Any) -> msgspec.json.Decoder[Any]:
 
 
 def asked_of(body: Any, outputs: ModelOutputs) -> Asked:
-    """What ``body``, with `ASKED_FIELDS`, asks for. FallBack if it is wrong."""
+    """Outputs that ``body``, with `ASKED_FIELDS`, asks for. FallBack if they are wrong."""
     output: Output = "probability" if body.output is ABSENT else body.output
     if body.outputs is ABSENT:
         return Asked(output, outputs.default)
