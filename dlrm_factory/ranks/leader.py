@@ -94,10 +94,14 @@ def end_process_soon(error: GroupError) -> None:
 
 
 def _step_times(
-    under_way: Sequence[_UnderWay], answers: Sequence[Mapping[int, torch.Tensor]], gather: float
+    under_way: Sequence[_UnderWay],
+    answers: Sequence[Mapping[int, torch.Tensor]],
+    gather: float,
+    exchanged: int,
 ) -> StepTimes:
+    """``exchanged``: bytes of vectors that ranks sent one another."""
     heads = [[AnswerHead(*answer[:ANSWER_HEAD].tolist()) for answer in step.values()] for step in answers]
-    sent = sum(step.sent_bytes for step in under_way) + sum(int(head.sent) for step in heads for head in step)
+    sent = exchanged + sum(step.sent_bytes for step in under_way)
     return StepTimes(
         scatter=sum(step.scatter for step in under_way),
         lookup=sum(max(head.lookup for head in step) for step in heads),
@@ -232,13 +236,16 @@ class RankedScorer:
         pieces = list(cut(batch, shared, MAX_SLICE * self._group.size))
         with self._in_group():
             under_way: list[_UnderWay] = []
+            exchanged = self._step.exchanged
             dtype = torch.bfloat16 if flags & BFLOAT16 else torch.float32
             steps = self._send_steps(pieces, flags, under_way)
             own = list(self._step.score(steps, dtype=dtype, eagerly=bool(flags & EAGERLY)))
             done = time.perf_counter()
             answers = [self._messages.collect(s.expected, a) for s, a in zip(under_way, own, strict=True)]
             self._messages.flush()
-            self.times = _step_times(under_way, answers, time.perf_counter() - done)
+            self.times = _step_times(
+                under_way, answers, time.perf_counter() - done, self._step.exchanged - exchanged
+            )
             self._check(answers)
         return torch.cat([a[ANSWER_HEAD:] for step in answers for a in step.values()]).numpy()
 

@@ -29,14 +29,13 @@ logger = logging.getLogger(__name__)
 class AnswerHead(NamedTuple):
     """Start of an answer, float32; the logits of the rank's own samples follow.
 
-    ``failed``: 0 or 1. ``lookup``, ``exchange``, ``dense``: seconds. ``sent``: bytes, of vectors to other ranks.
+    ``failed``: 0 or 1. ``lookup``, ``exchange``, ``dense``: seconds.
     """
 
     failed: float
     lookup: float
     exchange: float
     dense: float
-    sent: float
 
 
 ANSWER_HEAD = len(AnswerHead._fields)
@@ -88,7 +87,8 @@ class RankStep:
     """Scores parts of batches with a rank's part of the model.
 
     Errors of the lookup and of the dense parts are noted, and the rank takes part in the exchange all the same: the
-    other ranks wait for it. ``reason`` is the first error since it was last cleared.
+    other ranks wait for it. ``reason`` is the first error since it was last cleared. ``exchanged``: bytes of vectors
+    that all ranks have sent one another.
     """
 
     def __init__(self, scorer: Scorer, group: RankGroup) -> None:
@@ -101,6 +101,7 @@ class RankStep:
         self._views: dict[bytes, _View] = {}
         self._failed = False
         self.reason = ""
+        self.exchanged = 0
         for kernel in kernels_of(built.model):
             kernel.on_error = self.note
 
@@ -137,6 +138,10 @@ class RankStep:
         pooled = self._look_up_sharded(view, part, dtype)
         looked_up = time.perf_counter()
         flight = self._exchange.start(pooled, part.rows, view.columns)
+        rows = sum(part.rows)
+        self.exchanged += dtype.itemsize * sum(
+            columns * (rows - own) for columns, own in zip(view.columns, part.rows, strict=True)
+        )
         sent = time.perf_counter()
         replicated = self._look_up_replicated(view, part, dtype)
         return _Begun(
@@ -164,7 +169,6 @@ class RankStep:
             lookup=sum(begun.lookup for begun in both),
             exchange=sum(begun.exchange for begun in both) + there - started,
             dense=time.perf_counter() - there,
-            sent=sum(begun.flight.sent_bytes for begun in both),
         )
         return torch.from_numpy(answer)
 

@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import httpx
+import msgspec
 import numpy as np
 import psutil
 import pytest
