@@ -153,59 +153,79 @@ class Part:
     @classmethod
     def read_all(cls, source: torch.Tensor, count: int, *, device: torch.device) -> list[Part]:
         """``count`` parts, one after the other: ``source`` is uint8 on CPU, pinned if ``device`` is CUDA."""
-        here, start, found = source.to(device, non_blocking=True), 0, []
-        for _ in range(count):
-            part, size = cls._read(source[start:], here[start:])
-            found.append(part)
-            start += size
-        return found
+        reads = _Reads(source, device)
+        return [cls._read(reads, device) for _ in range(count)]
 
     @classmethod
-    def _read(cls, source: torch.Tensor, here: torch.Tensor) -> tuple[Part, int]:
-        """The first part, and its bytes."""
-        shape = Shape(*_SHAPE.unpack_from(source.numpy()))
-        start = _SHAPE_BYTES
-
-        def place(count: int, size: int = 4) -> slice:
-            nonlocal start
-            start += count * size
-            return slice(start - count * size, start)
-
-        def take(count: int, dtype: torch.dtype, size: int = 4) -> torch.Tensor:
-            return here[place(count, size)].view(dtype)
-
-        rows_of_ranks = source[place(shape.ranks)].view(torch.int32).tolist()
+    def _read(cls, reads: _Reads, device: torch.device) -> Part:
+        shape = Shape(*_SHAPE.unpack(reads.on_host(_SHAPE_BYTES).data))
+        rows_of_ranks: list[int] = reads.on_host(4 * shape.ranks).view(np.int32).tolist()
         rows = sum(rows_of_ranks)
-        ids, own_ids = take(shape.values, torch.int32), take(shape.own_values, torch.int32)
-        weights: list[torch.Tensor | None] = [None, None]
-        if shape.flags & WEIGHTED:
-            weights = [take(shape.values, torch.float32), take(shape.own_values, torch.float32)]
+        one_each, weighted = bool(shape.flags & ONE_EACH), bool(shape.flags & WEIGHTED)
         samples = shape.own_rows if shape.flags & SAMPLES else 0
-        dense = take(samples * shape.numbers, torch.float32).view(samples, shape.numbers)
-        spans = source[place(2 * shape.contexts)].view(torch.int32)
-        kind = _WIDTHS[shape.width][1]
-
-        def take_lengths(bags: int, each: int) -> torch.Tensor:
-            return take(bags * each, kind, shape.width).view(bags, each)
-
-        one_each = bool(shape.flags & ONE_EACH)
-        whole = None if one_each else take_lengths(shape.whole, rows)
-        parts = take_lengths(shape.parts, rows)
-        own = None if one_each else take_lengths(shape.replicated, shape.own_rows)
-        means = None if one_each else take_lengths(shape.means, shape.own_rows)
-        if one_each and shape.parts:
-            whole = torch.ones(shape.whole, rows, dtype=kind, device=here.device)
-        lengths = None if whole is None else torch.cat([whole, parts])
-        part = cls(
+        ids, own_ids = reads.ints(shape.values), reads.ints(shape.own_values)
+        weights = [reads.floats(count) if weighted else None for count in (shape.values, shape.own_values)]
+        dense = reads.floats(samples * shape.numbers).view(samples, shape.numbers)
+        spans = (
+            reads.on_host(8 * shape.contexts).view(np.int32).reshape(-1, 2).tolist() if shape.contexts else []
+        )
+        whole = own = means = lengths = None
+        if not one_each:
+            whole = reads.lengths(shape.whole, rows, shape.width)
+        parts = reads.lengths(shape.parts, rows, shape.width) if shape.parts else None
+        if not one_each:
+            own = reads.lengths(shape.replicated, shape.own_rows, shape.width)
+            means = reads.lengths(shape.means, shape.own_rows, shape.width)
+        elif parts is not None:
+            whole = torch.ones(shape.whole, rows, dtype=parts.dtype, device=device)
+        if whole is not None:
+            lengths = whole if parts is None else torch.cat([whole, parts])
+        features = reads.on_host(shape.features).tobytes()
+        reads.fill()
+        return cls(
             rows=rows_of_ranks,
             dense=dense,
-            spans=spans.view(-1, 2).tolist(),
-            sharded=Bags(ids, _offsets(lengths, shape.values, here.device), weights[0], lengths),
-            replicated=Bags(own_ids, _offsets(own, shape.own_values, here.device), weights[1], own),
+            spans=spans,
+            sharded=Bags(ids, _offsets(lengths, shape.values, device), weights[0], lengths),
+            replicated=Bags(own_ids, _offsets(own, shape.own_values, device), weights[1], own),
             mean_lengths=means,
-            features=source[place(shape.features, 1)].numpy().tobytes(),
+            features=features,
         )
-        return part, _SHAPE_BYTES + _filled(start - _SHAPE_BYTES)
+
+
+class _Reads:
+    """Pieces of a message, one after the other. NumPy cuts what is on the host: torch takes ten times as long."""
+
+    def __init__(self, source: torch.Tensor, device: torch.device) -> None:
+        self._host = source.numpy()
+        self._there = None if device.type == "cpu" else source.to(device, non_blocking=True)
+        self._at = 0
+
+    def on_host(self, size: int) -> Bytes:
+        """The next ``size`` bytes."""
+        start = self._at
+        self._at = start + size
+        return self._host[start : self._at]
+
+    def ints(self, count: int) -> torch.Tensor:
+        return self._next(count, 4, np.int32, torch.int32)
+
+    def floats(self, count: int) -> torch.Tensor:
+        return self._next(count, 4, np.float32, torch.float32)
+
+    def lengths(self, bags: int, each: int, width: int) -> torch.Tensor:
+        return self._next(bags * each, width, *_WIDTHS[width]).view(bags, each)
+
+    def fill(self) -> None:
+        """Go on to the next multiple of 4."""
+        self._at = _filled(self._at)
+
+    def _next(self, count: int, width: int, here: Any, there: torch.dtype) -> torch.Tensor:
+        if self._there is None:
+            return torch.from_numpy(self.on_host(count * width).view(here))
+        start = self._at
+        self._at = start + count * width
+        return self._there[start : self._at].view(there)
 
 
 def _filled(size: int) -> int:

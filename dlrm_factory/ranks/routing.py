@@ -58,11 +58,11 @@ class Router:
     def _parcels(
         self, rows: _Rows, route: _Route, arranged: Arranged, dense: Array, features: bytes
     ) -> Iterator[Parcel]:
-        last = rows.count
+        last, counts = rows.count, np.array(arranged.rows)
         for rank in range(len(route.ranks) - 1, -1, -1):
             first = last - arranged.rows[rank]
             spans = _NO_SPANS if arranged.spans is None else arranged.spans[rank]
-            own = (dense[first:last], spans, np.array(arranged.rows))
+            own = (dense[first:last], spans, counts)
             yield _parcel(rows, route, route.ranks[rank], slice(first, last), own, features)
             last = first
 

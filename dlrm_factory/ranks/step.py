@@ -86,9 +86,11 @@ class _View:
 class RankStep:
     """Scores parts of batches with a rank's part of the model.
 
-    Errors of the lookup and of the dense parts are noted, and the rank takes part in the exchange all the same: the
-    other ranks wait for it. ``reason`` is the first error since it was last cleared. ``exchanged``: bytes of vectors
-    that all ranks have sent one another.
+    Errors of the lookup and of the dense parts are noted, and the rank takes part in the exchange all the same, with
+    vectors of NaN: the other ranks wait for it.
+
+    ``reason``: the first error since it was last cleared. ``exchanged``: bytes of vectors that all ranks have sent one
+    another.
     """
 
     def __init__(self, scorer: Scorer, group: RankGroup) -> None:
@@ -116,6 +118,8 @@ class RankStep:
         self, steps: Iterable[Sequence[Part]], *, dtype: torch.dtype, eagerly: bool
     ) -> Iterator[torch.Tensor]:
         """An answer for each step: float32 [ANSWER_HEAD + samples], the logits of the rank's own samples last.
+
+        Only one with logits is sent: a rank that scores nothing has told the others of an error by its vectors.
 
         A step is the part of the samples and, if they share any, that of their contexts. The vectors of the next step
         cross while the dense parts of one are computed. ``dtype``: of these vectors. Raises what the exchange raises,
@@ -189,7 +193,9 @@ class RankStep:
             return view.lookup.sharded(part.sharded, rows, dtype)
         except Exception as error:
             self.note(error)
-            return torch.zeros(rows, view.columns[self._rank], dtype=dtype, device=part.dense.device)
+            return torch.full(
+                (rows, view.columns[self._rank]), torch.nan, dtype=dtype, device=part.dense.device
+            )
 
     def _look_up_replicated(self, view: _View, part: Part, dtype: torch.dtype) -> torch.Tensor:
         rows = part.rows[self._rank]
