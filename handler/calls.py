@@ -15,7 +15,7 @@ from dlrm_factory.requests.request import Request
 from handler.model_infer import answer_model_infer, decode_model_infer
 from handler.request import read_request
 
-__all__ = ["Call", "CallAnswers", "Service", "answer_calls", "call_of"]
+__all__ = ["Call", "CallAnswers", "Service", "answer_calls", "are_predictions_by_http", "call_of"]
 
 _SEQUENCE = frozenset(("ts_request_sequence_id", "ts_request_sequence_start", "ts_request_sequence_end"))
 _JSON = "application/json"
@@ -70,6 +70,11 @@ def call_of(sent: Parameters, headers: Headers) -> Call:
     if len(sent) == 1 and isinstance(body, dict) and body.get("content-type") == _JSON:
         return Call.MODEL_INFER
     return Call.PREDICTIONS
+
+
+def are_predictions_by_http(headers: Sequence[Headers]) -> bool:
+    """True if each request takes an answer of HTTP, and a second one does no harm."""
+    return all(type(each.get("explain")) is str for each in headers)
 
 
 def answer_calls(

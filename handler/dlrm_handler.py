@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from subprocess import Popen
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -59,13 +60,19 @@ from dlrm_factory.config import DLRMDeclaration  # noqa: E402
 from dlrm_factory.config.trust import trust_code  # noqa: E402
 from dlrm_factory.errors import DLRMError  # noqa: E402
 from dlrm_factory.goldens import golden_batch, read_goldens  # noqa: E402
-from dlrm_factory.requests.answers import answer_scaled_away  # noqa: E402
+from dlrm_factory.requests.answers import (  # noqa: E402
+    answer_group_lost,
+    answer_scaled_away,
+    answer_worker_lost,
+)
 from dlrm_factory.requests.replay import replay  # noqa: E402
 from dlrm_factory.requests.service import DLRMService  # noqa: E402
 from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer  # noqa: E402
-from handler.calls import answer_calls  # noqa: E402
+from handler.calls import answer_calls, are_predictions_by_http  # noqa: E402
+from handler.connection import find_connection  # noqa: E402
 from handler.draining import Draining  # noqa: E402
 from handler.group import WorkerGroup, hosts_of, in_group  # noqa: E402
+from handler.guard import start_guard  # noqa: E402
 from handler.metrics import ReadMetrics  # noqa: E402
 from handler.request import REQUEST_ID, request_id_of  # noqa: E402
 from handler.worker import freeze_loaded, prepare_worker, share_cores  # noqa: E402
@@ -102,6 +109,7 @@ class DLRMHandler:
                 self._service = _load(folder, context, self._group)
                 self._read_metrics = ReadMetrics(self._service.read_counts)
                 self._draining = Draining.for_model(str(context.system_properties["model_dir"]))
+                self._guard = _start_guard(self._draining, self._group)
                 if self._group is not None:
                     self._group.loaded()
         except DLRMError as error:
@@ -112,8 +120,9 @@ class DLRMHandler:
 
     def handle(self, data: list[dict[str, Any]], context: Context) -> list[bytes]:
         """One body a request, its status in ``context``: an exception would fail the whole batch."""
-        self._draining.hold()
         headers = [context.get_all_request_header(i) for i in range(len(data))]
+        self._draining.begin_batch(context.request_ids, by_http=are_predictions_by_http(headers))
+        self._draining.hold()
         answers = answer_calls(self._service, data, headers, context)
         self._read_metrics.report(context.metrics)
         again = self._draining.begin_answers(context.request_ids)
@@ -131,6 +140,11 @@ class DLRMHandler:
             if request_id is not None:
                 context.set_response_header(i, REQUEST_ID, request_id)
         return [answer.body for answer in answers]
+
+
+def _start_guard(draining: Draining, group: WorkerGroup | None) -> Popen[bytes] | None:
+    others, lost = ([], answer_worker_lost()) if group is None else (group.connections, answer_group_lost())
+    return start_guard(draining.file, [find_connection(), *others], lost)
 
 
 def _load(folder: Path, context: Context, group: WorkerGroup | None) -> DLRMService:

@@ -24,11 +24,14 @@ _NONE: frozenset[int] = frozenset()
 
 
 class Draining:
-    """Checks of a worker before it scores a batch, and before it answers one."""
+    """Checks of a worker before it scores a batch, and before it answers one.
+
+    ``file``: the worker's own; None where the worker cannot tell the others anything.
+    """
 
     def __init__(self, folder: WorkerFolder | None) -> None:
-        """``folder``: None where the worker cannot tell the others anything."""
         self._folder = folder
+        self.file = None if folder is None else folder.own
 
     @classmethod
     def for_model(cls, model_dir: str) -> Draining:
@@ -38,6 +41,11 @@ class Draining:
         except OSError as error:
             logger.warning("Requests in flight may be answered twice when workers are scaled away: %s", error)
             return cls(None)
+
+    def begin_batch(self, ids: Mapping[int, str] | None, *, by_http: bool) -> None:
+        """Write down a batch that has come. ``ids``: place in the batch → TorchServe's id of the request."""
+        if self._folder is not None and ids:
+            self._folder.hold(ids.values(), by_http=by_http)
 
     def hold(
         self, clock: Callable[[], float] = time.monotonic, pause: Callable[[float], None] = time.sleep
@@ -59,16 +67,15 @@ class Draining:
             logger.warning("This worker was drained for %.0f s and not ended; it serves on", MAX_HOLD_S)
 
     def begin_answers(self, ids: Mapping[int, str] | None) -> frozenset[int]:
-        """Say that a batch is about to be answered; return the places that another worker may have answered.
+        """Say that the batch is about to be answered; return the places that another worker may have answered.
 
         A client must get a retryable error for these, with which TorchServe closes the connection.
 
-        Args:
-            ids: place in the batch → TorchServe's id of the request.
+        ``ids``: those of the batch that get an answer.
         """
         if self._folder is None or not ids:
             return _NONE
-        answered = self._folder.begin_answers(list(ids.values()))
+        answered = self._folder.begin_answers()
         if not answered:
             return _NONE
         logger.info("%d requests came from a worker that may have answered them", len(answered))

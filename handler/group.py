@@ -46,8 +46,9 @@ from dlrm_factory.rendezvous import MeetingPlace, ModelIdentity, Rendezvous, wai
 from dlrm_factory.requests.answers import Answer, answer_group_lost
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.weights.sealed import SealedWeights
+from handler.calls import are_predictions_by_http
 from handler.connection import FrontEndWatch, hand_over_path, send_connection
-from handler.wire import call_before_waits
+from handler.wire import observers_of
 
 __all__ = ["WorkerGroup", "hosts_of", "in_group"]
 
@@ -80,7 +81,10 @@ def in_group(hosts: int = 1) -> bool:
 
 
 class WorkerGroup:
-    """The group that this process is a rank of."""
+    """The group that this process is a rank of.
+
+    ``connections``: TorchServe's to the other ranks of this host, which the leader holds; file descriptors.
+    """
 
     def __init__(
         self,
@@ -108,7 +112,7 @@ class WorkerGroup:
         self._host_store = host_store
         self._lost = False
         self._leader = os.getpid()
-        self._connections: list[int] = []
+        self.connections: list[int] = []
         # Both stop when the model is loaded.
         self._front_end: FrontEndWatch | None = None
         self._loading: threading.Timer | None = None
@@ -190,8 +194,9 @@ class WorkerGroup:
                 timeout_s, lambda error: ranked.lose_between(error, within_s=2 * timeout_s)
             )
         protocol = sys.modules.get(_PROTOCOL)
-        if protocol is not None:
-            call_before_waits(protocol, self._end_after_answers)
+        observers = None if protocol is None else observers_of(protocol)
+        if observers is not None:
+            observers.waits.append(self._end_after_answers)
         # Every rank has printed its pid; TorchServe keeps the last one.
         sys.stdout.write(f"[PID]{os.getpid()}\n")
         sys.stdout.flush()
@@ -229,7 +234,7 @@ class WorkerGroup:
             headers: of each request.
             ids: place in the batch → TorchServe's id of the request; changed.
         """
-        if not (self._lost and ids and all(type(each.get("explain")) is str for each in headers)):
+        if not (self._lost and ids and are_predictions_by_http(headers)):
             return answers
         ids[-1] = _NOBODY
         return [
@@ -301,7 +306,7 @@ class WorkerGroup:
                 receiver.settimeout(_HAND_OVER_S)
                 self._host_store.set(_LEADER, str(self._leader))
                 for _ in range(1, int(os.environ["LOCAL_WORLD_SIZE"])):
-                    self._connections += socket.recv_fds(receiver, 1, 1)[1]
+                    self.connections += socket.recv_fds(receiver, 1, 1)[1]
             except OSError as error:
                 logger.warning("A rank's end will fail its batch with 500, not 503: %s", error)
             finally:

@@ -1,16 +1,16 @@
-"""Files by which the workers of one model, and `dlrm scale`, tell each other what may be answered.
+"""Files by which the workers of one model, `dlrm scale` and a worker's guard are told what may be answered.
 
 TorchServe queues the requests of a worker that is scaled away again, even while that worker's answer to them is on
 its way. A second worker would then answer them a second time, on a connection that has moved on: every later answer
-there belongs to the request before. So each worker writes down the ids of the requests that it is about to answer,
-before it does, and looks into the files of the others.
+there belongs to the request before. So each worker writes down the ids of the requests that it has, and that it is
+about to answer them, before it does, and looks into the files of the others. When it is killed, its guard answers them.
 
 One file a worker, mapped by whoever needs it::
 
     folder/                        one of one model version on one server
     └── <pid>.worker
-        | magic | drain | holding | length of ids | time of the last answer | ids, one a line |
-          8       1       1         4               8                         length of ids
+        | magic | drain | holding | length of ids | time of the last answer | ids, one a line | … | phase | by HTTP |
+          8       1       1         4               8                         length of ids         1       1
 """
 
 from __future__ import annotations
@@ -22,17 +22,22 @@ import stat
 import struct
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from enum import IntEnum
 from hashlib import sha256
 from pathlib import Path
 
-__all__ = ["WorkerFile", "WorkerFolder", "find_worker_file", "worker_folder"]
+__all__ = ["Phase", "WorkerFile", "WorkerFolder", "find_worker_file", "worker_folder"]
 
 _MAGIC = b"DLRMWRK1"
 _DRAIN, _HOLDING, _LENGTH = 8, 9, 10
 _HEAD = struct.Struct("<Id")  # length of the ids, CLOCK_MONOTONIC in seconds
+_LENGTH_OF_IDS, _TIME = struct.Struct("<I"), struct.Struct("<d")
+_TIME_PLACE = _LENGTH + _LENGTH_OF_IDS.size
 _IDS = _LENGTH + _HEAD.size
 _FILE_BYTES = 1 << 20  # mostly a hole: only pages that are written take room
+_PHASE, _BY_HTTP = _FILE_BYTES - 2, _FILE_BYTES - 1
+_MAX_IDS_BYTES = _PHASE - _IDS
 _ROOT = "dlrm-workers"
 _SUFFIX = ".worker"
 # A request that is queued again comes back within seconds, or when somebody scales up from none.
@@ -44,12 +49,32 @@ _FEW = 8
 _NONE: frozenset[bytes] = frozenset()
 
 
+class Phase(IntEnum):
+    """State of a worker's batch.
+
+    IDLE: none; the one before is answered. READING: some of its bytes are here. HELD: all of them, and its ids are in
+    the file. ANSWERING: the worker is about to answer. SENDING: some of the answers may have left it, or all.
+    """
+
+    IDLE = 0
+    READING = 1
+    HELD = 2
+    ANSWERING = 3
+    SENDING = 4
+
+
 class WorkerFile:
-    """The mapped file of one worker. Whoever maps it sees what the others write at once."""
+    """The mapped file of one worker, at ``path``. Whoever maps it sees what the others write at once.
+
+    ``PLACES``: of the ids' length, the ids, the phase, and of `by_http`, for who maps it without this class.
+    """
+
+    PLACES = (_LENGTH, _IDS, _PHASE, _BY_HTTP)
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
         """Map ``path``, made anew with ``create``. Raises OSError, or ValueError where it is no such file."""
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | ((os.O_CREAT | os.O_TRUNC) if create else 0)
+        self.path = path
         handle = os.open(path, flags, 0o600)
         try:
             if create:
@@ -61,7 +86,7 @@ class WorkerFile:
             os.close(handle)
         if create:
             self._map[: len(_MAGIC)] = _MAGIC
-            self.write_answered(b"", time.monotonic())
+            _HEAD.pack_into(self._map, _LENGTH, 0, time.monotonic())
         elif self._map[: len(_MAGIC)] != _MAGIC:
             self._map.close()
             raise ValueError(f"{path} is not the file of a worker")
@@ -84,19 +109,42 @@ class WorkerFile:
     def holding(self, value: bool) -> None:
         self._map[_HOLDING] = value
 
-    def write_answered(self, ids: bytes, now: float) -> None:
-        """Replace the ids of requests, one a line, that the worker has answered or is about to answer.
+    @property
+    def phase(self) -> int:
+        return self._map[_PHASE]
 
-        ``now``: `time.monotonic()`.
-        """
-        ids = ids[: _FILE_BYTES - _IDS]
+    @phase.setter
+    def phase(self, value: Phase) -> None:
+        self._map[_PHASE] = value
+
+    @property
+    def by_http(self) -> bool:
+        """True if all requests of the batch are predictions by HTTP."""
+        return self._map[_BY_HTTP] != 0
+
+    def hold(self, ids: bytes, *, by_http: bool) -> None:
+        """Write down the ids of a batch that is here and not answered yet, one a line, in place of the last batch's."""
+        ids = ids[:_MAX_IDS_BYTES]
+        # First, so that nobody takes them for answered.
+        self._map[_PHASE] = Phase.HELD
         self._map[_IDS : _IDS + len(ids)] = ids
-        _HEAD.pack_into(self._map, _LENGTH, len(ids), now)
+        _LENGTH_OF_IDS.pack_into(self._map, _LENGTH, len(ids))
+        self._map[_BY_HTTP] = by_http
+
+    def begin_answers(self, now: float) -> None:
+        """Say that the batch is about to be answered. ``now``: `time.monotonic()`."""
+        _TIME.pack_into(self._map, _TIME_PLACE, now)
+        self._map[_PHASE] = Phase.ANSWERING
+
+    def read_ids(self) -> bytes:
+        """The last batch's ids, in a copy."""
+        (length, _) = _HEAD.unpack_from(self._map, _LENGTH)
+        return self._map[_IDS : _IDS + min(length, _MAX_IDS_BYTES)]
 
     def read_answered(self) -> bytes:
-        """Return what was written last, in a copy."""
-        (length, _) = _HEAD.unpack_from(self._map, _LENGTH)
-        return self._map[_IDS : _IDS + min(length, _FILE_BYTES - _IDS)]
+        """The ids of the last batch, in a copy, if it was answered or is about to be; none if it is held."""
+        ids = self.read_ids()
+        return b"" if self._map[_PHASE] == Phase.HELD else ids
 
     def silent_s(self) -> float:
         """Seconds since the last answer, or since the file was made if there was none."""
@@ -115,22 +163,27 @@ class WorkerFolder:
         """Make the file of worker ``pid`` in ``folder``, and remove those of workers long dead."""
         self._folder, self._pid = folder, pid
         self._due = 0.0
+        self._lines = b""
         self._others: dict[int, WorkerFile] = {}
         _remove_dead(folder)
         self.own = WorkerFile(folder / f"{pid}{_SUFFIX}", create=True)
 
-    def begin_answers(self, ids: Sequence[str]) -> frozenset[bytes]:
-        """Write down that ``ids`` are about to be answered; return those that another worker has answered.
+    def hold(self, ids: Iterable[str], *, by_http: bool = True) -> None:
+        """Write down the ``ids`` of a batch that is here."""
+        self._lines = "\n".join(ids).encode()
+        self.own.hold(self._lines, by_http=by_http)
+
+    def begin_answers(self) -> frozenset[bytes]:
+        """Write down that the batch is about to be answered; return those of its ids that another worker has answered.
 
         Written first and looked up second, so that of two workers at least one sees the other.
         """
-        lines = "\n".join(ids).encode()
         now = time.monotonic()
-        self.own.write_answered(lines, now)
+        self.own.begin_answers(now)
         others = [other.read_answered() for other in self._look(now)]
         if not others:
             return _NONE
-        mine = lines.split(b"\n")
+        mine = self._lines.split(b"\n")
         if len(mine) <= _FEW:
             return frozenset(each for each in mine for answered in others if each in answered)
         asked = frozenset(mine)

@@ -26,13 +26,11 @@ class Flight:
         received: the own rows' vectors, of each rank: [own rows, that rank's columns]; there once it was waited for.
         sent: kept until then.
         works: of torch.distributed.
-        sent_bytes: to other ranks.
     """
 
     received: list[torch.Tensor]
     sent: torch.Tensor
     works: list[dist.Work]
-    sent_bytes: int
 
 
 class Exchange:
@@ -61,7 +59,7 @@ class Exchange:
         incoming = [(peer, received[peer]) for peer in self._peers() if received[peer].numel()]
         outgoing = [(peer, parts[peer]) for peer in self._peers() if parts[peer].numel()]
         works = self._cross(incoming, outgoing) if incoming or outgoing else []
-        return Flight(received, pooled, works, sum(part.nbytes for _, part in outgoing))
+        return Flight(received, pooled, works)
 
     def _cross(self, incoming: _ByPeer, outgoing: _ByPeer) -> list[dist.Work]:
         group = self._group.exchange

@@ -59,7 +59,8 @@ def follow(scorer: Scorer, group: RankGroup, *, folder: Path | None = None) -> N
                 dtype = torch.bfloat16 if head.flags & BFLOAT16 else torch.float32
                 steps = _steps(messages, head, parts)
                 for answer in step.score(steps, dtype=dtype, eagerly=bool(head.flags & EAGERLY)):
-                    messages.answer(answer)
+                    if len(answer) > ANSWER_HEAD:
+                        messages.answer(answer)
             elif head.command is Command.PROBE:
                 probes.append(_kept(parts[0], len(scorer.declaration.sparse_features)))
             elif head.command is Command.COMPILE:

@@ -94,10 +94,14 @@ def end_process_soon(error: GroupError) -> None:
 
 
 def _step_times(
-    under_way: Sequence[_UnderWay], answers: Sequence[Mapping[int, torch.Tensor]], gather: float
+    under_way: Sequence[_UnderWay],
+    answers: Sequence[Mapping[int, torch.Tensor]],
+    gather: float,
+    exchanged: int,
 ) -> StepTimes:
+    """``exchanged``: bytes of vectors that ranks sent one another."""
     heads = [[AnswerHead(*answer[:ANSWER_HEAD].tolist()) for answer in step.values()] for step in answers]
-    sent = sum(step.sent_bytes for step in under_way) + sum(int(head.sent) for step in heads for head in step)
+    sent = exchanged + sum(step.sent_bytes for step in under_way)
     return StepTimes(
         scatter=sum(step.scatter for step in under_way),
         lookup=sum(max(head.lookup for head in step) for step in heads),
@@ -236,15 +240,21 @@ class RankedScorer:
         pieces = list(cut(batch, shared, MAX_SLICE * self._group.size))
         with self._in_group():
             under_way: list[_UnderWay] = []
+            exchanged = self._step.exchanged
             dtype = torch.bfloat16 if flags & BFLOAT16 else torch.float32
             steps = self._send_steps(pieces, flags, under_way)
             own = list(self._step.score(steps, dtype=dtype, eagerly=bool(flags & EAGERLY)))
             done = time.perf_counter()
             answers = [self._messages.collect(s.expected, a) for s, a in zip(under_way, own, strict=True)]
             self._messages.flush()
-            self.times = _step_times(under_way, answers, time.perf_counter() - done)
-            self._check(answers)
-        return torch.cat([a[ANSWER_HEAD:] for step in answers for a in step.values()]).numpy()
+            self.times = _step_times(
+                under_way, answers, time.perf_counter() - done, self._step.exchanged - exchanged
+            )
+            logits = torch.cat([a[ANSWER_HEAD:] for step in answers for a in step.values()]).numpy()
+            # Ranks that scored nothing have answered nothing.
+            silent = any(len(step) < self._group.size for step in answers)
+            self._check(answers, doubtful=silent and bool(np.isnan(logits).any()))
+        return logits
 
     def _send_steps(
         self,
@@ -269,7 +279,8 @@ class RankedScorer:
             more = MORE * (place < len(pieces))
             head = Head(command=Command.SCORE, flags=flags | more)
             parts = self._messages.send(head, zip(*routed, strict=True), to=to)
-            expected = self._messages.expect({rank: ANSWER_HEAD + sizes[rank] for rank in to})
+            answers = {rank: ANSWER_HEAD + sizes[rank] for rank in to if sizes[rank]}
+            expected = self._messages.expect(answers)
             taken = time.perf_counter() - started
             under_way.append(_UnderWay(expected, taken, self._messages.sent_bytes))
             yield parts
@@ -290,18 +301,22 @@ class RankedScorer:
         self._messages.send(Head(command=Command.PROBE), [[parcel]] * self._group.size)
         self._messages.flush()
 
-    def _check(self, steps: Sequence[Mapping[int, torch.Tensor]]) -> None:
-        """RankError if a rank failed in a step, with what it says."""
-        failed = sorted({rank for answers in steps for rank, answer in answers.items() if answer[0]})
-        if not failed:
+    def _check(self, steps: Sequence[Mapping[int, torch.Tensor]], *, doubtful: bool = False) -> None:
+        """RankError if a rank failed in a step, with what it says. ``doubtful``: one may have that did not answer."""
+        failed = {rank for answers in steps for rank, answer in answers.items() if answer[0]}
+        if not failed and not doubtful:
             return
         expected = self._messages.expect(self._from_all(REASON_BYTES), torch.uint8)
         self._messages.tell(Head(command=Command.REASON))
         reasons = self._messages.collect(expected, write_reason(self._step))
         texts = {
-            rank: bytes(reasons[rank].numpy()).rstrip(b"\0").decode("utf-8", "replace") for rank in failed
+            rank: bytes(reason.numpy()).rstrip(b"\0").decode("utf-8", "replace")
+            for rank, reason in reasons.items()
         }
-        rank = failed[0]
+        failed |= {rank for rank, text in texts.items() if text}
+        if not failed:
+            return
+        rank = min(failed)
         others = f" (and {len(failed) - 1} other ranks)" if len(failed) > 1 else ""
         raise RankError(f"rank {rank} of {self._group.size}{others} failed: {texts[rank]}")
 

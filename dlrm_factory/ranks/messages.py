@@ -6,6 +6,7 @@ A step starts with one message to each rank: a head and, for most batches, the r
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,7 +24,9 @@ __all__ = ["Command", "Expected", "Head", "Messages"]
 
 # Followers wait with room for so much, and gloo lets a message be shorter than the room for it.
 FIRST_BYTES = 1 << 18
-_HEAD_BYTES = 16
+# Command, flags, parts; bytes of the parts, if they come in a second message.
+_HEAD = struct.Struct("<BBHI")
+_HEAD_BYTES = _HEAD.size
 
 
 class Command(IntEnum):
@@ -122,7 +125,7 @@ class Messages:
         self._next_set()
         first = self._sets[0][0]
         self._group.steps.recv([first[:FIRST_BYTES]], 0, 0).wait(PATIENCE)
-        command, flags, apart, parts = first[:_HEAD_BYTES].numpy().view(np.int32).tolist()
+        command, flags, parts, apart = _HEAD.unpack_from(first.numpy())
         body = first[_HEAD_BYTES:]
         if apart:
             body = self._room(0, apart)[:apart]
@@ -178,5 +181,4 @@ class Messages:
 
 
 def _write_head(target: npt.NDArray[np.uint8], head: Head, apart: int, parts: int) -> None:
-    """``apart``: bytes of the parts, if they come in a second message."""
-    target[:_HEAD_BYTES].view(np.int32)[:] = (head.command, head.flags, apart, parts)
+    _HEAD.pack_into(target.data, 0, head.command, head.flags, parts, apart)

@@ -2,13 +2,13 @@
 
 ::
 
-    shape       int32, see `Shape`
+    shape       see `Shape`
+    rows        int32 [ranks], rows of each rank's slice
     values      int32 [N + M]: N ids to look up for all rows, stream after stream; M of replicated features, for the
                 rank's own rows
     weights     float32 [N + M], if the model is weighted
     dense       float32 [own rows, number of dense features], if the rows are samples
     spans       int32 [contexts, 2], the own samples that each of the rank's own contexts belongs to
-    rows        int32 [ranks], rows of each rank's slice
     lengths     uint8, int16 or int32, the narrowest that holds them all:
                 [W, rows] of streams of whole tables, [W', rows] of others, [F, own rows] of replicated features,
                 [F', own rows] of other features that pool by the mean; but for W' nothing if every bag holds one id
@@ -20,6 +20,7 @@ some features have none of these themselves, so the samples are one part, and th
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["Bags", "Parcel", "Part", "Shape"]
+__all__ = ["ONE_EACH", "SAMPLES", "WEIGHTED", "Bags", "Parcel", "Part", "Shape"]
 
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.integer[Any]]
@@ -42,49 +43,46 @@ _WIDTHS: dict[int, tuple[Any, torch.dtype]] = {
 
 
 class Shape(NamedTuple):
-    """Start of a part: the sizes of what follows.
+    """Start of a part: the sizes of what follows, in 32 bytes.
 
     Fields:
-        size: bytes of the part, the shape included; a multiple of 4.
-        ranks: number of ranks.
-        rows, own_rows: of all slices, and of the rank's own.
+        values, own_values: N and M.
+        own_rows: of the rank's own slice.
+        numbers: dense features of a sample.
+        contexts: of the own samples.
         whole, parts: streams of whole tables, and others.
         replicated, means: features whose lengths follow.
-        values, own_values: N and M.
-        samples, numbers: own samples and their dense features; contexts have none.
-        contexts: of the own samples.
+        ranks: number of ranks.
         features: bytes.
         width: of a length, in bytes.
-        one_each, weighted: 0 or 1.
+        flags: `ONE_EACH`, `WEIGHTED`, and `SAMPLES` where the rows are samples, not contexts.
     """
 
-    size: int
-    ranks: int
-    rows: int
+    values: int
+    own_values: int
     own_rows: int
+    numbers: int
+    contexts: int
     whole: int
     parts: int
     replicated: int
     means: int
-    values: int
-    own_values: int
-    samples: int
-    numbers: int
-    contexts: int
+    ranks: int
     features: int
     width: int
-    one_each: int
-    weighted: int
+    flags: int
 
 
-_SHAPE_BYTES = 4 * len(Shape._fields)
+ONE_EACH, WEIGHTED, SAMPLES = 1, 2, 4
+_SHAPE = struct.Struct("<4I7H2B")
+_SHAPE_BYTES = _SHAPE.size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parcel:
     """A rank's part, as the leader has it: in pieces, which `write` puts one after the other.
 
-    ``shape``: without its size. ``numbers``: with the dtype that they are written in.
+    ``numbers``: with the dtype that they are written in.
     """
 
     shape: Shape
@@ -97,12 +95,12 @@ class Parcel:
         """Bytes that `write` takes."""
         lengths = self.shape.width * sum(part.size for part in self.lengths)
         needed = 4 * sum(part.size for part, _ in self.numbers) + lengths + len(self.features)
-        return _SHAPE_BYTES + needed + -needed % 4
+        return _SHAPE_BYTES + _filled(needed)
 
     def write(self, target: Bytes) -> None:
         """Into the first `size` bytes of ``target``, which starts at a multiple of 4."""
         narrow = _WIDTHS[self.shape.width][0]
-        target[:_SHAPE_BYTES].view(np.int32)[:] = (self.size, *self.shape[1:])
+        _SHAPE.pack_into(target.data, 0, *self.shape)
         start = _SHAPE_BYTES
         for part, dtype in (*self.numbers, *((part, narrow) for part in self.lengths)):
             if not part.size:
@@ -155,55 +153,83 @@ class Part:
     @classmethod
     def read_all(cls, source: torch.Tensor, count: int, *, device: torch.device) -> list[Part]:
         """``count`` parts, one after the other: ``source`` is uint8 on CPU, pinned if ``device`` is CUDA."""
-        here, start, found = source.to(device, non_blocking=True), 0, []
-        for _ in range(count):
-            shape = Shape(*source[start : start + _SHAPE_BYTES].view(torch.int32).tolist())
-            stop = start + shape.size
-            found.append(cls._read(source[start:stop], here[start:stop], shape))
-            start = stop
-        return found
+        reads = _Reads(source, device)
+        return [cls._read(reads, device) for _ in range(count)]
 
     @classmethod
-    def _read(cls, source: torch.Tensor, here: torch.Tensor, shape: Shape) -> Part:
-        start = _SHAPE_BYTES
-
-        def place(count: int, size: int = 4) -> slice:
-            nonlocal start
-            start += count * size
-            return slice(start - count * size, start)
-
-        def take(count: int, dtype: torch.dtype, size: int = 4) -> torch.Tensor:
-            return here[place(count, size)].view(dtype)
-
-        ids, own_ids = take(shape.values, torch.int32), take(shape.own_values, torch.int32)
-        weights: list[torch.Tensor | None] = [None, None]
-        if shape.weighted:
-            weights = [take(shape.values, torch.float32), take(shape.own_values, torch.float32)]
-        dense = take(shape.samples * shape.numbers, torch.float32).view(shape.samples, shape.numbers)
-        spans = source[place(2 * shape.contexts)].view(torch.int32)
-        rows = source[place(shape.ranks)].view(torch.int32)
-        kind = _WIDTHS[shape.width][1]
-
-        def take_lengths(bags: int, each: int) -> torch.Tensor:
-            return take(bags * each, kind, shape.width).view(bags, each)
-
-        one_each = bool(shape.one_each)
-        whole = None if one_each else take_lengths(shape.whole, shape.rows)
-        parts = take_lengths(shape.parts, shape.rows)
-        own = None if one_each else take_lengths(shape.replicated, shape.own_rows)
-        means = None if one_each else take_lengths(shape.means, shape.own_rows)
-        if one_each and shape.parts:
-            whole = torch.ones(shape.whole, shape.rows, dtype=kind, device=here.device)
-        lengths = None if whole is None else torch.cat([whole, parts])
-        return cls(
-            rows=rows.tolist(),
-            dense=dense,
-            spans=spans.view(-1, 2).tolist(),
-            sharded=Bags(ids, _offsets(lengths, shape.values, here.device), weights[0], lengths),
-            replicated=Bags(own_ids, _offsets(own, shape.own_values, here.device), weights[1], own),
-            mean_lengths=means,
-            features=source[place(shape.features, 1)].numpy().tobytes(),
+    def _read(cls, reads: _Reads, device: torch.device) -> Part:
+        shape = Shape(*_SHAPE.unpack(reads.on_host(_SHAPE_BYTES).data))
+        rows_of_ranks: list[int] = reads.on_host(4 * shape.ranks).view(np.int32).tolist()
+        rows = sum(rows_of_ranks)
+        one_each, weighted = bool(shape.flags & ONE_EACH), bool(shape.flags & WEIGHTED)
+        samples = shape.own_rows if shape.flags & SAMPLES else 0
+        ids, own_ids = reads.ints(shape.values), reads.ints(shape.own_values)
+        weights = [reads.floats(count) if weighted else None for count in (shape.values, shape.own_values)]
+        dense = reads.floats(samples * shape.numbers).view(samples, shape.numbers)
+        spans = (
+            reads.on_host(8 * shape.contexts).view(np.int32).reshape(-1, 2).tolist() if shape.contexts else []
         )
+        whole = own = means = lengths = None
+        if not one_each:
+            whole = reads.lengths(shape.whole, rows, shape.width)
+        parts = reads.lengths(shape.parts, rows, shape.width) if shape.parts else None
+        if not one_each:
+            own = reads.lengths(shape.replicated, shape.own_rows, shape.width)
+            means = reads.lengths(shape.means, shape.own_rows, shape.width)
+        elif parts is not None:
+            whole = torch.ones(shape.whole, rows, dtype=parts.dtype, device=device)
+        if whole is not None:
+            lengths = whole if parts is None else torch.cat([whole, parts])
+        features = reads.on_host(shape.features).tobytes()
+        reads.fill()
+        return cls(
+            rows=rows_of_ranks,
+            dense=dense,
+            spans=spans,
+            sharded=Bags(ids, _offsets(lengths, shape.values, device), weights[0], lengths),
+            replicated=Bags(own_ids, _offsets(own, shape.own_values, device), weights[1], own),
+            mean_lengths=means,
+            features=features,
+        )
+
+
+class _Reads:
+    """Pieces of a message, one after the other. NumPy cuts what is on the host: torch takes ten times as long."""
+
+    def __init__(self, source: torch.Tensor, device: torch.device) -> None:
+        self._host = source.numpy()
+        self._there = None if device.type == "cpu" else source.to(device, non_blocking=True)
+        self._at = 0
+
+    def on_host(self, size: int) -> Bytes:
+        """The next ``size`` bytes."""
+        start = self._at
+        self._at = start + size
+        return self._host[start : self._at]
+
+    def ints(self, count: int) -> torch.Tensor:
+        return self._next(count, 4, np.int32, torch.int32)
+
+    def floats(self, count: int) -> torch.Tensor:
+        return self._next(count, 4, np.float32, torch.float32)
+
+    def lengths(self, bags: int, each: int, width: int) -> torch.Tensor:
+        return self._next(bags * each, width, *_WIDTHS[width]).view(bags, each)
+
+    def fill(self) -> None:
+        """Go on to the next multiple of 4."""
+        self._at = _filled(self._at)
+
+    def _next(self, count: int, width: int, here: Any, there: torch.dtype) -> torch.Tensor:
+        if self._there is None:
+            return torch.from_numpy(self.on_host(count * width).view(here))
+        start = self._at
+        self._at = start + count * width
+        return self._there[start : self._at].view(there)
+
+
+def _filled(size: int) -> int:
+    return size + -size % 4
 
 
 _counted: dict[torch.device, torch.Tensor] = {}

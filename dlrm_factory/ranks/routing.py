@@ -12,7 +12,7 @@ from dlrm_factory.batch import FeatureBatch
 from dlrm_factory.batch.jagged import pooling_weights
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.ranks.layout import Layout, RankLayout
-from dlrm_factory.ranks.parcels import Parcel, Shape, width_of
+from dlrm_factory.ranks.parcels import ONE_EACH, SAMPLES, WEIGHTED, Parcel, Shape, width_of
 from dlrm_factory.ranks.slices import Arranged
 
 __all__ = ["Router"]
@@ -58,11 +58,11 @@ class Router:
     def _parcels(
         self, rows: _Rows, route: _Route, arranged: Arranged, dense: Array, features: bytes
     ) -> Iterator[Parcel]:
-        last = rows.count
+        last, counts = rows.count, np.array(arranged.rows)
         for rank in range(len(route.ranks) - 1, -1, -1):
             first = last - arranged.rows[rank]
             spans = _NO_SPANS if arranged.spans is None else arranged.spans[rank]
-            own = (dense[first:last], spans, np.array(arranged.rows))
+            own = (dense[first:last], spans, counts)
             yield _parcel(rows, route, route.ranks[rank], slice(first, last), own, features)
             last = first
 
@@ -92,29 +92,28 @@ def _parcel(
         weights.append(rows.of(rows.weights, route.replicated, own))
     if not rows.one_each:
         lengths += [rows.lengths[which, own] for which in (route.replicated, route.means)]
+    samples = len(dense) == own.stop - own.start
+    flags = ONE_EACH * rows.one_each | WEIGHTED * (rows.weights is not None) | SAMPLES * samples
     shape = Shape(
-        size=0,
-        ranks=len(route.ranks),
-        rows=rows.count,
+        values=sum(part.size for part in ids),
+        own_values=own_ids.size,
         own_rows=own.stop - own.start,
+        numbers=dense.shape[1],
+        contexts=len(spans),
         whole=len(rank.whole),
         parts=len(rank.parts),
         replicated=len(route.replicated),
         means=len(route.means),
-        values=sum(part.size for part in ids),
-        own_values=own_ids.size,
-        samples=dense.shape[0],
-        numbers=dense.shape[1],
-        contexts=len(spans),
+        ranks=len(route.ranks),
         features=len(features),
         width=rows.width,
-        one_each=int(rows.one_each),
-        weighted=int(rows.weights is not None),
+        flags=flags,
     )
     numbers: list[tuple[Array, type[np.int32] | type[np.float32]]] = [
+        (counts_of_rows, np.int32),
         *((part, np.int32) for part in (*ids, own_ids)),
         *((part, np.float32) for part in (*weights, dense)),
-        *((part, np.int32) for part in (spans, counts_of_rows)),
+        (spans, np.int32),
     ]
     return Parcel(shape=shape, numbers=numbers, lengths=lengths, features=features)
 

@@ -31,14 +31,13 @@ logger = logging.getLogger(__name__)
 class AnswerHead(NamedTuple):
     """Start of an answer, float32; the logits of the rank's own samples follow.
 
-    ``failed``: 0 or 1. ``lookup``, ``exchange``, ``dense``: seconds. ``sent``: bytes, of vectors to other ranks.
+    ``failed``: 0 or 1. ``lookup``, ``exchange``, ``dense``: seconds.
     """
 
     failed: float
     lookup: float
     exchange: float
     dense: float
-    sent: float
 
 
 ANSWER_HEAD = len(AnswerHead._fields)
@@ -89,8 +88,11 @@ class _View:
 class RankStep:
     """Scores parts of batches with a rank's part of the model.
 
-    Errors of the lookup and of the dense parts are noted, and the rank takes part in the exchange all the same: the
-    other ranks wait for it. ``reason`` is the first error since it was last cleared.
+    Errors of the lookup and of the dense parts are noted, and the rank takes part in the exchange all the same, with
+    vectors of NaN: the other ranks wait for it.
+
+    ``reason``: the first error since it was last cleared. ``exchanged``: bytes of vectors that all ranks have sent one
+    another.
     """
 
     def __init__(self, scorer: Scorer, group: RankGroup) -> None:
@@ -103,6 +105,7 @@ class RankStep:
         self._views: dict[bytes, _View] = {}
         self._failed = False
         self.reason = ""
+        self.exchanged = 0
         for kernel in kernels_of(built.model):
             kernel.on_error = self.note
 
@@ -117,6 +120,8 @@ class RankStep:
         self, steps: Iterable[Sequence[Part]], *, dtype: torch.dtype, eagerly: bool
     ) -> Iterator[torch.Tensor]:
         """An answer for each step: float32 [ANSWER_HEAD + samples], the logits of the rank's own samples last.
+
+        Only one with logits is sent: a rank that scores nothing has told the others of an error by its vectors.
 
         A step is the part of the samples and, if they share any, that of their contexts. The vectors of the next step
         cross while the dense parts of one are computed. ``dtype``: of these vectors. Raises what the exchange raises,
@@ -139,6 +144,10 @@ class RankStep:
         pooled = self._look_up_sharded(view, part, dtype)
         looked_up = time.perf_counter()
         flight = self._exchange.start(pooled, part.rows, view.columns)
+        rows = sum(part.rows)
+        self.exchanged += dtype.itemsize * sum(
+            columns * (rows - own) for columns, own in zip(view.columns, part.rows, strict=True)
+        )
         sent = time.perf_counter()
         replicated = self._look_up_replicated(view, part, dtype)
         return _Begun(
@@ -166,7 +175,6 @@ class RankStep:
             lookup=sum(begun.lookup for begun in both),
             exchange=sum(begun.exchange for begun in both) + there - started,
             dense=time.perf_counter() - there,
-            sent=sum(begun.flight.sent_bytes for begun in both),
         )
         return torch.from_numpy(answer)
 
@@ -187,7 +195,9 @@ class RankStep:
             return view.lookup.sharded(part.sharded, rows, dtype)
         except Exception as error:
             self.note(error)
-            return torch.zeros(rows, view.columns[self._rank], dtype=dtype, device=part.dense.device)
+            return torch.full(
+                (rows, view.columns[self._rank]), torch.nan, dtype=dtype, device=part.dense.device
+            )
 
     def _look_up_replicated(self, view: _View, part: Part, dtype: torch.dtype) -> torch.Tensor:
         rows = part.rows[self._rank]

@@ -22,6 +22,7 @@ __all__ = [
     "answer_json",
     "answer_ones",
     "answer_scaled_away",
+    "answer_worker_lost",
     "with_error_key",
 ]
 
@@ -89,6 +90,12 @@ def answer_group_lost() -> Answer:
     """503: a rank of the model is gone, and the request may be sent again."""
     message = "a process of the group that holds the model is gone; send it again"
     return _answer_error_body(503, {"code": 503, "type": "GroupLost", "message": message, "path": "$"})
+
+
+def answer_worker_lost() -> Answer:
+    """503: the process that had the request was killed, and the request may be sent again."""
+    message = "the worker that had this request is gone; send it again"
+    return _answer_error_body(503, {"code": 503, "type": "WorkerLost", "message": message, "path": "$"})
 
 
 def _answer_error_body(code: int, body: dict[str, Any]) -> Answer:

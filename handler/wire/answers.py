@@ -9,8 +9,9 @@ from functools import lru_cache
 from typing import Any
 
 from handler.request import REQUEST_ID
+from handler.wire.read_ahead import Observers
 
-__all__ = ["answer_writer"]
+__all__ = ["answer_writer", "error_tail"]
 
 _INT = struct.Struct("!i")
 _END = _INT.pack(-1)
@@ -20,8 +21,11 @@ _STREAM = "ts_stream_next"
 _KNOWN = frozenset({_TYPE, _STREAM, REQUEST_ID})
 
 
-def answer_writer(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """Stand-in for ``plain``, TorchServe's `create_predict_response`, to which it leaves whatever is unusual."""
+def answer_writer(plain: Callable[..., Any], observers: Observers | None = None) -> Callable[..., Any]:
+    """Stand-in for ``plain``, TorchServe's `create_predict_response`, to which it leaves whatever is unusual.
+
+    ``observers``: of writes, told when the answers are made, which TorchServe sends at once.
+    """
 
     def write(
         ret: Sequence[Any] | None,
@@ -31,13 +35,21 @@ def answer_writer(plain: Callable[..., Any]) -> Callable[..., Any]:
         context: Any = None,
         ts_stream_next: bool = False,
     ) -> Any:
+        written = None
         if not ts_stream_next and ret is not None and context is not None and not context.stopping_criteria:
             written = _write(ret, req_id_map, message, code, context)
-            if written is not None:
-                return written
-        return plain(ret, req_id_map, message, code, context, ts_stream_next)
+        if written is None:
+            written = plain(ret, req_id_map, message, code, context, ts_stream_next)
+        for note in () if observers is None else observers.writes:
+            note()
+        return written
 
     return write
+
+
+def error_tail(status: int, phrase: str, content_type: str, body: bytes) -> bytes:
+    """Bytes of an answer behind its request's id."""
+    return b"".join([_head(status, phrase, content_type, True), _INT.pack(len(body)), body])
 
 
 def _write(ret: Sequence[Any], ids: Mapping[int, str], message: str, code: int, context: Any) -> bytes | None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-import socket
-from collections.abc import Callable
 from types import ModuleType
 
 from handler.wire.answers import answer_writer
-from handler.wire.read_ahead import CHUNK_BYTES, ReadBuffers
+from handler.wire.read_ahead import CHUNK_BYTES, Observers, ReadBuffers
 from handler.wire.requests import RequestReads, unpacker
 
-__all__ = ["KNOWN_VERSION", "call_before_waits", "install_reads", "install_whole_messages"]
+__all__ = ["KNOWN_VERSION", "install_reads", "install_whole_messages", "observers_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,20 +62,20 @@ def install_whole_messages(
     reads = RequestReads(buffers, protocol._retrieve_input_data)
     vars(protocol).update(_retrieve_inference_msg=reads.read_batch)
     service.Service.retrieve_data_for_inference = staticmethod(unpacker(service.RequestProcessor))
-    vars(service).update(create_predict_response=answer_writer(service.create_predict_response))
+    vars(service).update(
+        create_predict_response=answer_writer(service.create_predict_response, buffers.observers)
+    )
     return True
 
 
-def call_before_waits(protocol: ModuleType, function: Callable[[socket.socket], None]) -> bool:
-    """After `install_reads`: ``function`` is called with the connection whenever the worker waits for the next bytes.
+def observers_of(protocol: ModuleType) -> Observers | None:
+    """Observers of waits and reads, after `install_reads`, and of writes, after `install_whole_messages`.
 
-    False where the reads are TorchServe's own.
+    None where the reads or the writes are TorchServe's own.
     """
     buffers = _buffers_of(protocol)
-    if buffers is None:
-        return False
-    buffers.before_wait = function
-    return True
+    whole = isinstance(getattr(protocol._retrieve_inference_msg, "__self__", None), RequestReads)
+    return buffers.observers if buffers is not None and whole else None
 
 
 def _buffers_of(protocol: ModuleType) -> ReadBuffers | None:

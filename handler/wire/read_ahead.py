@@ -8,9 +8,10 @@ import struct
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TypeVar
 
-__all__ = ["CHUNK_BYTES", "ReadBuffers"]
+__all__ = ["CHUNK_BYTES", "Observers", "ReadBuffers"]
 
 CHUNK_BYTES = 256 * 1024
 
@@ -18,16 +19,31 @@ _INT = struct.Struct("!i")
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Observers:
+    """Functions that are told where a worker is in its conversation with TorchServe.
+
+    Fields:
+        waits: with the connection, before each wait for more bytes; when all before are read, they are answered too.
+        reads: after some bytes have come.
+        writes: when the answers to a batch are about to leave.
+    """
+
+    waits: list[Callable[[socket.socket], None]] = field(default_factory=list)
+    reads: list[Callable[[], None]] = field(default_factory=list)
+    writes: list[Callable[[], None]] = field(default_factory=list)
+
+
 class ReadBuffers:
     """Bytes read ahead of each connection, and the reads that take from there first.
 
     No read waits for more than it was asked for. Not for several threads on one connection.
 
-    ``before_wait``: called with the connection before each wait for more bytes, when all that came before is answered.
+    ``observers``: of waits and reads, told here.
     """
 
     def __init__(self) -> None:
-        self.before_wait: Callable[[socket.socket], None] | None = None
+        self.observers = Observers()
         self._chunk = bytearray(CHUNK_BYTES)  # what is ahead of `_conn` lies in [_at, _end)
         self._conn: socket.socket | None = None
         self._at = self._end = 0
@@ -87,11 +103,14 @@ class ReadBuffers:
 
     def _receive_into(self, conn: socket.socket, missing: memoryview) -> int:
         """Bytes written to ``missing`` by one `recv`; what came with them stays ahead. Nothing is ahead before."""
-        if self.before_wait is not None:
-            self.before_wait(conn)
-        if len(missing) >= CHUNK_BYTES:
-            return _some(conn.recv_into(missing))
-        count = _some(conn.recv_into(self._chunk))
+        for tell in self.observers.waits:
+            tell(conn)
+        large = len(missing) >= CHUNK_BYTES
+        count = _some(conn.recv_into(missing if large else self._chunk))
+        for note in self.observers.reads:
+            note()
+        if large:
+            return count
         taken = min(count, len(missing))
         missing[:taken] = self._chunk[:taken]
         self._at, self._end = taken, count

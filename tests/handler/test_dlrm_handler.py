@@ -123,7 +123,9 @@ def test_ids_of_requests_come_back_and_no_request_is_answered_twice(
     handler, context = DLRMHandler(), FakeContext(proven)
     handler.initialize(context)
     # Another worker of the model, which is ended as it answers request "b".
-    WorkerFolder(worker_folder(str(proven)), 1).begin_answers(["b"])
+    other = WorkerFolder(worker_folder(str(proven)), 1)
+    other.hold(["b"])
+    other.begin_answers()
     context.headers = {1: {"x-dlrm-request-id": "7f"}}
     context.request_ids = {0: "a", 1: "b", 2: "c"}
     bodies = handler.handle([{"body": bytearray(BODIES[0])} for _ in range(3)], context)

@@ -20,16 +20,22 @@ def folder(tmp_path: Path) -> Path:
     return worker_folder("/models/abc", tmp_path)
 
 
+def answer(draining: Draining, ids: dict[int, str] | None) -> frozenset[int]:
+    draining.begin_batch(ids, by_http=True)
+    return draining.begin_answers(ids)
+
+
 def test_answers_go_out_as_they_are(folder: Path) -> None:
-    assert Draining(WorkerFolder(folder, 1)).begin_answers(IDS) == frozenset()
-    assert Draining(None).begin_answers(IDS) == frozenset()
-    assert Draining(WorkerFolder(folder, 2)).begin_answers(None) == frozenset()
+    assert answer(Draining(WorkerFolder(folder, 1)), IDS) == frozenset()
+    assert answer(Draining(None), IDS) == frozenset()
+    assert answer(Draining(WorkerFolder(folder, 2)), None) == frozenset()
 
 
 def test_requests_of_a_worker_that_answered_them_are_known(folder: Path) -> None:
     gone, left = Draining(WorkerFolder(folder, 1)), Draining(WorkerFolder(folder, 2))
-    assert gone.begin_answers(IDS) == frozenset()
-    # A call that is left out of the answer has no id.
+    assert answer(gone, IDS) == frozenset()
+    left.begin_batch({0: "x", 1: "c", 2: "b", 3: "y", 5: "a"}, by_http=True)
+    # A call that is left out of the answer has no id any more.
     assert left.begin_answers({0: "x", 2: "b", 3: "y", 5: "a"}) == {2, 5}
 
 
@@ -42,8 +48,10 @@ def test_the_error_for_them_may_be_tried_again() -> None:
 def test_requests_of_a_worker_that_only_held_them_are_scored(folder: Path) -> None:
     going, left = WorkerFolder(folder, 1), Draining(WorkerFolder(folder, 2))
     going.own.drain = True
-    Draining(going).hold(clock=iter([0.0, MAX_HOLD_S]).__next__)
-    assert left.begin_answers(IDS) == frozenset()
+    holding = Draining(going)
+    holding.begin_batch(IDS, by_http=True)
+    holding.hold(clock=iter([0.0, MAX_HOLD_S]).__next__)
+    assert answer(left, IDS) == frozenset()
 
 
 def test_a_drained_worker_holds_until_it_is_released(folder: Path) -> None:
@@ -86,4 +94,4 @@ def test_a_worker_that_cannot_tell_the_others_says_so(
         draining = Draining.for_model("/models/abc")
     assert "may be answered twice" in caplog.text
     draining.hold()
-    assert draining.begin_answers(IDS) == frozenset()
+    assert answer(draining, IDS) == frozenset()

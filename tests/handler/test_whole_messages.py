@@ -14,7 +14,7 @@ from support.depth import examples
 from support.worker_wire import FakeSocket, fresh_module, inference, request
 
 from handler.request import REQUEST_ID
-from handler.wire import KNOWN_VERSION, install_reads, install_whole_messages
+from handler.wire import KNOWN_VERSION, install_reads, install_whole_messages, observers_of
 
 PROTOCOL, SERVICE = "ts.protocol.otf_message_handler", "ts.service"
 CONTEXT = fresh_module("ts.context")
@@ -174,6 +174,19 @@ def test_answers_with_the_ids_of_their_requests_are_written_at_once(monkeypatch:
         )
     assert written[0] == written[1]
     assert written[0].count(REQUEST_ID.encode()) == 2
+
+
+def test_whoever_wants_to_know_is_told_when_answers_leave() -> None:
+    protocol, service = installed()
+    told: list[str] = []
+    observers = observers_of(protocol)
+    assert observers is not None
+    observers.writes.append(lambda: told.append("answers"))
+    context = answered(1)
+    context.set_response_content_type(0, "application/json")
+    service.create_predict_response([b"{}"], {0: "a"}, "", 200, context)
+    service.create_predict_response(None, {0: "a"}, "Prediction failed", 503)
+    assert told == ["answers"] * 2
 
 
 def test_headers_with_the_id_of_a_request_are_not_kept() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from support.depth import examples
 from support.worker_wire import FakeSocket, fresh_module, inference, load, request
 
-from handler.wire import CHUNK_BYTES, KNOWN_VERSION, ReadBuffers, call_before_waits
+from handler.wire import CHUNK_BYTES, KNOWN_VERSION, ReadBuffers, observers_of
 from handler.wire import install_reads as install
 
 
@@ -185,13 +185,17 @@ def test_installing_twice_keeps_what_is_ahead(caplog: pytest.LogCaptureFixture) 
 def test_whoever_wants_to_know_is_told_before_each_wait() -> None:
     module = protocol()
     told: list[object] = []
-    assert not call_before_waits(module, told.append)
+    assert observers_of(module) is None
     assert install(module, KNOWN_VERSION)
-    assert call_before_waits(module, told.append)
+    buffers = module._retrieve_buffer.__self__
+    # Not without whole messages, which tell of writes.
+    assert observers_of(module) is None
+    buffers.observers.waits.append(told.append)
+    buffers.observers.reads.append(lambda: told.append("bytes"))
     here, there = socket.socketpair()
     with here, there:
         there.sendall(inference(request(b"{}")) * 2)
         module.retrieve_msg(here)
         module.retrieve_msg(here)
     # The second message came with the first.
-    assert told == [here]
+    assert told == [here, "bytes"]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import msgspec
 import numpy as np
 import psutil
@@ -200,13 +201,29 @@ def test_a_server_without_workers_is_waited_for(server, expected):
         assert patient.score(inputs=COLUMNS) == pytest.approx(expected, abs=1e-5)
 
 
+class Statuses(httpx.HTTPTransport):
+    """Notes the status of every answer, of those also that the client does not give to whoever asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[int] = set()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        response = super().handle_request(request)
+        self.seen.add(response.status_code)
+        return response
+
+
 def test_nothing_is_lost_when_workers_are_killed(server, expected):
     with management_client(server.run_dir, server.state) as management:
         scale_model(management, "dlrm", 2, timeout=60)
         stop, counts, failures = threading.Event(), collections.Counter(), []
+        transports = [Statuses() for _ in range(8)]
 
         def ask_on(number):
-            with DLRMClient(server.state.inference, key_file=server.token_file) as client:
+            with DLRMClient(
+                server.state.inference, key_file=server.token_file, transport=transports[number]
+            ) as client:
                 while not stop.is_set():
                     try:
                         scores = client.score(inputs=COLUMNS)
@@ -239,6 +256,8 @@ def test_nothing_is_lost_when_workers_are_killed(server, expected):
         scale_model(management, "dlrm", 1, timeout=60)
     assert failures == []
     assert len(counts) == 8
+    # Whoever asks without this client sees nothing that is not to be sent again.
+    assert set().union(*(transport.seen for transport in transports)) == {200, 503}
 
 
 def test_the_examples_of_the_document(server):

@@ -103,6 +103,15 @@ def ranks_of(server: RunningServer) -> dict[int, psutil.Process]:
     return found
 
 
+def guards_of(server: RunningServer, leader: psutil.Process) -> list[psutil.Process]:
+    """The process that answers when ``leader`` is killed."""
+    return [
+        process
+        for process in server_processes(server.run_dir)
+        if process.ppid() == leader.pid and "guard_process.py" in " ".join(process.cmdline())
+    ]
+
+
 class Load:
     """Clients that ask again and again, by connections that TorchServe may close."""
 
@@ -204,24 +213,28 @@ def test_a_group_serves_and_ends_as_a_whole(server: RunningServer, client: httpx
     plan = described(server, "dlrm")["plan"]
     assert (plan["world_size"], len(plan["ranks"])) == (RANKS, RANKS)
 
-    # A follower ends: its batch gets 503, and nothing else fails.
-    with Load(client) as load:
-        assert wait(30, lambda: load.answers.total() > 20)
-        first[1].send_signal(signal.SIGKILL)
-        assert wait(BACK_S, lambda: {status for status, _ in load.answers} > {200})
-        before = load.answers.total()
-        # One after the other may still be in TorchServe's hands.
-        assert wait(BACK_S, lambda: load.answers.total() > before + 20)
-    failed = {status: json.loads(text) for status, text in load.answers if status != 200}
-    assert failed.keys() == {503}
-    assert failed[503]["type"] == "GroupLost"
-    assert {text for status, text in load.answers if status == 200} == {
-        json.dumps(right, separators=(",", ":"))
-    }
-    assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in first.values())
+    # A follower ends, and then the leader: its batch gets 503, and nothing else fails.
+    for rank in (1, 0):
+        ranks = ranks_of(server)
+        (guard,) = guards_of(server, ranks[0])
+        with Load(client) as load:
+            assert wait(30, lambda load=load: load.answers.total() > 20)
+            ranks[rank].send_signal(signal.SIGKILL)
+            assert wait(BACK_S, lambda load=load: {status for status, _ in load.answers} > {200})
+            before = load.answers.total()
+            # One after the other may still be in TorchServe's hands.
+            assert wait(BACK_S, lambda load=load, before=before: load.answers.total() > before + 20)
+        failed = {status: json.loads(text) for status, text in load.answers if status != 200}
+        assert failed.keys() == {503}
+        assert failed[503]["type"] == "GroupLost"
+        assert {text for status, text in load.answers if status == 200} == {
+            json.dumps(right, separators=(",", ":"))
+        }
+        left = [*ranks.values(), guard]
+        assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in left)
 
     # The front end ends, and no rank outlives it.
-    second = ranks_of(server)
-    assert second.keys() == {0, 1}
+    last = ranks_of(server)
+    assert last.keys() == {0, 1}
     psutil.Process(server.state.pid).kill()
     assert wait(10, lambda: not server_processes(server.run_dir))

@@ -125,12 +125,15 @@ def test_sealed_weights_under_any_number_of_ranks(found: dict[str, dict], sealed
 @pytest.mark.parametrize("size", ranked.SIZES)
 def test_an_error_of_a_rank_fails_its_batch_alone(found: dict[str, dict], size: int) -> None:
     answers = found[str(size)]["errors"]
-    dense, ids, lookup = answers["told"]
+    dense, ids, lookup, silent = answers["told"]
     assert (
         dense == f"RankError: rank {size - 1} of {size} failed: DLRMError: the dense parts are out of order"
     )
     assert ids.startswith("ValueError: id -1 is outside its table of ")
     assert lookup == f"RankError: rank {size - 1} of {size} failed: MemoryError: no memory for the lookup"
+    # A rank that scores nothing does not answer.
+    assert silent == lookup
+    assert answers["unknown"]
     assert answers["after"] == answers["before"]
 
 

@@ -183,7 +183,7 @@ def in_place(scorer: Scorer) -> dict[str, bool]:
 
 
 def score_errors(group: RankGroup) -> dict[str, object]:
-    """The last rank fails in its dense parts, then in its lookup; ids are wrong; and the group goes on."""
+    """The last rank fails in its dense parts, then in its lookup, also where the leader alone scores; ids are wrong."""
     declaration = declared("row_wise", "mean", DTYPES[2])
     scorer = served(declaration, group)
     batch = random_batch(declaration, 3 * group.size)
@@ -200,18 +200,27 @@ def score_errors(group: RankGroup) -> dict[str, object]:
     negative = msgspec.structs.replace(
         batch, values=np.where(batch.values == batch.values[0], -1, batch.values)
     )
-    for each in (marked, negative, marked):
+    for each, min_spread in ((marked, 1), (negative, 1), (marked, 1), (batch, 1000)):
+        ranked.min_spread = min_spread
         try:
             ranked.logits(each)
         except (RankError, ValueError) as error:
             told.append(f"{type(error).__name__}: {error}")
+    # No rank's error, although vectors of a rank that has failed look like this.
+    unknown = ranked.logits(msgspec.structs.replace(batch, dense=np.full_like(batch.dense, np.nan)))
+    ranked.min_spread = 1
     after = ranked.logits(batch)
     ranked.stop()
-    return {"before": before.tolist(), "after": after.tolist(), "told": told}
+    return {
+        "before": before.tolist(),
+        "after": after.tolist(),
+        "told": told,
+        "unknown": bool(np.isnan(unknown).all()),
+    }
 
 
 def fail_on_marker(scorer: Scorer) -> None:
-    """Raise in the dense parts for a marked sample; once it was seen, in the next lookup but one."""
+    """Raise in the dense parts for a marked sample; once it was seen, in the next two lookups."""
     interact, fails = scorer.interact, []
 
     def marked(dense, pooled, *, eagerly=False):
@@ -226,7 +235,7 @@ def fail_on_marker(scorer: Scorer) -> None:
 
 
 def fail_first(count: int) -> None:
-    if count == 1:
+    if count <= 2:
         raise MemoryError("no memory for the lookup")
 
 
@@ -258,7 +267,8 @@ def lose_a_rank(out: Path, how: str) -> None:
     if group.rank:
         follow(scorer, group)
         return
-    ranked = RankedScorer(scorer, group)
+    # A rank that scores nothing answers nothing.
+    ranked = RankedScorer(scorer, group, min_spread=1 if how == "between" else 128)
     batch = random_batch(declaration, 30)
     assert np.isfinite(ranked.logits(batch)).all()
     started = time.monotonic()

@@ -14,9 +14,16 @@ __all__ = ["Attempts", "Outcome", "Retry"]
 
 Outcome = httpx.Response | httpx.RequestError
 
-# TorchServe's words for a worker that ended with requests in its hands: 500, or 507 where it was killed.
 _MAX_LOST_WORKERS = 3
-_LOST_WORKER = frozenset({"Worker died.", "Worker scaled down."})
+# For a worker that ended with requests in its hands: words of TorchServe (500, or 507) and of a worker's guard (503).
+_LOST_WORKER = frozenset(
+    {
+        "Worker died.",
+        "Worker scaled down.",
+        "the worker that had this request is gone; send it again",
+        "a process of the group that holds the model is gone; send it again",
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +75,7 @@ class Attempts:
         if not isinstance(outcome, httpx.Response):
             # Not after a time-out: TorchServe goes on with a request whose client has gone, so it would have two.
             return isinstance(outcome, (httpx.NetworkError, httpx.RemoteProtocolError))
-        if outcome.status_code in (500, 507) and _lost_worker(outcome):
+        if outcome.status_code in (500, 503, 507) and _lost_worker(outcome):
             # A request that is itself the end of workers must not end them all.
             self._lost_workers += 1
             return self._lost_workers <= _MAX_LOST_WORKERS

@@ -88,11 +88,15 @@ def broken(kind, said="gone"):
     return fail
 
 
+GONE = "the worker that had this request is gone; send it again"
 LOST = [refuse(status, type="InternalServerException", message="Worker died.") for status in (500, 507)]
+# A worker's guard answers, or TorchServe with its words.
+GUARDED = [refuse(503, type=kind, message=GONE) for kind in ("WorkerLost", "InternalServerException")]
 
 
 @pytest.mark.parametrize(
-    "first", [refuse(503, **FULL), broken(httpx.ConnectError), broken(httpx.RemoteProtocolError), *LOST]
+    "first",
+    [refuse(503, **FULL), broken(httpx.ConnectError), broken(httpx.RemoteProtocolError), *LOST, *GUARDED],
 )
 def test_what_passes_is_tried_again(ask, server, first):
     server.answers(first, first, GOOD)
@@ -101,9 +105,10 @@ def test_what_passes_is_tried_again(ask, server, first):
     assert len({request.content for request in server.requests}) == 1
 
 
-def test_a_request_that_ends_workers_does_not_end_them_all(ask, server):
-    server.answers(*LOST)
-    with pytest.raises(ServerFault, match=r"Worker died\."):
+@pytest.mark.parametrize(("lost", "said"), [(LOST, r"Worker died\."), (GUARDED, GONE)])
+def test_a_request_that_ends_workers_does_not_end_them_all(ask, server, lost, said):
+    server.answers(*lost)
+    with pytest.raises((ServerFault, Overloaded), match=said):
         ask("score", {"retry": Retry(attempts=10, first_delay=0.001, longest_delay=0.001)}, instances=[{}])
     assert len(server.requests) == 4
 
