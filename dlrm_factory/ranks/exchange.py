@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -101,35 +102,38 @@ class Assembly:
 
     def __init__(self, layout: Layout, features: Sequence[int], declaration: DLRMDeclaration) -> None:
         """``features``: of the declaration, that the layout is of; the others' vectors are zeros."""
-        dim = declaration.embedding_dim
-        self._shape = (len(declaration.sparse_features), dim)
+        dims = [declaration.table(feature.table).embedding_dim for feature in declaration.sparse_features]
+        first = [0, *accumulate(dims)]  # column of each feature
+        self._columns = first[-1]
         found: dict[int, list[_Piece]] = {}
         for rank, part in enumerate(layout.ranks):
             start = 0
             for block in part.blocks:
                 piece = _Piece(rank, start, block.columns)
-                found.setdefault(features[block.feature] * dim + block.column, []).append(piece)
+                found.setdefault(first[features[block.feature]] + block.column, []).append(piece)
                 start += block.columns
-        for place, feature in enumerate(layout.replicated):
-            found[features[feature] * dim] = [_Piece(len(layout.ranks), place * dim, dim)]
+        start = 0
+        for feature in layout.replicated:
+            dim = dims[features[feature]]
+            found[first[features[feature]]] = [_Piece(len(layout.ranks), start, dim)]
+            start += dim
         self._is_whole = len(features) == len(declaration.sparse_features)
         # Copied in one pass, whole runs of columns at a time.
         self._first = list(_runs((column, found[column][0]) for column in sorted(found)))
         self._partial = [(column, piece) for column, pieces in found.items() for piece in pieces[1:]]
 
     def __call__(self, received: Sequence[torch.Tensor], replicated: torch.Tensor) -> torch.Tensor:
-        """[rows, F, D], features in declared order, of [rows, columns] of each rank and of the replicated features."""
+        """[rows, W], features in declared order, of [rows, columns] of each rank and of the replicated features."""
         sources = [*received, replicated]
         if self._is_whole:
             pooled = torch.cat([piece.of(sources) for _, piece in self._first], dim=1)
         else:
-            features, dim = self._shape
-            pooled = replicated.new_zeros(replicated.shape[0], features * dim)
+            pooled = replicated.new_zeros(replicated.shape[0], self._columns)
             for column, piece in self._first:
                 pooled.narrow(1, column, piece.columns).copy_(piece.of(sources))
         for column, piece in self._partial:
             pooled.narrow(1, column, piece.columns).add_(piece.of(sources))
-        return pooled.view(replicated.shape[0], *self._shape)
+        return pooled
 
 
 class _Piece(NamedTuple):

@@ -165,7 +165,11 @@ class RankedScorer:
         return self.scorer.precision
 
     def logits(self, batch: FeatureBatch, shared: SharedContext | None = None) -> Float32:
-        """Click logits, float32 [B], as `Scorer.logits`. B may be 0.
+        """Logits of the first probability, float32 [B]. B may be 0. Raises as `outputs` does."""
+        return self.outputs(batch, shared)[:, self.scorer.first_column]
+
+    def outputs(self, batch: FeatureBatch, shared: SharedContext | None = None) -> Float32:
+        """All outputs' columns, float32 [B, C], as `Scorer.outputs`. B may be 0.
 
         Raises:
             ValueError: the batch is not of the declared model; nothing was sent.
@@ -174,13 +178,9 @@ class RankedScorer:
         """
         return self._score(batch, shared, flags=0)
 
-    def outputs(self, batch: FeatureBatch, shared: SharedContext | None = None) -> Float32:
-        """`logits` as the one column of all outputs, float32 [B, 1]."""
-        return self.logits(batch, shared)[:, None]
-
     def reference_logits(self, batch: FeatureBatch) -> Float32:
-        """Click logits with eager dense parts: float32 [B]. Raises as `logits` does."""
-        return self._score(batch, None, flags=EAGERLY)
+        """Logits of the first probability with eager dense parts: float32 [B]. Raises as `outputs` does."""
+        return self._score(batch, None, flags=EAGERLY)[:, self.scorer.first_column]
 
     def compile(
         self,
@@ -230,7 +230,7 @@ class RankedScorer:
 
     def _score(self, batch: FeatureBatch, shared: SharedContext | None, *, flags: int) -> Float32:
         if len(batch) == 0:
-            return np.empty(0, dtype=np.float32)
+            return np.empty((0, self.declaration.output_columns), dtype=np.float32)
         check_batch(batch, self.declaration)
         if shared is not None:
             check_batch(shared.bags, self.declaration)
@@ -250,11 +250,11 @@ class RankedScorer:
             self.times = _step_times(
                 under_way, answers, time.perf_counter() - done, self._step.exchanged - exchanged
             )
-            logits = torch.cat([a[ANSWER_HEAD:] for step in answers for a in step.values()]).numpy()
+            outputs = torch.cat([a[ANSWER_HEAD:] for step in answers for a in step.values()]).numpy()
             # Ranks that scored nothing have answered nothing.
             silent = any(len(step) < self._group.size for step in answers)
-            self._check(answers, doubtful=silent and bool(np.isnan(logits).any()))
-        return logits
+            self._check(answers, doubtful=silent and bool(np.isnan(outputs).any()))
+        return outputs.reshape(len(batch), self.declaration.output_columns)
 
     def _send_steps(
         self,
@@ -279,7 +279,8 @@ class RankedScorer:
             more = MORE * (place < len(pieces))
             head = Head(command=Command.SCORE, flags=flags | more)
             parts = self._messages.send(head, zip(*routed, strict=True), to=to)
-            answers = {rank: ANSWER_HEAD + sizes[rank] for rank in to if sizes[rank]}
+            columns = self.declaration.output_columns
+            answers = {rank: ANSWER_HEAD + sizes[rank] * columns for rank in to if sizes[rank]}
             expected = self._messages.expect(answers)
             taken = time.perf_counter() - started
             under_way.append(_UnderWay(expected, taken, self._messages.sent_bytes))

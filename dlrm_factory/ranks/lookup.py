@@ -46,7 +46,7 @@ class RankLookup:
         starts = [stream.start for stream in part.streams]
         declared = [declaration.sparse_features[features[feature]].table for feature in layout.replicated]
         replicated = [
-            Block(place, feature, table, 0, declaration.embedding_dim)
+            Block(place, feature, table, 0, declaration.table(table).embedding_dim)
             for place, (feature, table) in enumerate(zip(layout.replicated, declared, strict=True))
         ]
         self._sharded = [

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -67,7 +68,8 @@ class _Step:
 class _View:
     """All that depends on the features that rows have ids of.
 
-    ``means``: these features, where they pool by the mean. ``mean_rows``: places of their lengths among those of the
+    ``means``: columns of those that pool by the mean, and ``mean_dims`` how many each has.
+    ``mean_rows``: places of their lengths among those of the
     replicated features (True), or among the others.
     """
 
@@ -79,9 +81,12 @@ class _View:
         self.lookup = RankLookup(shards, layout, features, rank, scorer.declaration)
         self.assemble = Assembly(layout, features, scorer.declaration)
         apart, near = layout.means_apart, layout.replicated
-        self.means = torch.tensor(
-            [features[feature] for feature in layout.means], device=scorer.built.device, dtype=torch.int64
-        )
+        device, declaration = scorer.built.device, scorer.declaration
+        dims = [declaration.table(feature.table).embedding_dim for feature in declaration.sparse_features]
+        first = [0, *accumulate(dims)]
+        spans = [range(first[features[mean]], first[features[mean] + 1]) for mean in layout.means]
+        self.means = torch.tensor([c for span in spans for c in span], device=device, dtype=torch.int64)
+        self.mean_dims = torch.tensor([len(span) for span in spans], device=device)
         self.mean_rows = [(f in near, near.index(f) if f in near else apart.index(f)) for f in layout.means]
 
 
@@ -119,9 +124,9 @@ class RankStep:
     def score(
         self, steps: Iterable[Sequence[Part]], *, dtype: torch.dtype, eagerly: bool
     ) -> Iterator[torch.Tensor]:
-        """An answer for each step: float32 [ANSWER_HEAD + samples], the logits of the rank's own samples last.
+        """An answer for each step: float32 [ANSWER_HEAD + samples * C], the outputs of the rank's own samples last.
 
-        Only one with logits is sent: a rank that scores nothing has told the others of an error by its vectors.
+        Only one with outputs is sent: a rank that scores nothing has told the others of an error by its vectors.
 
         A step is the part of the samples and, if they share any, that of their contexts. The vectors of the next step
         cross while the dense parts of one are computed. ``dtype``: of these vectors. Raises what the exchange raises,
@@ -161,7 +166,8 @@ class RankStep:
 
     def _finish(self, step: _Step, eagerly: bool) -> torch.Tensor:
         samples = len(step.samples.part.dense)
-        answer = np.zeros(ANSWER_HEAD + samples, dtype=np.float32)
+        columns = self._scorer.declaration.output_columns
+        answer = np.zeros(ANSWER_HEAD + samples * columns, dtype=np.float32)
         self._failed = step.failed
         both = [step.samples] if step.contexts is None else [step.samples, step.contexts]
         started = time.perf_counter()
@@ -215,15 +221,14 @@ class RankStep:
                 shared = _pooled(step.contexts)
                 for context, (start, stop) in enumerate(part.spans):
                     pooled[start:stop] += shared[context]
-            answer[ANSWER_HEAD:] = self._scorer.interact(
-                part.dense, Embeddings(pooled.flatten(1)), eagerly=eagerly
-            )[:, 0]
+            outputs = self._scorer.interact(part.dense, Embeddings(pooled), eagerly=eagerly)
+            answer[ANSWER_HEAD:] = outputs.reshape(-1)
         except Exception as error:
             self.note(error)
 
 
 def _pooled(begun: _Begun) -> torch.Tensor:
-    """Vectors of the own rows, [rows, F, D]; zeros for the features that no row has ids of."""
+    """Vectors of the own rows, [rows, W]; zeros for the features that no row has ids of."""
     part, view = begun.part, begun.view
     pooled = view.assemble(begun.flight.received, begun.replicated)
     if part.mean_lengths is not None and view.mean_rows:
@@ -231,6 +236,6 @@ def _pooled(begun: _Begun) -> torch.Tensor:
         assert own is not None
         lengths = torch.stack([(own if near else part.mean_lengths)[row] for near, row in view.mean_rows])
         # Sums → means: by the whole bag's length, wherever its rows lie.
-        factors = lengths.clamp(min=1).float().reciprocal().T.unsqueeze(2)
+        factors = lengths.clamp(min=1).float().reciprocal().repeat_interleave(view.mean_dims, dim=0).T
         pooled[:, view.means] = (pooled[:, view.means] * factors).to(pooled.dtype)
     return pooled

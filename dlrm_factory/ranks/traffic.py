@@ -78,5 +78,5 @@ def plan_traffic(
             for receiver in range(size)
             if sender // local != receiver // local
         ),
-        logits=sum(_LOGIT * shares[rank] for rank in away),
+        logits=sum(_LOGIT * declaration.output_columns * shares[rank] for rank in away),
     )
