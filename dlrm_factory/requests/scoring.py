@@ -86,11 +86,15 @@ def _groups(read: Sequence[Samples]) -> Iterator[list[Samples]]:
 def _score_group(group: Sequence[Samples], scorer: OutputScorer) -> list[Scores | Answer]:
     try:
         outputs, as_logit = _outputs(group, scorer), _as_logit(group)
-        found = {
-            output.name: _column(outputs, output, scorer.declaration, as_logit)
-            for output in scorer.declaration.all_outputs
-            if any(output.name in each.outputs for each in group)
-        }
+        declared = scorer.declaration.all_outputs
+        if len(declared) == 1:
+            found = {declared[0].name: _column(outputs, declared[0], as_logit)}
+        else:
+            found = {
+                output.name: _column(outputs[:, scorer.declaration.columns_of(output.name)], output, as_logit)
+                for output in declared
+                if any(output.name in each.outputs for each in group)
+            }
     except GroupError as error:
         logger.error("%d samples could not be scored: %s", sum(len(each.batch) for each in group), error)
         return [answer_group_lost()] * len(group)
@@ -120,15 +124,12 @@ class _Column(NamedTuple):
     finite: Masks | None
 
 
-def _column(
-    outputs: Float32, output: DeclaredOutput, declaration: DLRMDeclaration, as_logit: Masks | None
-) -> _Column:
-    columns = declaration.columns_of(output.name)
+def _column(raw: Float32, output: DeclaredOutput, as_logit: Masks | None) -> _Column:
+    """``raw``: float32 [B, columns of ``output``]. ``as_logit``: bool [B], None if for no sample."""
     if output.kind == "vector":
-        raw = outputs[:, columns]
-        sound = np.isfinite(raw).all(axis=1)
+        sound: Masks = np.isfinite(raw).all(axis=1)
     else:
-        raw = outputs[:, columns.start]
+        raw = raw[:, 0]
         # The probability of an infinite logit is 0 or 1.
         sound = ~np.isnan(raw) if as_logit is None else np.isfinite(raw) | ~(as_logit | np.isnan(raw))
     finite = None if np.count_nonzero(sound) == len(sound) else sound
@@ -139,6 +140,12 @@ def _column(
 
 def _part(columns: Sequence[tuple[str, _Column]], start: int, stop: int) -> Scores:
     """``columns`` of some samples."""
+    if len(columns) == 1:
+        ((name, (raw, its_numbers, its_finite)),) = columns
+        raw, own = raw[start:stop], None if its_finite is None else its_finite[start:stop]
+        if its_numbers is None:
+            return Scores({}, {}, {name: raw}, own)
+        return Scores({name: its_numbers[start:stop]}, {name: raw}, {}, own)
     finite: Masks | None = None
     numbers: dict[str, list[float]] = {}
     logits: dict[str, Float32] = {}

@@ -101,6 +101,11 @@ class ModelOutputs:
         self._declaration = declaration
         self.names = tuple(output.name for output in declaration.all_outputs)
         self.default = tuple(declaration.default_outputs)
+        # What most requests ask for, made once.
+        self.asked: dict[Output, Asked] = {
+            "probability": Asked("probability", self.default),
+            "logit": Asked("logit", self.default),
+        }
         self.sizes = {each.name: each.columns for each in declaration.all_outputs if each.kind == "vector"}
         self.max_numbers = _MAX_VECTOR_NUMBERS // declaration.serving.batch_requests
         self._expressions: dict[str, Expression] = {}

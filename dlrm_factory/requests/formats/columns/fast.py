@@ -233,7 +233,7 @@ def _asked_of(document: Any, outputs: ModelOutputs) -> tuple[Asked, int]:
     """
     keys = list(document.keys())
     if keys == ["inputs"]:
-        return Asked("probability", outputs.default), 0
+        return outputs.asked["probability"], 0
     if "inputs" not in keys or len(set(keys)) < len(keys) or not _KEYS.issuperset(keys):
         raise FallBack
     output: Output | Any = document[b"output"] if "output" in keys else "probability"

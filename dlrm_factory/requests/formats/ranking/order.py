@@ -80,7 +80,7 @@ class ByExpression:
                 name: each[copy * size : (copy + 1) * size] for name, each in chances.items()
             }
             values |= self.dense
-            if feature in self.defaults:
+            if feature is not None and feature in self.defaults:
                 values[feature] = self.defaults[feature]
             result = self.expression(values, size)
             if not np.isfinite(result).all():

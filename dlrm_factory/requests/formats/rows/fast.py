@@ -106,7 +106,7 @@ def asked_of(body: Any, outputs: ModelOutputs) -> Asked:
     """Outputs that ``body``, with `ASKED_FIELDS`, asks for. FallBack if they are wrong."""
     output: Output = "probability" if body.output is ABSENT else body.output
     if body.outputs is ABSENT:
-        return Asked(output, outputs.default)
+        return outputs.asked[output]
     names = tuple(body.outputs)
     if not outputs.are_plain(names):
         raise FallBack
