@@ -100,7 +100,7 @@ class Plain:
 
 
 def purchase_loss(outputs: dict[str, torch.Tensor], labels: np.ndarray) -> torch.Tensor:
-    """Of click on all rows, and half as much of purchase where it was clicked."""
+    """Loss of click on all rows, and half as much of purchase where it was clicked."""
     click, purchase = torch.from_numpy(labels).unbind(dim=1)
     clicked = click == 1
     assert 0 < clicked.sum() < len(clicked)
