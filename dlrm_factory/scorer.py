@@ -18,6 +18,7 @@ from dlrm_factory.batch import (
     concatenate_embeddings,
     pad_rows,
     pad_samples,
+    part_rankings,
     share_embeddings,
     split,
     to_dense,
@@ -25,11 +26,13 @@ from dlrm_factory.batch import (
     with_contexts,
 )
 from dlrm_factory.compiled import (
+    MIN_CANDIDATES,
     CompiledDense,
     DirectLookup,
     Precision,
     best_precision,
     compiled_dense,
+    context_net,
     eager_reason,
     pooled_dtype,
 )
@@ -90,6 +93,11 @@ class Scorer:
         self.vocabularies = vocabularies
         self._lookup = lookup
         self._compiled: SizedDense | None = None
+        self._context_net = (
+            None
+            if lookup is None or few_pages is not None
+            else context_net(built.model.module.net.module, built.declaration, lookup)
+        )
         # Why `compile` found that this host must score eagerly; None if it has not, or it need not.
         self.eager_reason: str | None = None
         # Of the first probability; of a model without one, of its first output.
@@ -186,21 +194,40 @@ class Scorer:
     def outputs(self, batch: FeatureBatch, shared: SharedContext | None = None) -> Float32:
         """All outputs' columns, logits of probabilities among them, float32 [B, C]. B may be 0.
 
-        ``shared``: bags that several samples share; each is looked up and pooled once. An empty bag pools to zeros,
-        so a shared vector is added to those of its samples.
+        ``shared``: bags and dense features that several samples share. Bags are looked up and pooled once, and what
+        the dense parts make of a long ranking's context is computed once where `ContextNet` can.
         """
         if len(batch) == 0:
             return np.empty((0, self.declaration.output_columns), dtype=np.float32)
         if shared is not None:
-            return self.interact(
-                to_dense(batch), share_embeddings(self.look_up(with_contexts(batch, shared)), shared)
-            )
+            return self._shared_outputs(batch, shared)
         if self._compiled is None or self._lookup is None:
             return self.reference_outputs(batch)
         if len(batch) <= SIZES[-1]:
             return self._compiled(to_dense(batch), self._look_up_directly(batch, self._compiled.dtype))
         # Of larger batches the vectors would leave the CPU's cache before the dense parts read them.
         return np.concatenate([self.outputs(piece) for piece in split(batch, SIZES[-1])])
+
+    def _shared_outputs(self, batch: FeatureBatch, shared: SharedContext) -> Float32:
+        if self._context_net is None or self.pooled_dtype is not torch.float32:
+            return self._joint_outputs(batch, shared)
+        outputs = np.empty((len(batch), self.declaration.output_columns), dtype=np.float32)
+        for part in part_rankings(batch, shared, least=MIN_CANDIDATES):
+            found = None
+            if part.context is not None and len(part.samples) >= MIN_CANDIDATES:
+                found = self._context_net(part.samples, part.context)
+            if found is None:
+                found = self._joint_outputs(part.samples, part.shared)
+            outputs[part.rows] = found
+        return outputs
+
+    def _joint_outputs(self, batch: FeatureBatch, shared: SharedContext | None) -> Float32:
+        """An empty bag pools to zeros, so a shared vector is added to those of its samples."""
+        if shared is None:
+            return self.outputs(batch)
+        return self.interact(
+            to_dense(batch), share_embeddings(self.look_up(with_contexts(batch, shared)), shared)
+        )
 
     def reference_logits(self, batch: FeatureBatch) -> Float32:
         """Logits of the first probability by `reference_outputs`, float32 [B]. B is at least 1."""
