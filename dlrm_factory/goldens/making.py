@@ -21,7 +21,7 @@ from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.features import FeatureEncoder, Vocabularies
 from dlrm_factory.features.ids import unmix_int64
 from dlrm_factory.goldens.file import Golden, Goldens, write_goldens
-from dlrm_factory.scorer import Scorer, probabilities
+from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer, probabilities
 from dlrm_factory.weights.few_pages import FewPages
 from dlrm_factory.weights.rows import RowSource
 from dlrm_factory.weights.sealed import SealedWeights, reseal
@@ -183,6 +183,8 @@ def _make(scorer: Scorer, real_rows: Sequence[Row], trained: RowSource | None) -
     batch = concatenate(batches)
     outputs = scorer.outputs(batch)
     expected = scorer.comparable(outputs)[:, scorer.first_column]
+    if scorer.declaration.module is not None:
+        _check_alone(scorer, batches, outputs)
     floats = None if trained is None else _trained_scores(scorer, batch, trained)
     if not np.isfinite(outputs).all():
         raise WeightsError("the model's scores are not finite numbers; are its weights finite?")
@@ -198,6 +200,20 @@ def _make(scorer: Scorer, real_rows: Sequence[Row], trained: RowSource | None) -
             for i, (body, real) in enumerate(kept)
         ]
     )
+
+
+def _check_alone(scorer: Scorer, batches: Sequence[FeatureBatch], together: Float32) -> None:
+    """WeightsError if a sample's outputs alone are not those in a batch: then no score could be relied on."""
+    alone = np.concatenate([scorer.outputs(batch) for batch in batches])
+    difference = np.abs(scorer.comparable(alone) - scorer.comparable(together)).max(axis=1)
+    worst = int(difference.argmax())
+    if difference[worst] > EAGER_TOLERANCE:
+        module = scorer.declaration.module
+        assert module is not None
+        raise WeightsError(
+            f"{module.module}: golden sample {worst + 1} scores {difference[worst]:.2g} apart alone and in a batch of "
+            f"{len(together)}; the module mixes samples, or reads sequences past their lengths: mask by lengths"
+        )
 
 
 def _asked(declaration: DLRMDeclaration) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,7 +102,8 @@ def _dlrm(declaration: DLRMDeclaration, tables: EmbeddingBagCollection, device: 
             interaction_branch2_layer_sizes=declaration.interaction_branch2_layer_sizes,
         )
     if declaration.architecture == "dlrm_transformer":
-        with device:
+        with device, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="enable_nested_tensor is True")
             model = DLRM_Transformer(
                 **common,
                 nhead=declaration.nhead,

@@ -12,6 +12,8 @@ import pytest
 from dlrm_factory.config import (
     DenseFeature,
     DLRMDeclaration,
+    ModuleArchitecture,
+    Output,
     ServingOptions,
     ShardingOptions,
     SparseFeature,
@@ -22,6 +24,8 @@ from dlrm_factory.config import (
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "declaration.md").read_text(encoding="utf-8")
 SECTIONS = {
     "The model": DLRMDeclaration,
+    "`architecture`": ModuleArchitecture,
+    "`outputs`": Output,
     "`dense_features`": DenseFeature,
     "`sparse_features`": SparseFeature,
     "`tables`": Table,

@@ -11,12 +11,12 @@ import msgspec
 import numpy as np
 import pytest
 from support.handed import handle
+from support.one_output import one_output
 
 from dlrm_factory.batch import FeatureBatch, SharedContext, tile_context
 from dlrm_factory.config import DLRMDeclaration, ServingOptions, tiny
 from dlrm_factory.requests.answers import Answer
 from dlrm_factory.requests.service import DLRMService
-from tests.support.one_output import one_output
 
 
 class SumScorer:

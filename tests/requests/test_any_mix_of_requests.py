@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from support.batches import random_state
 from support.depth import examples
 from support.handed import handle
+from support.one_output import one_output
 
 from dlrm_factory.batch import FeatureBatch, SharedContext, tile_context, to_dense, to_keyed_jagged_tensors
 from dlrm_factory.config import tiny
@@ -20,7 +21,6 @@ from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.features import hash_ids
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
-from tests.support.one_output import one_output
 
 USER_ROWS = 1000
 

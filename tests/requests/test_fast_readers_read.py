@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.one_output import one_output
 
 from dlrm_factory.config import tiny
 from dlrm_factory.errors import RequestError
@@ -17,7 +18,6 @@ from dlrm_factory.requests.formats import RequestReader
 from dlrm_factory.requests.formats.shape import PlainForm
 from dlrm_factory.requests.request import Request
 from dlrm_factory.requests.service import DLRMService
-from tests.support.one_output import one_output
 
 pytest.importorskip("simdjson")
 

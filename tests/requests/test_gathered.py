@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from support.depth import examples
 from support.handed import handle
 from support.json_bodies import bodies, damaged, upstream_bodies
+from support.one_output import one_output
 from support.references import reference
 
 from dlrm_factory.batch import FeatureBatch
@@ -25,7 +26,6 @@ from dlrm_factory.requests.answers import Answer
 from dlrm_factory.requests.formats import RequestReader
 from dlrm_factory.requests.formats.fast import Gathered, GatheringReader
 from dlrm_factory.requests.service import DLRMService
-from tests.support.one_output import one_output
 
 DECLARATION = tiny()
 

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 from support.batches import random_state
+from support.one_output import one_output
 
 from dlrm_factory.batch import FeatureBatch
 from dlrm_factory.config import ServingOptions, tiny
@@ -18,7 +19,6 @@ from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer
 from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
 from dlrm_factory.weights.sealed import seal_weights
-from tests.support.one_output import one_output
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.depth import examples
 from support.handed import handle
+from support.one_output import one_output
 
 from dlrm_factory.config import tiny
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.requests.answers import Answer
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
-from tests.support.one_output import one_output
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 NUMBER = st.one_of(st.none(), st.integers(-1000, 1000), st.floats(-1e3, 1e3, width=32))

@@ -148,7 +148,7 @@ def archive(
             "format": archive_format,
         }
         about = _as_json(found, max_auc_loss, min_overlap) if found else {}
-        kept = ("engines", "compiled", "precision", "max_auc_loss", "min_overlap", "remarks")
+        kept = ("engines", "compiled", "precision", "eager_reason", "max_auc_loss", "min_overlap", "remarks")
         made |= {"bytes": listing.total_bytes, "files": listing.files, "strict": strict}
         typer.echo(json.dumps(made | {name: about.get(name) for name in kept}))
         return
@@ -229,6 +229,8 @@ def _as_json(found: Verification, max_auc_loss: float, min_overlap: float) -> di
 def _print_remarks(found: Verification, max_auc_loss: float, min_overlap: float) -> None:
     for remark in found.remarks(max_auc_loss=max_auc_loss, min_overlap=min_overlap):
         typer.echo(remark)
+    if found.eager_reason is not None:
+        typer.echo(f"the dense parts are scored eagerly here: {found.eager_reason}")
     if (sentence := found.precision_sentence) is not None:
         typer.echo(sentence)
 
@@ -239,8 +241,6 @@ def _print_verification(archive: Path, found: Verification) -> None:
     )
     for sentence in () if found.code is None else found.code.sentences():
         typer.echo(sentence)
-    if found.eager_reason is not None:
-        typer.echo(f"the dense parts are not compiled: {found.eager_reason}")
     for name, (then, now) in sorted(found.other_versions.items()):
         typer.echo(f"warning: made with {name} {then or '(none)'}, but {now or 'none'} is installed here")
     _print_goldens(found)

@@ -7,6 +7,7 @@ import json
 import msgspec
 import numpy as np
 import pytest
+from support.one_output import one_output
 
 from dlrm_factory.config import criteo, demo, tiny
 from dlrm_factory.errors import DataError
@@ -20,7 +21,6 @@ from dlrm_factory.tools.bench.http.bodies import (
     read_bodies,
     sample_counts,
 )
-from tests.support.one_output import one_output
 
 
 class ZeroScorer:

@@ -1,0 +1,122 @@
+"""Models of many kinds, served and sharded, give what NumPy gives by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from support.batches import random_batch
+from support.nets import trusted
+from support.nets_by_hand import BY_HAND
+
+from dlrm_factory.batch import FeatureBatch, concatenate, split
+from dlrm_factory.config import DLRMDeclaration
+from dlrm_factory.factory import DLRMFactory
+from dlrm_factory.goldens import add_goldens, read_goldens
+from dlrm_factory.requests.replay import replay_with
+from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer
+from dlrm_factory.tools.bench.score import RandomWeights
+from dlrm_factory.weights.sealed import seal_weights
+
+
+def by_hand(
+    declaration: DLRMDeclaration, weights: RandomWeights, batch: FeatureBatch, name: str
+) -> np.ndarray:
+    """All outputs' columns, [B, C], in float64."""
+    dense = {key: tensor.double().numpy() for key, tensor in weights.dense_state().items()}
+    tables = {
+        table.name: weights.table_rows(table.name, 0, table.num_embeddings).double().numpy()
+        for table in declaration.tables
+    }
+    pooling = {f.name: declaration.table(f.table).pooling for f in declaration.sparse_features}
+    found = []
+    for sample in split(batch, 1):
+        ends = np.cumsum(sample.lengths[:, 0])
+        vectors = {
+            feature.name: tables[feature.table][sample.values[end - length : end]]
+            for feature, end, length in zip(
+                declaration.sparse_features, ends, sample.lengths[:, 0], strict=True
+            )
+        }
+        outputs = BY_HAND[name](dense, sample.dense[0].astype(np.float64), vectors, pooling)
+        found.append(np.concatenate([np.reshape(outputs[o.name], -1) for o in declaration.all_outputs]))
+    return np.stack(found)
+
+
+def batch_of(declaration: DLRMDeclaration, samples: int) -> FeatureBatch:
+    return random_batch(declaration, samples, longest=3, steps=200)
+
+
+@pytest.fixture(params=sorted(BY_HAND))
+def name(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
+@pytest.fixture
+def served(name: str, tmp_path: Path) -> tuple[Scorer, RandomWeights]:
+    weights = RandomWeights(trusted(name))
+    seal_weights(weights, tmp_path)
+    add_goldens(tmp_path)
+    return Scorer.load(tmp_path), weights
+
+
+def test_served_outputs_are_those_by_hand_alone_and_in_a_batch(
+    name: str, served: tuple[Scorer, RandomWeights], tmp_path: Path
+) -> None:
+    scorer, weights = served
+    batch = batch_of(scorer.declaration, 7)
+    expected = by_hand(scorer.declaration, weights, batch, name)
+    assert np.abs(expected).max() > 0.01
+    direct = scorer.interact(torch.from_numpy(batch.dense), scorer.look_up(batch))
+    alone = np.concatenate([scorer.outputs(sample) for sample in split(batch, 1)])
+    for found in (direct, alone, scorer.reference_outputs(batch)):
+        assert np.abs(found - expected).max() < 1e-5
+    goldens = read_goldens(tmp_path)
+    assert goldens is not None
+
+
+@pytest.mark.parametrize("sharding", ["row_wise", "column_wise", "data_parallel"])
+def test_every_sharding_of_sequences_and_pooled_tables_gives_the_same(sharding: Any) -> None:
+    declaration = trusted("din")
+    weights = RandomWeights(declaration)
+    batch = batch_of(declaration, 5)
+    expected = by_hand(declaration, weights, batch, "din")
+    state = weights.dense_state() | {
+        f"sparse_arch.embedding_{kind}.{table.name}.weight": weights.table_rows(
+            table.name, 0, table.num_embeddings
+        )
+        for table in declaration.tables
+        for kind in ["collection.embeddings" if table.pooling == "none" else "bag_collection.embedding_bags"]
+    }
+    tables = [msgspec.structs.replace(table, sharding=sharding) for table in declaration.tables]
+    sharded = msgspec.structs.replace(declaration, tables=tables)
+    for mode in ("float", "quantized"):
+        built = DLRMFactory(sharded).build(mode=mode, weights=state)
+        with torch.no_grad():
+            found = Scorer(built).reference_outputs(batch)
+        assert np.abs(found - expected).max() < 1e-5, mode
+
+
+def test_golden_requests_of_every_model_are_reproduced(
+    served: tuple[Scorer, RandomWeights], tmp_path: Path
+) -> None:
+    scorer, _ = served
+    goldens = read_goldens(tmp_path)
+    assert goldens is not None
+    asks = len(scorer.declaration.all_outputs) > 1
+    assert all((golden.outputs is not None) == asks for golden in goldens.requests)
+    assert replay_with(scorer, goldens, EAGER_TOLERANCE) < 1e-5
+
+
+def test_batches_join(tmp_path: Path) -> None:
+    declaration = trusted("din")
+    parts = [batch_of(declaration, 3), batch_of(declaration, 2)]
+    seal_weights(RandomWeights(declaration), tmp_path)
+    scorer = Scorer.load(tmp_path)
+    apart = np.concatenate([scorer.outputs(part) for part in parts])
+    assert np.abs(scorer.outputs(concatenate(parts)) - apart).max() < 1e-5
