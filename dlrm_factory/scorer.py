@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from dlrm_factory.batch import (
     pad_samples,
     part_rankings,
     share_embeddings,
+    shared_rows,
     split,
     to_dense,
     to_keyed_jagged_tensors,
@@ -42,6 +44,7 @@ from dlrm_factory.errors import DLRMError
 from dlrm_factory.factory import BuiltDLRM, DLRMFactory
 from dlrm_factory.features import Vocabularies
 from dlrm_factory.host.memory_limit import memory_limit
+from dlrm_factory.model.net import Net
 from dlrm_factory.weights.few_pages import FewPages
 from dlrm_factory.weights.held_out import HELD_OUT_FILE
 from dlrm_factory.weights.sealed import SealedWeights
@@ -204,30 +207,48 @@ class Scorer:
         if self._compiled is None or self._lookup is None:
             return self.reference_outputs(batch)
         if len(batch) <= SIZES[-1]:
-            return self._compiled(to_dense(batch), self._look_up_directly(batch, self._compiled.dtype))
+            return self.interact(to_dense(batch), self._look_up_directly(batch, self._compiled.dtype))
         # Of larger batches the vectors would leave the CPU's cache before the dense parts read them.
         return np.concatenate([self.outputs(piece) for piece in split(batch, SIZES[-1])])
 
     def _shared_outputs(self, batch: FeatureBatch, shared: SharedContext) -> Float32:
+        if self._net.shares:
+            return self._interact_once(batch, shared)
         if self._context_net is None or self.pooled_dtype is not torch.float32:
-            return self._joint_outputs(batch, shared)
+            return self.joint_outputs(batch, shared)
         outputs = np.empty((len(batch), self.declaration.output_columns), dtype=np.float32)
         for part in part_rankings(batch, shared, least=MIN_CANDIDATES):
             found = None
             if part.context is not None and len(part.samples) >= MIN_CANDIDATES:
                 found = self._context_net(part.samples, part.context)
             if found is None:
-                found = self._joint_outputs(part.samples, part.shared)
+                found = self.joint_outputs(part.samples, part.shared)
             outputs[part.rows] = found
         return outputs
 
-    def _joint_outputs(self, batch: FeatureBatch, shared: SharedContext | None) -> Float32:
-        """An empty bag pools to zeros, so a shared vector is added to those of its samples."""
+    def joint_outputs(self, batch: FeatureBatch, shared: SharedContext | None) -> Float32:
+        """`outputs` with the dense parts computed for each sample: what is shared is looked up and pooled once.
+
+        An empty bag pools to zeros, so a shared vector is added to those of its samples.
+        """
         if shared is None:
             return self.outputs(batch)
-        return self.interact(
-            to_dense(batch), share_embeddings(self.look_up(with_contexts(batch, shared)), shared)
+        return self.interact(to_dense(batch), self._look_up_shared(batch, shared))
+
+    def _look_up_shared(self, batch: FeatureBatch, shared: SharedContext) -> Embeddings:
+        return share_embeddings(self.look_up(with_contexts(batch, shared)), shared)
+
+    def _interact_once(self, batch: FeatureBatch, shared: SharedContext) -> Float32:
+        """All outputs, the module's own shared part computed once for each ranking whose context has its features."""
+        names, declaration = self._net.shared_features, self.declaration
+        rows = shared_rows(
+            batch,
+            shared,
+            dense=[i for i, name in enumerate(declaration.dense_names) if name in names],
+            sparse=[i for i, name in enumerate(declaration.sparse_names) if name in names],
         )
+        dense, found = to_dense(batch), self._look_up_shared(batch, shared)
+        return self.interact(dense, self._with_shared(dense, found, rows))
 
     def reference_logits(self, batch: FeatureBatch) -> Float32:
         """Logits of the first probability by `reference_outputs`, float32 [B]. B is at least 1."""
@@ -278,7 +299,30 @@ class Scorer:
         """
         if eagerly or self._compiled is None:
             return self._interact_eagerly(dense, found)
-        return self._compiled(dense, found)
+        return self._compiled(dense, self._with_shared(dense, found))
+
+    @property
+    def _net(self) -> Net:
+        net: Net = self.built.model.module.net
+        return net
+
+    @torch.no_grad()
+    def _with_shared(
+        self, dense: torch.Tensor, found: Embeddings, rows: npt.NDArray[np.int64] | None = None
+    ) -> Embeddings:
+        """``found`` with what the module's own shared part makes of it, eagerly; as it is if there is no such part.
+
+        ``rows``: int64 [B], the sample that each sample has this part from; None for itself.
+        """
+        if not self._net.shares or found.shared:
+            return found
+        if rows is None:
+            parts = self._net.shared_part(dense, found.pooled.float(), found.sequences, found.lengths)
+            return replace(found, shared=parts)
+        distinct, source = (torch.from_numpy(each) for each in np.unique(rows, return_inverse=True))
+        of_distinct = [tensor.index_select(0, distinct) for tensor in (dense, *found.all)]
+        parts = self._with_shared(of_distinct[0], found.of(of_distinct[1:])).shared
+        return replace(found, shared=[part.index_select(0, source) for part in parts])
 
     def _interact_eagerly(self, dense: torch.Tensor, found: Embeddings) -> Float32:
         net, samples = self.built.model.module.net, dense.shape[0]
@@ -286,7 +330,7 @@ class Scorer:
         rows[0] = rows[0].float()
         padded = found.of([tensor.to(self.built.device) for tensor in rows])
         numbers = pad_rows(dense.to(self.built.device))
-        outputs: torch.Tensor = net(numbers, padded.pooled, padded.sequences, padded.lengths)
+        outputs: torch.Tensor = net(numbers, padded.pooled, padded.sequences, padded.lengths, padded.shared)
         return outputs[:samples].float().cpu().numpy()
 
     def _compile_in_background(self, folder: Path, build: bool, probes: Probes) -> None:
@@ -315,7 +359,7 @@ class Scorer:
     def _try_out(self, compiled: SizedDense, probes: Probes) -> float:
         """Meet every batch size; gives the largest difference from the eager outputs."""
         with torch.no_grad():
-            compiled.warm_up(self.declaration)
+            compiled.warm_up(self.declaration, self._with_shared)
         return self._largest_difference(compiled, probes)
 
     @torch.no_grad()
@@ -323,7 +367,8 @@ class Scorer:
         """Largest difference from the eager outputs, over batches of 1 and of several samples."""
         found = [0.0]
         for batch, eager in probes:
-            outputs = compiled(to_dense(batch), self._look_up_directly(batch, compiled.dtype))
+            dense = to_dense(batch)
+            outputs = compiled(dense, self._with_shared(dense, self._look_up_directly(batch, compiled.dtype)))
             fast = self.comparable(outputs)
             found.append(float(np.abs(eager - fast).max()))
         return max(found) if np.isfinite(found).all() else np.inf

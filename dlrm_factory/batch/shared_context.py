@@ -16,6 +16,7 @@ __all__ = [
     "SharedContext",
     "join_contexts",
     "part_rankings",
+    "shared_rows",
     "tile_context",
     "with_contexts",
     "without_empty_contexts",
@@ -108,6 +109,25 @@ def without_empty_contexts(shared: SharedContext | None) -> SharedContext | None
     return SharedContext(
         bags=bags, spans=[span for span, kept in zip(shared.spans, has_ids, strict=True) if kept]
     )
+
+
+def shared_rows(
+    batch: FeatureBatch, shared: SharedContext, *, dense: Sequence[int], sparse: Sequence[int]
+) -> npt.NDArray[np.int64]:
+    """For each of B samples the first one of its ranking, if the ranking's samples share all the features, else itself.
+
+    Args:
+        dense, sparse: places of the features.
+
+    Returns:
+        int64 [B], not falling.
+    """
+    rows = np.arange(len(batch))
+    for context, (start, stop) in enumerate(shared.spans):
+        numbers = batch.dense[start:stop, dense] == shared.bags.dense[context, dense]
+        if numbers.all() and not batch.lengths[sparse, start:stop].any():
+            rows[start:stop] = start
+    return rows
 
 
 def part_rankings(batch: FeatureBatch, shared: SharedContext, *, least: int) -> list[Part]:

@@ -1,0 +1,191 @@
+"""Rankings, scored with what their candidates share computed once, against the same computed for each candidate."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dlrm_factory.batch import FeatureBatch, SharedContext
+from dlrm_factory.config import DLRMDeclaration
+from dlrm_factory.requests.request import Request
+from dlrm_factory.requests.scoring import LogitScorer
+from dlrm_factory.requests.service import DLRMService
+from dlrm_factory.scorer import Scorer
+from dlrm_factory.tools.bench.score import RandomWeights
+from dlrm_factory.weights.sealed import seal_weights
+
+__all__ = ["RankingTiming", "context_features", "measure_rankings"]
+
+_MIN_TURNS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingTiming:
+    """Medians of one ranking, in milliseconds of the process's CPU time; all ways take turns, request by request.
+
+    Fields:
+        candidates: of the ranking.
+        shared: names of the features in its context.
+        joint, once: the scorer, with the dense parts computed for each candidate, and with shared parts once.
+        request_joint, request_once: the same from the request's bytes to the answer's.
+        difference: the largest difference of a logit between the two.
+    """
+
+    candidates: int
+    shared: list[str]
+    joint: float
+    once: float
+    request_joint: float
+    request_once: float
+    difference: float
+
+    @property
+    def ratio(self) -> float:
+        """Samples/s of the scorer, shared parts once, over those without."""
+        return self.joint / self.once
+
+    @property
+    def request_ratio(self) -> float:
+        """The same of whole requests."""
+        return self.request_joint / self.request_once
+
+
+class _Joint:
+    """The scorer with nothing computed once but the lookup."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.declaration = scorer.declaration
+        self._scorer = scorer
+
+    def outputs(self, batch: FeatureBatch, shared: SharedContext | None = None) -> npt.NDArray[np.float32]:
+        return self._scorer.joint_outputs(batch, shared)
+
+
+class _Kept:
+    """A scorer that keeps what it was last asked."""
+
+    def __init__(self, declaration: DLRMDeclaration) -> None:
+        self.declaration = declaration
+        self.asked: tuple[FeatureBatch, SharedContext | None] | None = None
+
+    def outputs(self, batch: FeatureBatch, shared: SharedContext | None = None) -> npt.NDArray[np.float32]:
+        self.asked = (batch, shared)
+        return np.zeros((len(batch), self.declaration.output_columns), dtype=np.float32)
+
+
+def context_features(declaration: DLRMDeclaration, share: float) -> list[str]:
+    """Names of ``share`` of all features: all dense ones, then sparse ones in order.
+
+    Where that is less than all dense ones, sparse ones alone.
+    """
+    dense, sparse = declaration.dense_names, declaration.sparse_names
+    count = math.ceil(share * (len(dense) + len(sparse)))
+    return sparse[:count] if count < len(dense) else [*dense, *sparse[: count - len(dense)]]
+
+
+def measure_rankings(
+    declaration: DLRMDeclaration,
+    *,
+    candidates: Sequence[int],
+    shares: Sequence[float],
+    seconds: float = 2.0,
+    threads: int = 1,
+    compiled: bool = True,
+    observe: Callable[[str], None] = lambda _: None,
+) -> list[RankingTiming]:
+    """Time each size of ranking with each share of features for about ``seconds``; random weights, one id a bag."""
+    torch.set_num_threads(threads)
+    features = [
+        msgspec.structs.replace(f, ids="index", weighted=False, out_of_vocabulary=None)
+        for f in declaration.sparse_features
+    ]
+    serving = msgspec.structs.replace(
+        declaration.serving, max_samples=max(declaration.serving.max_samples, *candidates)
+    )
+    declaration = msgspec.structs.replace(declaration, sparse_features=features, serving=serving)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        observe("sealing random weights")
+        seal_weights(RandomWeights(declaration), folder)
+        scorer = Scorer.load(folder)
+        if compiled:
+            observe("compiling")
+            scorer.compile(folder)
+        timings = []
+        for share in shares:
+            for size in candidates:
+                observe(f"{size} candidates, {share:.0%} of the features in the context")
+                timings.append(_measure(scorer, size, context_features(declaration, share), seconds))
+        return timings
+
+
+def _measure(scorer: Scorer, size: int, shared: list[str], seconds: float) -> RankingTiming:
+    body = json.dumps(_body(scorer.declaration, size, shared)).encode()
+    batch, context = _decoded(scorer.declaration, body)
+    paths: dict[str, Callable[[], object]] = {
+        "joint": lambda: scorer.joint_outputs(batch, context),
+        "once": lambda: scorer.outputs(batch, context),
+        "request_joint": _asking(_Joint(scorer), body),
+        "request_once": _asking(scorer, body),
+    }
+    medians = _medians(paths, seconds)
+    difference = np.abs(scorer.joint_outputs(batch, context) - scorer.outputs(batch, context)).max()
+    return RankingTiming(candidates=size, shared=shared, difference=float(difference), **medians)
+
+
+def _body(declaration: DLRMDeclaration, size: int, shared: list[str]) -> dict[str, Any]:
+    random = np.random.default_rng(1)
+    columns: dict[str, list[Any]] = {
+        name: random.normal(size=size).round(3).tolist() for name in declaration.dense_names
+    }
+    for feature in declaration.sparse_features:
+        rows = declaration.table(feature.table).num_embeddings
+        columns[feature.name] = random.integers(0, rows, size).tolist()
+    context = {name: columns[name][0] for name in shared}
+    own = [name for name in columns if name not in context]
+    return {"context": context, "candidates": [{name: columns[name][i] for name in own} for i in range(size)]}
+
+
+def _decoded(declaration: DLRMDeclaration, body: bytes) -> tuple[FeatureBatch, SharedContext | None]:
+    kept = _Kept(declaration)
+    _asking(kept, body)()
+    assert kept.asked is not None
+    return kept.asked
+
+
+def _asking(scorer: LogitScorer, body: bytes) -> Callable[[], object]:
+    service = DLRMService(scorer)
+
+    def ask() -> None:
+        (answer,) = service.handle([Request(body)])
+        assert answer.status == 200, answer.body
+
+    return ask
+
+
+def _medians(paths: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    for run in paths.values():
+        run()
+    gc.collect()
+    gc.freeze()  # as a worker does when it has loaded
+    taken: dict[str, list[float]] = {name: [] for name in paths}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(taken["once"]) < _MIN_TURNS:
+        for name, run in paths.items():
+            start = time.process_time()
+            run()
+            taken[name].append(time.process_time() - start)
+    return {name: 1e3 * statistics.median(times) for name, times in taken.items()}
