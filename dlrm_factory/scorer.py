@@ -28,7 +28,6 @@ from dlrm_factory.batch import (
     with_contexts,
 )
 from dlrm_factory.compiled import (
-    MIN_CANDIDATES,
     CompiledDense,
     DirectLookup,
     Precision,
@@ -38,6 +37,7 @@ from dlrm_factory.compiled import (
     eager_reason,
     pooled_dtype,
 )
+from dlrm_factory.compiled.probes import probe_batches
 from dlrm_factory.compiled.sizes import SIZES, SizedDense
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import DLRMError
@@ -62,9 +62,6 @@ TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16": 2e-2}
 # How far an eager probability may be from that of the host which sealed the weights. CPUs of other kinds round the
 # last bits of float32 otherwise, some 1e-7 of a probability; a wrong row, weight or order shows in the digits before.
 EAGER_TOLERANCE = 1e-4
-
-
-_PROBE_STEPS = 20  # ids of the longest sequence
 
 
 class Scorer:
@@ -216,14 +213,13 @@ class Scorer:
             return self._interact_once(batch, shared)
         if self._context_net is None or self.pooled_dtype is not torch.float32:
             return self.joint_outputs(batch, shared)
+        apart = self._context_net.worthwhile(batch, shared)
         outputs = np.empty((len(batch), self.declaration.output_columns), dtype=np.float32)
-        for part in part_rankings(batch, shared, least=MIN_CANDIDATES):
-            found = None
-            if part.context is not None and len(part.samples) >= MIN_CANDIDATES:
-                found = self._context_net(part.samples, part.context)
-            if found is None:
-                found = self.joint_outputs(part.samples, part.shared)
-            outputs[part.rows] = found
+        for part in part_rankings(batch, shared, apart=apart):
+            if apart and part.context is not None and (part.rows[0], part.rows[-1] + 1) in apart:
+                outputs[part.rows] = self._context_net(part.samples, part.context)
+            else:
+                outputs[part.rows] = self.joint_outputs(part.samples, part.shared)
         return outputs
 
     def joint_outputs(self, batch: FeatureBatch, shared: SharedContext | None) -> Float32:
@@ -388,23 +384,3 @@ class Scorer:
 def probabilities(logits: Float32) -> Float32:
     """Click-through rates in [0, 1]: the sigmoid of ``logits``, float32 of any shape."""
     return torch.sigmoid(torch.from_numpy(logits)).numpy()
-
-
-def probe_batches(declaration: DLRMDeclaration) -> list[FeatureBatch]:
-    """Batches of 1 to 200 samples with random dense numbers and bags of 0 to 3 rows, always the same."""
-    random = np.random.default_rng(0)
-    return [_probe_batch(declaration, size, random) for size in (1, 7, 16, 200)]
-
-
-def _probe_batch(declaration: DLRMDeclaration, size: int, random: np.random.Generator) -> FeatureBatch:
-    lengths = random.integers(0, 4, size=(len(declaration.sparse_features), size)).astype(np.int32)
-    for feature in declaration.sequence_features:
-        place = declaration.sparse_names.index(feature.name)
-        lengths[place] = random.integers(0, min(feature.max_length, _PROBE_STEPS) + 1, size=size)
-    rows = [declaration.table(feature.table).num_embeddings for feature in declaration.sparse_features]
-    values = [random.integers(0, n, size=int(of.sum())) for n, of in zip(rows, lengths, strict=True)]
-    return FeatureBatch(
-        dense=random.normal(size=(size, len(declaration.dense_features))).astype(np.float32),
-        lengths=lengths,
-        values=np.concatenate(values).astype(np.int64),
-    )

@@ -130,10 +130,11 @@ def shared_rows(
     return rows
 
 
-def part_rankings(batch: FeatureBatch, shared: SharedContext, *, least: int) -> list[Part]:
-    """Each ranking of at least ``least`` samples in a part of its own, all other samples in one. B is at least 1."""
-    apart = [(start, stop) for start, stop in shared.spans if stop - start >= least]
-    if not apart or apart == [(0, len(batch))]:
+def part_rankings(
+    batch: FeatureBatch, shared: SharedContext, *, apart: Sequence[tuple[int, int]]
+) -> list[Part]:
+    """Each ranking whose span is in ``apart`` in a part of its own, all other samples in one. B is at least 1."""
+    if not apart or list(apart) == [(0, len(batch))]:
         return [Part(rows=np.arange(len(batch)), samples=batch, shared=shared)]
     bounds = sorted({0, len(batch), *chain.from_iterable(shared.spans)})
     pieces = list(zip(pairwise(bounds), cut(batch, bounds), strict=True))

@@ -1,6 +1,6 @@
 """The fast path on CPU: one lookup over the mapped tables, and the dense parts compiled by AOTInductor."""
 
-from dlrm_factory.compiled.context_net import MIN_CANDIDATES, ContextNet, context_net
+from dlrm_factory.compiled.context_net import ContextNet, context_net
 from dlrm_factory.compiled.dense_library import CompiledDense, compiled_dense, eager_reason, library_path
 from dlrm_factory.compiled.dense_net import (
     DTYPES,
@@ -15,7 +15,6 @@ from dlrm_factory.compiled.lookup import DirectLookup
 
 __all__ = [
     "DTYPES",
-    "MIN_CANDIDATES",
     "CompiledDense",
     "ContextNet",
     "DenseNet",

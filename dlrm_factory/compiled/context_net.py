@@ -19,15 +19,18 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from dlrm_factory.batch import FeatureBatch, select_features, split
+from dlrm_factory.batch import FeatureBatch, SharedContext, select_features, split
 from dlrm_factory.compiled.lookup import DirectLookup
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.model.builtin_nets import DLRMNet
 
-__all__ = ["MIN_CANDIDATES", "ContextNet", "context_net"]
+__all__ = ["ContextNet", "context_net"]
 
-# Below it the context costs what its candidates save (AVX2: the same at 16, 1.1 times faster at 32).
-MIN_CANDIDATES = 32
+# What the context costs, in candidates: a ranking gains once its candidates together save the work of so many.
+# Measured with Criteo's shape on AVX2: half of the features shared save 28% of the work, and pay from 90 candidates.
+BREAK_EVEN = 20.0
+# Share of the work by which this is slower than compiled code, candidate by candidate.
+SLOWER = 0.05
 # Sets of features kept at once, the last used: each holds the first layer of the top MLP anew, 0.8 MB of Criteo's.
 MAX_SETS = 16
 # Candidates at a time: their vectors stay in the CPU's cache until they are read.
@@ -53,21 +56,41 @@ class ContextNet:
         self._layers = [part for part in net.over_arch.modules() if isinstance(part, nn.Linear)]
         self._sets: OrderedDict[tuple[bool, bytes], _SharedSet] = OrderedDict()
 
+    def worthwhile(self, batch: FeatureBatch, shared: SharedContext) -> list[tuple[int, int]]:
+        """The spans of the rankings in ``batch`` that gain by being scored here, each alone."""
+        found = []
+        for context, (start, stop) in enumerate(shared.spans):
+            own: Bool = batch.lengths[:, start:stop].sum(axis=1) > 0
+            dense_shared = bool((batch.dense[start:stop] == shared.bags.dense[context]).all())
+            saved = self._saved(int(own.sum()), dense_shared)
+            if own.any() and (stop - start) * (saved - SLOWER) >= BREAK_EVEN:
+                found.append((start, stop))
+        return found
+
+    def _saved(self, own: int, dense_shared: bool) -> float:
+        """Share of a candidate's multiplications that are the context's. ``own``: features with bags of its own."""
+        vectors = 1 + len(self._declaration.sparse_features)
+        dim, hidden = self._declaration.embedding_dim, self._layers[0].out_features
+        candidates = own + (not dense_shared)
+        contexts = vectors - candidates
+        saved = hidden * (contexts * (contexts - 1) // 2 + dim * dense_shared)
+        saved += dim * (vectors**2 - candidates * vectors)
+        saved += _weights(self._net.dense_arch) * dense_shared
+        return saved / (_weights(self._net) + dim * vectors**2)
+
     @torch.no_grad()
-    def __call__(self, batch: FeatureBatch, context: FeatureBatch) -> npt.NDArray[np.float32] | None:
-        """Logits, float32 [B, 1]; None if nothing is shared, or all is.
+    def __call__(self, batch: FeatureBatch, context: FeatureBatch) -> npt.NDArray[np.float32]:
+        """Logits, float32 [B, 1].
 
         Args:
-            batch: candidates, with empty bags for the context's features, and all their dense features.
+            batch: candidates, with empty bags for the context's features, and all their dense features; at least one
+                feature has bags of their own.
             context: one sample with the bags of the context's features.
 
         RuntimeError for an id outside its table: such ids are refused before, by name.
         """
         own: Bool = batch.lengths.sum(axis=1) > 0
-        dense_shared = bool((batch.dense == context.dense).all())
-        if (own.all() and not dense_shared) or not own.any():
-            return None
-        shared = self._set(own, dense_shared)
+        shared = self._set(own, bool((batch.dense == context.dense).all()))
         self._lookup.check(batch)
         self._lookup.check(context)
         vectors, bias = shared.of_context(context, self._net.dense_arch)
@@ -182,6 +205,10 @@ class _Pairs:
         """Column of the dot product of the vectors in places ``a`` and ``b``, which differ."""
         row, column = min(a, b), max(a, b)
         return self._dim + row * self._vectors - row * (row + 1) // 2 + column - row - 1
+
+
+def _weights(net: nn.Module) -> int:
+    return sum(layer.weight.numel() for layer in net.modules() if isinstance(layer, nn.Linear))
 
 
 def _among(places: Sequence[int]) -> list[tuple[int, int]]:

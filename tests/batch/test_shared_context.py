@@ -73,7 +73,7 @@ def test_long_rankings_are_parted_from_all_others() -> None:
     batch = batch_of([[1], [2], [], [], [], [6], [], []], [[], [], [3], [4], [5], [], [7], [8]])
     contexts = batch_of([[11], [12], [13]], [[], [], []])
     shared = SharedContext(bags=contexts, spans=[(2, 4), (4, 5), (6, 8)])
-    first, second, rest = part_rankings(batch, shared, least=2)
+    first, second, rest = part_rankings(batch, shared, apart=[(2, 4), (6, 8)])
     assert (first.rows.tolist(), bags_of(first.samples)) == ([2, 3], [[[], []], [[3], [4]]])
     assert (second.rows.tolist(), bags_of(second.samples)) == ([6, 7], [[[], []], [[7], [8]]])
     assert first.context is not None
@@ -88,10 +88,10 @@ def test_long_rankings_are_parted_from_all_others() -> None:
 def test_a_batch_that_is_one_ranking_or_has_no_long_one_is_left_whole() -> None:
     batch, context = batch_of([[], []]), batch_of([[5]])
     shared = SharedContext(bags=context, spans=[(0, 2)])
-    (part,) = part_rankings(batch, shared, least=2)
+    (part,) = part_rankings(batch, shared, apart=[(0, 2)])
     assert part.samples is batch
     assert part.context is context
-    (part,) = part_rankings(batch, shared, least=3)
+    (part,) = part_rankings(batch, shared, apart=[])
     assert (part.samples is batch, part.shared is shared, part.rows.tolist()) == (True, True, [0, 1])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from support.sharding import DTYPES, declared, mixed_shardings, weighted
 
 from dlrm_factory.batch import FeatureBatch, SharedContext, join_contexts, tile_context
 from dlrm_factory.batch import concatenate as joined
-from dlrm_factory.compiled import MIN_CANDIDATES, ContextNet
+from dlrm_factory.compiled import ContextNet, context_net
 from dlrm_factory.compiled.context_net import MAX_SETS
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.requests.request import Request
@@ -25,6 +26,7 @@ from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
 
 TOLERANCE = 1e-5
+context_net_module = importlib.import_module("dlrm_factory.compiled.context_net")
 
 
 def cases() -> Iterator[DLRMDeclaration]:
@@ -64,15 +66,15 @@ def ask(service: DLRMService, body: object) -> Any:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sizes of the rankings whose context was computed once."""
+    """Sizes of the rankings whose context was computed once; as many as share something are, whatever they gain."""
+    monkeypatch.setattr(context_net_module, "BREAK_EVEN", 1e-9)
+    monkeypatch.setattr(context_net_module, "SLOWER", 0.0)
     found: list[int] = []
     whole = ContextNet.__call__
 
-    def counted(self: ContextNet, batch: FeatureBatch, context: FeatureBatch) -> np.ndarray | None:
-        logits = whole(self, batch, context)
-        if logits is not None:
-            found.append(len(batch))
-        return logits
+    def counted(self: ContextNet, batch: FeatureBatch, context: FeatureBatch) -> np.ndarray:
+        found.append(len(batch))
+        return whole(self, batch, context)
 
     monkeypatch.setattr(ContextNet, "__call__", counted)
     return found
@@ -99,12 +101,11 @@ def test_every_set_of_shared_features_scores_as_tiled(
 def test_rankings_and_plain_requests_in_one_batch(tmp_path: Path, calls: list[int]) -> None:
     declaration = mixed_shardings()
     scorer = Scorer.load(seal(declaration, tmp_path))
-    few = MIN_CANDIDATES - 1
     parts = [
         (random_batch(declaration, 3, seed=9), None),
         ranking(declaration, 50, [0], dense=True, seed=1),
-        ranking(declaration, few, [0], dense=True, seed=2),
-        ranking(declaration, MIN_CANDIDATES, [1, 2], dense=False, seed=3),
+        ranking(declaration, 7, [], dense=False, seed=2),
+        ranking(declaration, 12, [1, 2], dense=False, seed=3),
         (random_batch(declaration, 2, seed=8), None),
         ranking(declaration, 64, [0], dense=True, seed=4),
     ]
@@ -113,7 +114,7 @@ def test_rankings_and_plain_requests_in_one_batch(tmp_path: Path, calls: list[in
     assert shared is not None
     batch = joined(batches)
     found = scorer.outputs(batch, shared)
-    assert calls == [50, MIN_CANDIDATES, 64]
+    assert calls == [50, 12, 64]
     tiled = tile_context(batch, shared)
     np.testing.assert_allclose(found, scorer.reference_outputs(tiled), rtol=0, atol=TOLERANCE)
     # Each alone, and the samples of one by one.
@@ -123,6 +124,27 @@ def test_rankings_and_plain_requests_in_one_batch(tmp_path: Path, calls: list[in
         stop = start + len(samples)
         np.testing.assert_allclose(scorer.outputs(samples, own), found[start:stop], rtol=0, atol=TOLERANCE)
         start = stop
+
+
+def test_rankings_that_save_little_are_left_to_compiled_code(tmp_path: Path) -> None:
+    declaration = declared("auto", "sum", DTYPES[0])
+    scorer = Scorer.load(seal(declaration, tmp_path))
+    net = context_net(scorer.built.model.module.net.module, declaration, scorer._lookup)
+    assert net is not None
+    # Weights: 2 * 16 + 16 * 8, and 14 * 16 + 16; products 4 * 4 * 8. Vectors: the dense one and three features'.
+    whole = 160 + 240 + 128
+    assert net._saved(3, False) == 0
+    assert net._saved(2, True) == pytest.approx((160 + 16 * (8 + 1) + 8 * (16 - 2 * 4)) / whole)
+    assert net._saved(1, False) == pytest.approx((16 * 1 + 8 * (16 - 2 * 4)) / whole)
+    for size, context, dense, gains in (
+        (28, [0], True, False),
+        (40, [0], True, True),
+        (40, [0], False, False),
+    ):
+        samples, one = ranking(declaration, size, context, dense=dense)
+        assert one.lengths.sum() > 0
+        spans = net.worthwhile(samples, SharedContext(bags=one, spans=[(0, size)]))
+        assert spans == ([(0, size)] if gains else [])
 
 
 def test_long_rankings_are_scored_in_pieces(tmp_path: Path, calls: list[int]) -> None:
@@ -146,7 +168,7 @@ def test_what_shares_nothing_or_everything_is_left_alone(tmp_path: Path, calls: 
     assert calls == []
 
 
-def test_sets_that_were_not_used_for_long_are_dropped(tmp_path: Path) -> None:
+def test_sets_that_were_not_used_for_long_are_dropped(tmp_path: Path, calls: list[int]) -> None:
     base = declared("auto", "sum", DTYPES[0])
     features = [
         msgspec.structs.replace(base.sparse_features[1], name=f"f{i}", table="t_item_id") for i in range(5)
@@ -163,7 +185,7 @@ def test_sets_that_were_not_used_for_long_are_dropped(tmp_path: Path) -> None:
     assert len(net._sets) == MAX_SETS
 
 
-def test_an_id_outside_its_table_stops(tmp_path: Path) -> None:
+def test_an_id_outside_its_table_stops(tmp_path: Path, calls: list[int]) -> None:
     declaration = declared("auto", "sum", DTYPES[0])
     scorer = Scorer.load(seal(declaration, tmp_path))
     samples, one = ranking(declaration, 40, [0], dense=True)

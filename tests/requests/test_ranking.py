@@ -169,7 +169,7 @@ def test_too_many_candidates(ask: Any) -> None:
 def test_a_dense_context_that_overflows_is_the_contexts_fault(
     ask: Any, scorer: Any, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(scorer, "logits", lambda batch, shared=None: batch.dense[:, 0] * np.float32(np.nan))
+    monkeypatch.setattr(scorer, "outputs", lambda batch, shared=None: batch.dense[:, :1] * np.float32(np.nan))
     status, answer = ask({"context": {"price": 3e38}, "candidates": [{}, {}]})
     assert (status, answer["path"]) == (400, "$.context.price")
 

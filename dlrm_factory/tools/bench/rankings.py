@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 
 from dlrm_factory.batch import FeatureBatch, SharedContext
 from dlrm_factory.config import DLRMDeclaration
+from dlrm_factory.errors import DataError, near_matches
 from dlrm_factory.requests.request import Request
 from dlrm_factory.requests.scoring import LogitScorer
 from dlrm_factory.requests.service import DLRMService
@@ -30,6 +32,7 @@ from dlrm_factory.weights.sealed import seal_weights
 __all__ = ["RankingTiming", "context_features", "measure_rankings"]
 
 _MIN_TURNS = 5
+_STEPS = 20  # ids of a sequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,13 +103,22 @@ def measure_rankings(
     declaration: DLRMDeclaration,
     *,
     candidates: Sequence[int],
-    shares: Sequence[float],
+    contexts: Sequence[list[str]],
     seconds: float = 2.0,
     threads: int = 1,
     compiled: bool = True,
     observe: Callable[[str], None] = lambda _: None,
 ) -> list[RankingTiming]:
-    """Time each size of ranking with each share of features for about ``seconds``; random weights, one id a bag."""
+    """Time each size of ranking with each context for about ``seconds``: random weights, one id a bag.
+
+    ``contexts``: names of the features in each. DataError for one that is not declared.
+    """
+    known = [*declaration.dense_names, *declaration.sparse_names]
+    for name in chain.from_iterable(contexts):
+        if name not in known:
+            raise DataError(
+                f'the context\'s "{name}" is not a feature of this model{near_matches(name, known)}'
+            )
     torch.set_num_threads(threads)
     features = [
         msgspec.structs.replace(f, ids="index", weighted=False, out_of_vocabulary=None)
@@ -125,10 +137,9 @@ def measure_rankings(
             observe("compiling")
             scorer.compile(folder)
         timings = []
-        for share in shares:
-            for size in candidates:
-                observe(f"{size} candidates, {share:.0%} of the features in the context")
-                timings.append(_measure(scorer, size, context_features(declaration, share), seconds))
+        for shared, size in product(contexts, candidates):
+            observe(f"{size} candidates, {len(shared)} features in the context")
+            timings.append(_measure(scorer, size, shared, seconds))
         return timings
 
 
@@ -153,7 +164,11 @@ def _body(declaration: DLRMDeclaration, size: int, shared: list[str]) -> dict[st
     }
     for feature in declaration.sparse_features:
         rows = declaration.table(feature.table).num_embeddings
-        columns[feature.name] = random.integers(0, rows, size).tolist()
+        if declaration.table(feature.table).pooling == "none":
+            steps = min(feature.max_length, _STEPS)
+            columns[feature.name] = random.integers(0, rows, (size, steps)).tolist()
+        else:
+            columns[feature.name] = random.integers(0, rows, size).tolist()
     context = {name: columns[name][0] for name in shared}
     own = [name for name in columns if name not in context]
     return {"context": context, "candidates": [{name: columns[name][i] for name in own} for i in range(size)]}

@@ -243,7 +243,6 @@ def ranks(
     )
 
 
-# Any of them may be given a model whose dense net is code.
 def rankings(
     config: CappedConfig = None,
     candidates: Annotated[
@@ -255,20 +254,26 @@ def rankings(
             min=0.0, max=0.99, help="Of the features, in the context; repeat it. [default: 0.25, 0.5, 0.75]"
         ),
     ] = None,
+    context: Annotated[
+        str | None,
+        typer.Option(help="Names of the features in the context, apart by commas, in place of shares."),
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0.01, help="For each kind of ranking.")] = 4.0,
     threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
     compiled: Compiled = True,
     as_json: AsJson = False,
 ) -> None:
     """Time rankings with what candidates share computed once, against dense parts computed for each, in turn."""
-    from dlrm_factory.tools.bench.rankings import measure_rankings
+    from dlrm_factory.tools.bench.rankings import context_features, measure_rankings
 
     declaration = declaration_of(config) if config else criteo(cap=100_000)
+    shares = share or [0.25, 0.5, 0.75]
+    contexts = [context.split(",")] if context else [context_features(declaration, each) for each in shares]
     with Console(stderr=True).status("preparing") as status:
         timings = measure_rankings(
             declaration,
             candidates=candidates or [128, 512, 2048],
-            shares=share or [0.25, 0.5, 0.75],
+            contexts=contexts,
             seconds=seconds,
             threads=threads,
             compiled=compiled,
@@ -300,5 +305,6 @@ def rankings(
     )
 
 
+# Any of them may be given a model whose dense net is code.
 for _command in (decode, score, handle, http, memory, ranks, rankings):
     bench.command()(takes_code(_command))
