@@ -114,7 +114,7 @@ def without_empty_contexts(shared: SharedContext | None) -> SharedContext | None
 def shared_rows(
     batch: FeatureBatch, shared: SharedContext, *, dense: Sequence[int], sparse: Sequence[int]
 ) -> npt.NDArray[np.int64]:
-    """For each of B samples the first one of its ranking, if the ranking's samples share all the features, else itself.
+    """First sample of each sample's ranking, if the ranking's samples share all the features, else the sample itself.
 
     Args:
         dense, sparse: places of the features.

@@ -136,7 +136,7 @@ def shared_features(module: Any, declaration: DLRMDeclaration, at: str) -> list[
 
 
 def shared_tensors(found: Any, samples: int, name: str) -> tuple[list[str] | None, tuple[torch.Tensor, ...]]:
-    """What `shared` of the module ``name`` has returned: names of a dict's entries, None for a tensor; and tensors.
+    """Result of `shared` of the module ``name``: names of a dict's entries, None for a tensor; and the tensors.
 
     ModuleError for anything but tensors of floats [B, …].
     """

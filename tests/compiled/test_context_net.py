@@ -1,4 +1,4 @@
-"""What a ranking's candidates share, computed once, gives the scores of the same rows sent whole."""
+"""Rankings whose shared parts are computed once score as the same rows sent whole."""
 
 from __future__ import annotations
 

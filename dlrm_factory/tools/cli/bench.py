@@ -280,8 +280,7 @@ def rankings(
             observe=status.update,
         )
     if as_json:
-        rows = [{**asdict(t), "ratio": t.ratio, "request_ratio": t.request_ratio} for t in timings]
-        typer.echo(jsonlib.dumps(rows, indent=2))
+        typer.echo(jsonlib.dumps([asdict(timing) for timing in timings], indent=2))
         return
     headers = (
         "candidates", "shared", "for each", "once", "x samples/s", "request", "request, once", "x samples/s"
