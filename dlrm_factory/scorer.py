@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from dlrm_factory.batch import (
     concatenate_embeddings,
     pad_rows,
     pad_samples,
+    part_rankings,
     share_embeddings,
+    shared_rows,
     split,
     to_dense,
     to_keyed_jagged_tensors,
@@ -30,15 +33,18 @@ from dlrm_factory.compiled import (
     Precision,
     best_precision,
     compiled_dense,
+    context_net,
     eager_reason,
     pooled_dtype,
 )
+from dlrm_factory.compiled.probes import probe_batches
 from dlrm_factory.compiled.sizes import SIZES, SizedDense
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import DLRMError
 from dlrm_factory.factory import BuiltDLRM, DLRMFactory
 from dlrm_factory.features import Vocabularies
 from dlrm_factory.host.memory_limit import memory_limit
+from dlrm_factory.model.net import Net
 from dlrm_factory.weights.few_pages import FewPages
 from dlrm_factory.weights.held_out import HELD_OUT_FILE
 from dlrm_factory.weights.sealed import SealedWeights
@@ -56,9 +62,6 @@ TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16": 2e-2}
 # How far an eager probability may be from that of the host which sealed the weights. CPUs of other kinds round the
 # last bits of float32 otherwise, some 1e-7 of a probability; a wrong row, weight or order shows in the digits before.
 EAGER_TOLERANCE = 1e-4
-
-
-_PROBE_STEPS = 20  # ids of the longest sequence
 
 
 class Scorer:
@@ -90,6 +93,11 @@ class Scorer:
         self.vocabularies = vocabularies
         self._lookup = lookup
         self._compiled: SizedDense | None = None
+        self._context_net = (
+            None
+            if lookup is None or few_pages is not None
+            else context_net(built.model.module.net.module, built.declaration, lookup)
+        )
         # Why `compile` found that this host must score eagerly; None if it has not, or it need not.
         self.eager_reason: str | None = None
         # Of the first probability; of a model without one, of its first output.
@@ -186,21 +194,57 @@ class Scorer:
     def outputs(self, batch: FeatureBatch, shared: SharedContext | None = None) -> Float32:
         """All outputs' columns, logits of probabilities among them, float32 [B, C]. B may be 0.
 
-        ``shared``: bags that several samples share; each is looked up and pooled once. An empty bag pools to zeros,
-        so a shared vector is added to those of its samples.
+        ``shared``: bags and dense features that several samples share. Bags are looked up and pooled once, and what
+        the dense parts make of a long ranking's context is computed once where `ContextNet` can.
         """
         if len(batch) == 0:
             return np.empty((0, self.declaration.output_columns), dtype=np.float32)
         if shared is not None:
-            return self.interact(
-                to_dense(batch), share_embeddings(self.look_up(with_contexts(batch, shared)), shared)
-            )
+            return self._shared_outputs(batch, shared)
         if self._compiled is None or self._lookup is None:
             return self.reference_outputs(batch)
         if len(batch) <= SIZES[-1]:
-            return self._compiled(to_dense(batch), self._look_up_directly(batch, self._compiled.dtype))
+            return self.interact(to_dense(batch), self._look_up_directly(batch, self._compiled.dtype))
         # Of larger batches the vectors would leave the CPU's cache before the dense parts read them.
         return np.concatenate([self.outputs(piece) for piece in split(batch, SIZES[-1])])
+
+    def _shared_outputs(self, batch: FeatureBatch, shared: SharedContext) -> Float32:
+        if self._net.shares:
+            return self._interact_once(batch, shared)
+        if self._context_net is None or self.pooled_dtype is not torch.float32:
+            return self.joint_outputs(batch, shared)
+        apart = self._context_net.worthwhile(batch, shared)
+        outputs = np.empty((len(batch), self.declaration.output_columns), dtype=np.float32)
+        for part in part_rankings(batch, shared, apart=apart):
+            if apart and part.context is not None and (part.rows[0], part.rows[-1] + 1) in apart:
+                outputs[part.rows] = self._context_net(part.samples, part.context)
+            else:
+                outputs[part.rows] = self.joint_outputs(part.samples, part.shared)
+        return outputs
+
+    def joint_outputs(self, batch: FeatureBatch, shared: SharedContext | None) -> Float32:
+        """`outputs` with the dense parts computed for each sample: what is shared is looked up and pooled once.
+
+        An empty bag pools to zeros, so a shared vector is added to those of its samples.
+        """
+        if shared is None:
+            return self.outputs(batch)
+        return self.interact(to_dense(batch), self._look_up_shared(batch, shared))
+
+    def _look_up_shared(self, batch: FeatureBatch, shared: SharedContext) -> Embeddings:
+        return share_embeddings(self.look_up(with_contexts(batch, shared)), shared)
+
+    def _interact_once(self, batch: FeatureBatch, shared: SharedContext) -> Float32:
+        """All outputs, the module's own shared part computed once for each ranking whose context has its features."""
+        names, declaration = self._net.shared_features, self.declaration
+        rows = shared_rows(
+            batch,
+            shared,
+            dense=[i for i, name in enumerate(declaration.dense_names) if name in names],
+            sparse=[i for i, name in enumerate(declaration.sparse_names) if name in names],
+        )
+        dense, found = to_dense(batch), self._look_up_shared(batch, shared)
+        return self.interact(dense, self._with_shared(dense, found, rows))
 
     def reference_logits(self, batch: FeatureBatch) -> Float32:
         """Logits of the first probability by `reference_outputs`, float32 [B]. B is at least 1."""
@@ -251,7 +295,30 @@ class Scorer:
         """
         if eagerly or self._compiled is None:
             return self._interact_eagerly(dense, found)
-        return self._compiled(dense, found)
+        return self._compiled(dense, self._with_shared(dense, found))
+
+    @property
+    def _net(self) -> Net:
+        net: Net = self.built.model.module.net
+        return net
+
+    @torch.no_grad()
+    def _with_shared(
+        self, dense: torch.Tensor, found: Embeddings, rows: npt.NDArray[np.int64] | None = None
+    ) -> Embeddings:
+        """``found`` with what the module's own shared part makes of it, eagerly; as it is if there is no such part.
+
+        ``rows``: int64 [B], the sample that each sample has this part from; None for itself.
+        """
+        if not self._net.shares or found.shared:
+            return found
+        if rows is None:
+            parts = self._net.shared_part(dense, found.pooled.float(), found.sequences, found.lengths)
+            return replace(found, shared=parts)
+        distinct, source = (torch.from_numpy(each) for each in np.unique(rows, return_inverse=True))
+        of_distinct = [tensor.index_select(0, distinct) for tensor in (dense, *found.all)]
+        parts = self._with_shared(of_distinct[0], found.of(of_distinct[1:])).shared
+        return replace(found, shared=[part.index_select(0, source) for part in parts])
 
     def _interact_eagerly(self, dense: torch.Tensor, found: Embeddings) -> Float32:
         net, samples = self.built.model.module.net, dense.shape[0]
@@ -259,7 +326,7 @@ class Scorer:
         rows[0] = rows[0].float()
         padded = found.of([tensor.to(self.built.device) for tensor in rows])
         numbers = pad_rows(dense.to(self.built.device))
-        outputs: torch.Tensor = net(numbers, padded.pooled, padded.sequences, padded.lengths)
+        outputs: torch.Tensor = net(numbers, padded.pooled, padded.sequences, padded.lengths, padded.shared)
         return outputs[:samples].float().cpu().numpy()
 
     def _compile_in_background(self, folder: Path, build: bool, probes: Probes) -> None:
@@ -288,7 +355,7 @@ class Scorer:
     def _try_out(self, compiled: SizedDense, probes: Probes) -> float:
         """Meet every batch size; gives the largest difference from the eager outputs."""
         with torch.no_grad():
-            compiled.warm_up(self.declaration)
+            compiled.warm_up(self.declaration, self._with_shared)
         return self._largest_difference(compiled, probes)
 
     @torch.no_grad()
@@ -296,7 +363,8 @@ class Scorer:
         """Largest difference from the eager outputs, over batches of 1 and of several samples."""
         found = [0.0]
         for batch, eager in probes:
-            outputs = compiled(to_dense(batch), self._look_up_directly(batch, compiled.dtype))
+            dense = to_dense(batch)
+            outputs = compiled(dense, self._with_shared(dense, self._look_up_directly(batch, compiled.dtype)))
             fast = self.comparable(outputs)
             found.append(float(np.abs(eager - fast).max()))
         return max(found) if np.isfinite(found).all() else np.inf
@@ -316,23 +384,3 @@ class Scorer:
 def probabilities(logits: Float32) -> Float32:
     """Click-through rates in [0, 1]: the sigmoid of ``logits``, float32 of any shape."""
     return torch.sigmoid(torch.from_numpy(logits)).numpy()
-
-
-def probe_batches(declaration: DLRMDeclaration) -> list[FeatureBatch]:
-    """Batches of 1 to 200 samples with random dense numbers and bags of 0 to 3 rows, always the same."""
-    random = np.random.default_rng(0)
-    return [_probe_batch(declaration, size, random) for size in (1, 7, 16, 200)]
-
-
-def _probe_batch(declaration: DLRMDeclaration, size: int, random: np.random.Generator) -> FeatureBatch:
-    lengths = random.integers(0, 4, size=(len(declaration.sparse_features), size)).astype(np.int32)
-    for feature in declaration.sequence_features:
-        place = declaration.sparse_names.index(feature.name)
-        lengths[place] = random.integers(0, min(feature.max_length, _PROBE_STEPS) + 1, size=size)
-    rows = [declaration.table(feature.table).num_embeddings for feature in declaration.sparse_features]
-    values = [random.integers(0, n, size=int(of.sum())) for n, of in zip(rows, lengths, strict=True)]
-    return FeatureBatch(
-        dense=random.normal(size=(size, len(declaration.dense_features))).astype(np.float32),
-        lengths=lengths,
-        values=np.concatenate(values).astype(np.int64),
-    )

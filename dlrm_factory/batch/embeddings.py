@@ -22,21 +22,24 @@ class Embeddings:
         sequences: of each sequence feature [B, T, D], zeros past its end. T is at least 1, and the same for features
             with the same max_length.
         lengths: of each sequence feature int64 [B].
+        shared: [B, …] each, what a net's shared part has made of the vectors, once it has.
     """
 
     pooled: torch.Tensor
     sequences: Sequence[torch.Tensor] = ()
     lengths: Sequence[torch.Tensor] = ()
+    shared: Sequence[torch.Tensor] = ()
 
     @property
     def all(self) -> list[torch.Tensor]:
-        """Every tensor, each with B rows: pooled, sequences, lengths."""
-        return [self.pooled, *self.sequences, *self.lengths]
+        """Every tensor, each with B rows: pooled, sequences, lengths, shared."""
+        return [self.pooled, *self.sequences, *self.lengths, *self.shared]
 
     def of(self, tensors: Sequence[torch.Tensor]) -> Embeddings:
         """`all` of other samples, as these."""
-        count = len(self.sequences)
-        return Embeddings(tensors[0], tensors[1 : 1 + count], tensors[1 + count :])
+        end = 1 + len(self.sequences)
+        after = end + len(self.lengths)
+        return Embeddings(tensors[0], tensors[1:end], tensors[end:after], tensors[after:])
 
 
 def concatenate_embeddings(parts: Sequence[Embeddings]) -> Embeddings:

@@ -9,6 +9,7 @@ other blocks, scores differ by rounding alone, as they would without spare sampl
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -21,6 +22,7 @@ from dlrm_factory.batch.jagged_indices import jagged_indices
 __all__ = [
     "FeatureBatch",
     "concatenate",
+    "cut",
     "pad_rows",
     "pad_samples",
     "select_bags",
@@ -85,13 +87,17 @@ def concatenate(batches: Sequence[FeatureBatch]) -> FeatureBatch:
 
 def split(batch: FeatureBatch, size: int) -> Iterator[FeatureBatch]:
     """``batch`` in pieces of ``size`` samples, in order; the last may be smaller. None of an empty batch."""
+    return cut(batch, [*range(0, len(batch), size), len(batch)])
+
+
+def cut(batch: FeatureBatch, bounds: Sequence[int]) -> Iterator[FeatureBatch]:
+    """The samples between each two of ``bounds``, rising places in ``batch``."""
     features, samples = batch.lengths.shape
-    bounds = np.zeros(features * samples + 1, dtype=np.int64)
-    np.cumsum(batch.lengths.reshape(-1), out=bounds[1:])
-    for start in range(0, samples, size):
-        stop = min(start + size, samples)
+    places = np.zeros(features * samples + 1, dtype=np.int64)
+    np.cumsum(batch.lengths.reshape(-1), out=places[1:])
+    for start, stop in pairwise(bounds):
         spans = [
-            slice(bounds[feature * samples + start], bounds[feature * samples + stop])
+            slice(places[feature * samples + start], places[feature * samples + stop])
             for feature in range(features)
         ]
         yield FeatureBatch(

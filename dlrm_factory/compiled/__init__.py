@@ -1,5 +1,6 @@
 """The fast path on CPU: one lookup over the mapped tables, and the dense parts compiled by AOTInductor."""
 
+from dlrm_factory.compiled.context_net import ContextNet, context_net
 from dlrm_factory.compiled.dense_library import CompiledDense, compiled_dense, eager_reason, library_path
 from dlrm_factory.compiled.dense_net import (
     DTYPES,
@@ -15,11 +16,13 @@ from dlrm_factory.compiled.lookup import DirectLookup
 __all__ = [
     "DTYPES",
     "CompiledDense",
+    "ContextNet",
     "DenseNet",
     "DirectLookup",
     "Precision",
     "best_precision",
     "compiled_dense",
+    "context_net",
     "cpu_capability",
     "eager_reason",
     "library_path",

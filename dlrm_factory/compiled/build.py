@@ -29,7 +29,9 @@ import xxhash
 
 from dlrm_factory.compiled.dense_net import Precision, make_dense_net
 from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.errors import ModuleError
 from dlrm_factory.model.model import load_dense, make_model
+from dlrm_factory.model.net import Net
 from dlrm_factory.weights.sealed import read_dense, read_sealed_declaration
 
 __all__ = ["build_in_subprocess", "compiler", "few_samples_library", "is_built"]
@@ -187,8 +189,9 @@ def _build(folder: Path, library: Path, precision: Precision, kind: Kind) -> Non
     declaration = read_sealed_declaration(folder)
     model = make_model(declaration)
     load_dense(model, read_dense(folder))
+    inner = model.net.eval()
     net = make_dense_net(model, declaration, precision, few_samples=kind == "few").eval()
-    example, shapes = _example(declaration, net.dtype)
+    example, shapes = _example(declaration, net.dtype, inner)
     with torch.no_grad():
         made = torch._inductor.aoti_compile_and_package(
             torch.export.export(net, example, dynamic_shapes=shapes),
@@ -203,8 +206,13 @@ def _build(folder: Path, library: Path, precision: Precision, kind: Kind) -> Non
     partial.replace(library)
 
 
-def _example(declaration: DLRMDeclaration, dtype: torch.dtype) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Inputs of a net, and which of their dimensions are dynamic: samples, and the steps of sequences."""
+def _example(
+    declaration: DLRMDeclaration, dtype: torch.dtype, net: Net
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Inputs of a net, and which of their dimensions are dynamic: samples, and the steps of sequences.
+
+    ModuleError if what the module shares has the shape of a sequence's length, which nothing here could tell apart.
+    """
     batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
     steps: dict[int, Any] = {}
     sequences, sequence_shapes = [], []
@@ -220,7 +228,18 @@ def _example(declaration: DLRMDeclaration, dtype: torch.dtype) -> tuple[tuple[An
         tuple(sequences),
         tuple(torch.ones(_EXAMPLE_BATCH, dtype=torch.int64) for _ in sequences),
     )
-    return example, ({0: batch}, {0: batch}, tuple(sequence_shapes), tuple({0: batch} for _ in sequences))
+    with torch.no_grad():
+        shared = net.shared_part(*example) if net.shares else ()
+        shorter = (*example[:2], tuple(each[:, :1] for each in sequences), example[3])
+        if net.shares and [each.shape for each in shared] != [x.shape for x in net.shared_part(*shorter)]:
+            raise ModuleError(
+                "what its method shared returns has another shape for longer sequences; pool them there"
+            )
+    of_batch = {0: batch}
+    lengths = tuple(of_batch for _ in sequences)
+    return (*example, shared), (
+        of_batch, of_batch, tuple(sequence_shapes), lengths, tuple(of_batch for _ in shared)
+    )  # fmt: skip
 
 
 def _build_all(folder: Path, scratch: Path, precision: Precision) -> None:

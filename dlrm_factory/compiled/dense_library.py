@@ -248,7 +248,7 @@ class _BySize:
 
     def __call__(self, dense: torch.Tensor, found: Embeddings) -> torch.Tensor:
         run = self._few if dense.shape[0] <= self._most_few else self._many
-        return run([dense, *found.all] if found.sequences else [dense, found.pooled])[0]
+        return run([dense, *found.all])[0]
 
 
 def _load_both(sources: _Sources) -> tuple[CompiledDense | None, str | None]:

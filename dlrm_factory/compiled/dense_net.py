@@ -82,8 +82,8 @@ def make_dense_net(
 class AnyNet(nn.Module):
     """Any net, unchanged in float32; with ``bf16`` its large linear layers compute in bfloat16.
 
-    forward(dense float32 [B, number of dense features], pooled float32 [B, W], sequences, their lengths) → float32
-    [B, C], as `dlrm_factory.model.net.Net`.
+    forward(dense float32 [B, number of dense features], pooled float32 [B, W], sequences, their lengths, what the
+    module's shared part gave) → float32 [B, C], as `dlrm_factory.model.net.Net`.
     """
 
     def __init__(self, net: nn.Module, precision: Precision) -> None:
@@ -101,8 +101,9 @@ class AnyNet(nn.Module):
         pooled: torch.Tensor,
         sequences: Sequence[torch.Tensor] = (),
         lengths: Sequence[torch.Tensor] = (),
+        shared: Sequence[torch.Tensor] = (),
     ) -> torch.Tensor:
-        found: torch.Tensor = self.net(dense, pooled, sequences, lengths)
+        found: torch.Tensor = self.net(dense, pooled, sequences, lengths, shared)
         return found
 
 
@@ -143,6 +144,7 @@ class DenseNet(nn.Module):
         pooled: torch.Tensor,
         sequences: Sequence[torch.Tensor] = (),
         lengths: Sequence[torch.Tensor] = (),
+        shared: Sequence[torch.Tensor] = (),
     ) -> torch.Tensor:
         vectors = pooled.unflatten(1, self._shape)
         if self.reorder:

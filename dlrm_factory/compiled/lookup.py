@@ -17,7 +17,7 @@ from dlrm_factory.compiled.nbit_lookup import NBitLookup
 from dlrm_factory.config.declaration import DLRMDeclaration, SparseFeature
 from dlrm_factory.weights.table_file import TableFile
 
-__all__ = ["DirectLookup"]
+__all__ = ["DirectLookup", "PooledLookup"]
 
 _MAX_OFFSETS = 1024  # kept at once, of batches of one id a bag; they are slices that share their memory
 
@@ -30,32 +30,19 @@ class DirectLookup:
     def __init__(self, declaration: DLRMDeclaration, file: TableFile) -> None:
         """WeightsError if the file does not hold the declared tables."""
         file.check(declaration)
-        self._file = file
         self._declaration = declaration
+        self._file = file
         self._sequences = declaration.sequence_features
-        features = declaration.pooled_features
-        tables = [declaration.table(feature.table) for feature in features]
-        dims = [table.embedding_dim for table in tables]
-        self._columns = sum(dims)
         self._rows_per_table = _rows(declaration, declaration.sparse_features)
-        self._mean = np.array([table.pooling == "mean" for table in tables], dtype=bool)
-        self._any_mean = bool(self._mean.any())
-        self._feature_of_column = np.repeat(np.arange(len(dims)), dims)
-        self._longest_offsets = torch.empty(0, dtype=torch.int64)
-        self._cached_offsets: dict[int, torch.Tensor] = {}
-        self._look_up = self._nbit_lookup(features)
-        self._look_up_sequence = [self._nbit_lookup([feature]) for feature in self._sequences]
+        self._offsets = _Offsets()
+        self._pool = self.pooling(declaration.pooled_features)
+        self._look_up_sequence = [_nbit_lookup(declaration, file, [feature]) for feature in self._sequences]
         self._check_bounds = torch.ops.fbgemm.bounds_check_indices.default
         self._warning = torch.zeros(1, dtype=torch.int64)
 
-    def _nbit_lookup(self, features: list[SparseFeature]) -> NBitLookup:
-        tables = [self._declaration.table(feature.table) for feature in features]
-        return NBitLookup(
-            self._file.bytes,
-            places=[self._file.tables[table.name].offset for table in tables],
-            dtypes=[table.dtype for table in tables],
-            columns=[table.embedding_dim for table in tables],
-        )
+    def pooling(self, features: list[SparseFeature]) -> PooledLookup:
+        """The lookup of some pooled features alone."""
+        return PooledLookup(self._declaration, self._file, features, self._offsets)
 
     def look_up(self, batch: FeatureBatch, dtype: torch.dtype = torch.float32) -> Embeddings:
         """Vectors of all features, the pooled ones in ``dtype`` (float32 or bfloat16). B is at least 1.
@@ -63,24 +50,17 @@ class DirectLookup:
         Sums are float32 and rounded once. Sequences are float32.
         RuntimeError for an id outside its table: such ids are refused before, by name.
         """
-        if not batch.in_range:
-            self._check_rows(batch)
+        self.check(batch)
         if not self._sequences:
             return Embeddings(self._pool(batch, dtype))
         pooled = self._pool(pooled_part(batch, self._declaration), dtype)
         sequences, lengths = self._look_up_sequences(sequence_part(batch, self._declaration))
         return Embeddings(pooled, sequences, lengths)
 
-    def _pool(self, batch: FeatureBatch, dtype: torch.dtype) -> torch.Tensor:
-        """[B, W] of the pooled features' bags."""
-        if not self._columns:
-            return torch.empty(len(batch), 0, dtype=dtype)
-        indices, offsets = torch.from_numpy(batch.values), self._offsets(batch)
-        weights = None if batch.weights is None else torch.from_numpy(batch.weights)
-        # Half the bytes to write and to read again where the dense parts take bfloat16 anyway.
-        output = torch.float32 if self._any_mean else dtype
-        pooled = self._look_up(indices, offsets, weights, output)
-        return (pooled * self._mean_factors(batch)).to(dtype) if self._any_mean else pooled
+    def check(self, batch: FeatureBatch) -> None:
+        """RuntimeError for an id outside its table, unless ``batch`` is known to have none."""
+        if not batch.in_range:
+            self._check_rows(batch)
 
     def _look_up_sequences(self, batch: FeatureBatch) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         longest: dict[int, int] = {}
@@ -107,34 +87,78 @@ class DirectLookup:
         # fbgemm's own check lets -1 pass, and its lookup then gives zeros.
         if batch.values.size and batch.values.min() < 0:
             raise RuntimeError(f"id {batch.values.min()} is negative")
-        indices, offsets = torch.from_numpy(batch.values), self._offsets(batch)
+        indices, offsets = torch.from_numpy(batch.values), self._offsets.of(batch)
         self._check_bounds(
             self._rows_per_table, indices, offsets, BoundsCheckMode.FATAL.value, self._warning, None
         )
 
-    def _offsets(self, batch: FeatureBatch) -> torch.Tensor:
-        """int64 [F * B + 1]; those of one id a bag are cached."""
-        bags = batch.lengths.size
-        if batch.one_each or (batch.values.size == bags and (batch.lengths == 1).all()):
-            offsets = self._cached_offsets.get(bags)
-            return self._counted_offsets(bags) if offsets is None else offsets
-        offsets = np.zeros(bags + 1, dtype=np.int64)
-        np.cumsum(batch.lengths.reshape(-1), out=offsets[1:])
-        return torch.from_numpy(offsets)
 
-    def _counted_offsets(self, bags: int) -> torch.Tensor:
-        if self._longest_offsets.numel() <= bags:
-            self._longest_offsets = torch.arange(2 * bags + 1)
-        offsets = self._longest_offsets[: bags + 1]
-        if len(self._cached_offsets) < _MAX_OFFSETS:
-            self._cached_offsets[bags] = offsets
-        return offsets
+class PooledLookup:
+    """Looks some pooled features' bags up in a mapped table file, on CPU, and pools them."""
+
+    def __init__(
+        self, declaration: DLRMDeclaration, file: TableFile, features: list[SparseFeature], offsets: _Offsets
+    ) -> None:
+        tables = [declaration.table(feature.table) for feature in features]
+        dims = [table.embedding_dim for table in tables]
+        self._columns = sum(dims)
+        self._mean = np.array([table.pooling == "mean" for table in tables], dtype=bool)
+        self._any_mean = bool(self._mean.any())
+        self._feature_of_column = np.repeat(np.arange(len(dims)), dims)
+        self._offsets = offsets
+        self._look_up = _nbit_lookup(declaration, file, features)
+
+    def __call__(self, batch: FeatureBatch, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """[B, W] in ``dtype`` of ``batch``, which holds bags of these features alone, their ids in range."""
+        if not self._columns:
+            return torch.empty(len(batch), 0, dtype=dtype)
+        indices, offsets = torch.from_numpy(batch.values), self._offsets.of(batch)
+        weights = None if batch.weights is None else torch.from_numpy(batch.weights)
+        # Half the bytes to write and to read again where the dense parts take bfloat16 anyway.
+        output = torch.float32 if self._any_mean else dtype
+        pooled = self._look_up(indices, offsets, weights, output)
+        return (pooled * self._mean_factors(batch)).to(dtype) if self._any_mean else pooled
 
     def _mean_factors(self, batch: FeatureBatch) -> torch.Tensor:
         """float32 [B, W]: 1 / bag length for mean pooling, 1 for sum."""
         lengths = np.where(self._mean[:, None], np.maximum(batch.lengths, 1), 1)
         factors = (1.0 / lengths).astype(np.float32).T
         return torch.from_numpy(factors[:, self._feature_of_column])
+
+
+class _Offsets:
+    """Bags' first places among a batch's ids, int64 [F * B + 1]; those of one id a bag are cached."""
+
+    def __init__(self) -> None:
+        self._longest = torch.empty(0, dtype=torch.int64)
+        self._cached: dict[int, torch.Tensor] = {}
+
+    def of(self, batch: FeatureBatch) -> torch.Tensor:
+        bags = batch.lengths.size
+        if batch.one_each or (batch.values.size == bags and (batch.lengths == 1).all()):
+            offsets = self._cached.get(bags)
+            return self._counted(bags) if offsets is None else offsets
+        offsets = np.zeros(bags + 1, dtype=np.int64)
+        np.cumsum(batch.lengths.reshape(-1), out=offsets[1:])
+        return torch.from_numpy(offsets)
+
+    def _counted(self, bags: int) -> torch.Tensor:
+        if self._longest.numel() <= bags:
+            self._longest = torch.arange(2 * bags + 1)
+        offsets = self._longest[: bags + 1]
+        if len(self._cached) < _MAX_OFFSETS:
+            self._cached[bags] = offsets
+        return offsets
+
+
+def _nbit_lookup(declaration: DLRMDeclaration, file: TableFile, features: list[SparseFeature]) -> NBitLookup:
+    tables = [declaration.table(feature.table) for feature in features]
+    return NBitLookup(
+        file.bytes,
+        places=[file.tables[table.name].offset for table in tables],
+        dtypes=[table.dtype for table in tables],
+        columns=[table.embedding_dim for table in tables],
+    )
 
 
 def _rows(declaration: DLRMDeclaration, features: list[SparseFeature]) -> torch.Tensor:

@@ -8,7 +8,8 @@ as it comes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -24,6 +25,7 @@ __all__ = ["SIZES", "SizedDense", "pieces"]
 # Those up to 16 do without oneDNN, and keep nothing. The largest piece's pooled vectors still fit the CPU's cache.
 SIZES = (1, 2, 4, 8, 12, 16, 32, 64, 128, 256, 512)
 _SIZES = frozenset(SIZES)
+Complete = Callable[[torch.Tensor, Embeddings], Embeddings]
 # What a piece costs beside its samples, in samples: oneDNN takes some 20 µs a layer, whatever the size.
 _PIECE_COSTS = 40
 
@@ -63,8 +65,8 @@ class SizedDense:
         self._any_size = dtype is torch.float32
         self._dense = self._pooled = torch.empty(0)
 
-    def warm_up(self, declaration: DLRMDeclaration) -> None:
-        """Meet every size once."""
+    def warm_up(self, declaration: DLRMDeclaration, complete: Complete = lambda _, found: found) -> None:
+        """Meet every size once. ``complete``: puts what the net's shared part makes of them into embeddings."""
         for size in SIZES:
             sequences = [
                 torch.zeros(size, 1, declaration.table(feature.table).embedding_dim)
@@ -73,13 +75,13 @@ class SizedDense:
             lengths = [torch.zeros(size, dtype=torch.int64) for _ in sequences]
             pooled = torch.zeros(size, declaration.pooled_columns, dtype=self.dtype)
             dense = torch.zeros(size, len(declaration.dense_features))
-            self._compiled(dense, Embeddings(pooled, sequences, lengths))
+            self._compiled(dense, complete(dense, Embeddings(pooled, sequences, lengths)))
 
     def __call__(self, dense: torch.Tensor, found: Embeddings) -> npt.NDArray[np.float32]:
         """All outputs' columns, float32 [B, C], of dense features [B, n] and embeddings. B is at least 1."""
         samples = dense.shape[0]
         if found.pooled.dtype is not self.dtype:
-            found = Embeddings(found.pooled.to(self.dtype), found.sequences, found.lengths)
+            found = replace(found, pooled=found.pooled.to(self.dtype))
         if samples in _SIZES or (self._any_size and samples < SIZES[-1]):
             return self._compiled(dense, found).numpy()
         if self._any_size:

@@ -12,11 +12,10 @@ from torch import nn
 
 from dlrm_factory.config.declaration import DLRMDeclaration, Output
 from dlrm_factory.errors import ModuleError
+from dlrm_factory.model.net_inputs import SHARED, TakenInputs, place_of, shared_features, shared_tensors
 from dlrm_factory.model.user_code import load_class, naming_the_line
 
 __all__ = ["Net", "NetInputs", "user_module"]
-
-_INPUTS = ("dense", "pooled", "pooled_by_name", "sequences", "lengths")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +68,8 @@ class Net(nn.Module):
     """Calls ``module`` with the inputs that its forward names, and checks what it returns.
 
     forward(dense float32 [B, number of dense features], pooled float32 [B, W], each sequence feature's vectors
-    [B, T, D] with zeros past its end, and their lengths int64 [B]) → float32 [B, C], the columns of all outputs.
+    [B, T, D] with zeros past its end, their lengths int64 [B], and what `shared_part` gave, if it has been computed) →
+    float32 [B, C], the columns of all outputs.
     Features are in declared order. B and T are at least 1. ModuleError for a module that raises or returns anything
     but the declared outputs.
     """
@@ -77,38 +77,44 @@ class Net(nn.Module):
     def __init__(self, declaration: DLRMDeclaration, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        inputs = NetInputs.of(declaration)
-        self._dims = list(inputs.pooled.values())
-        self._pooled, self._sequences = list(inputs.pooled), list(inputs.sequences)
         self._outputs = declaration.all_outputs
         self._name = type(module).__name__
-        self._takes = self._wanted(declaration)
+        own = type(module).forward
+        self._takes = TakenInputs(own, declaration, what=f"forward of {self._name}")
+        self._shared_takes = self._of_shared(declaration) if self._takes.takes_shared else None
+        self._shared_names: list[str] | None = None
 
-    def _wanted(self, declaration: DLRMDeclaration) -> list[str]:
-        """Names of the inputs that the module's forward takes."""
-        own = type(self.module).forward
-        parameters = list(inspect.signature(own).parameters.values())[1:]
-        file, line = _place_of(own, declaration)
+    def _of_shared(self, declaration: DLRMDeclaration) -> TakenInputs:
+        """Inputs of the module's `shared`, whose features these alone are of."""
+        file, line = place_of(type(self.module).forward)
         at = f"{file}:{line}: forward of {self._name}"
-        known = ", ".join(_INPUTS)
-        for parameter in parameters:
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                raise ModuleError(f"{at} takes *args or **kwargs; name its inputs: any of {known}")
-            if parameter.name not in _INPUTS and parameter.default is parameter.empty:
-                raise ModuleError(
-                    f'{at} takes "{parameter.name}", which is no input; it may take any of {known}'
-                )
-        names = [parameter.name for parameter in parameters if parameter.name in _INPUTS]
-        if not names:
-            raise ModuleError(f"{at} takes no input; it may take any of {known}")
-        if "pooled" in names and len(set(self._dims)) > 1:
-            raise ModuleError(
-                f"{at} takes pooled, [B, F, D], but the pooled features' tables have embedding_dims "
-                f"{sorted(set(self._dims))}; take pooled_by_name, or give all tables one"
-            )
-        if "pooled" in names and not self._dims:
-            raise ModuleError(f"{at} takes pooled, but every table has pooling: none; take sequences")
-        return names
+        function = getattr(type(self.module), SHARED, None)
+        if not inspect.isfunction(function):
+            raise ModuleError(f"{at} takes shared, but {self._name} has no method shared, which gives it")
+        self.shared_features = shared_features(self.module, declaration, at)
+        what = f"shared of {self._name}"
+        return TakenInputs(function, declaration, what=what, features=self.shared_features)
+
+    @property
+    def shares(self) -> bool:
+        """True if the module has a part that reads ``shared_features`` alone, see `shared_part`."""
+        return self._shared_takes is not None
+
+    def shared_part(
+        self,
+        dense: torch.Tensor,
+        pooled: torch.Tensor,
+        sequences: Sequence[torch.Tensor] = (),
+        lengths: Sequence[torch.Tensor] = (),
+    ) -> tuple[torch.Tensor, ...]:
+        """Tensors [B, …] that the module's own `shared` gives; none if it has none. Inputs are those of forward."""
+        if self._shared_takes is None:
+            return ()
+        given = self._shared_takes.give(dense, pooled, sequences, lengths)
+        with naming_the_line(type(self.module).__module__, f"{self._name} cannot score"):
+            found = self.module.shared(**given)
+        self._shared_names, tensors = shared_tensors(found, dense.shape[0], self._name)
+        return tensors
 
     def forward(
         self,
@@ -116,19 +122,13 @@ class Net(nn.Module):
         pooled: torch.Tensor,
         sequences: Sequence[torch.Tensor] = (),
         lengths: Sequence[torch.Tensor] = (),
+        shared: Sequence[torch.Tensor] = (),
     ) -> torch.Tensor:
-        given: dict[str, Any] = {}
-        for name in self._takes:
-            if name == "dense":
-                given[name] = dense
-            elif name == "pooled":
-                given[name] = pooled.unflatten(1, (len(self._dims), self._dims[0]))
-            elif name == "pooled_by_name":
-                given[name] = dict(zip(self._pooled, pooled.split(self._dims, dim=1), strict=True))
-            elif name == "sequences":
-                given[name] = dict(zip(self._sequences, sequences, strict=True))
-            else:
-                given[name] = dict(zip(self._sequences, lengths, strict=True))
+        given = self._takes.give(dense, pooled, sequences, lengths)
+        if self.shares:
+            parts = tuple(shared) or self.shared_part(dense, pooled, sequences, lengths)
+            names = self._shared_names
+            given[SHARED] = parts[0] if names is None else dict(zip(names, parts, strict=True))
         with naming_the_line(type(self.module).__module__, f"{self._name} cannot score"):
             found = self.module(**given)
         return self._columns(found, dense.shape[0])
@@ -178,8 +178,3 @@ class Net(nn.Module):
         if not found.dtype.is_floating_point:
             raise ModuleError(f'{self._name} returns {found.dtype} as output "{output.name}"; return floats')
         return found.float()
-
-
-def _place_of(function: Any, declaration: DLRMDeclaration) -> tuple[str, int]:
-    code = inspect.unwrap(function).__code__
-    return code.co_filename.strip("<>").rpartition("/")[2], code.co_firstlineno

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dlrm_factory.batch import FeatureBatch, SharedContext
+from dlrm_factory.batch import FeatureBatch, SharedContext, without_empty_contexts
 from dlrm_factory.compiled import Precision
 from dlrm_factory.compiled.sizes import SIZES
 from dlrm_factory.config.declaration import DLRMDeclaration
@@ -232,6 +232,7 @@ class RankedScorer:
         if len(batch) == 0:
             return np.empty((0, self.declaration.output_columns), dtype=np.float32)
         check_batch(batch, self.declaration)
+        shared = without_empty_contexts(shared)
         if shared is not None:
             check_batch(shared.bags, self.declaration)
         if not flags & EAGERLY and self.scorer.pooled_dtype is torch.bfloat16:

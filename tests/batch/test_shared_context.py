@@ -12,10 +12,12 @@ from dlrm_factory.batch import (
     SharedContext,
     concatenate,
     join_contexts,
+    part_rankings,
     select_bags,
     share_embeddings,
     tile_context,
     with_contexts,
+    without_empty_contexts,
 )
 from dlrm_factory.config import tiny
 
@@ -65,6 +67,42 @@ def test_join_contexts() -> None:
     assert bags_of(with_contexts(concatenate(batches), shared)) == [[[1], [], [], [], [5], [7, 7]]]
     assert join_contexts(batches, [None] * 4) is None
     assert join_contexts([batch_of([])], [a]) is None
+
+
+def test_long_rankings_are_parted_from_all_others() -> None:
+    batch = batch_of([[1], [2], [], [], [], [6], [], []], [[], [], [3], [4], [5], [], [7], [8]])
+    contexts = batch_of([[11], [12], [13]], [[], [], []])
+    shared = SharedContext(bags=contexts, spans=[(2, 4), (4, 5), (6, 8)])
+    first, second, rest = part_rankings(batch, shared, apart=[(2, 4), (6, 8)])
+    assert (first.rows.tolist(), bags_of(first.samples)) == ([2, 3], [[[], []], [[3], [4]]])
+    assert (second.rows.tolist(), bags_of(second.samples)) == ([6, 7], [[[], []], [[7], [8]]])
+    assert first.context is not None
+    assert second.context is not None
+    assert (bags_of(first.context), bags_of(second.context)) == ([[[11]], [[]]], [[[13]], [[]]])
+    assert (rest.rows.tolist(), rest.context) == ([0, 1, 4, 5], None)
+    assert bags_of(rest.samples) == [[[1], [2], [], [6]], [[], [], [5], []]]
+    assert rest.shared is not None
+    assert (list(rest.shared.spans), bags_of(rest.shared.bags)) == ([(2, 3)], [[[12]], [[]]])
+
+
+def test_a_batch_that_is_one_ranking_or_has_no_long_one_is_left_whole() -> None:
+    batch, context = batch_of([[], []]), batch_of([[5]])
+    shared = SharedContext(bags=context, spans=[(0, 2)])
+    (part,) = part_rankings(batch, shared, apart=[(0, 2)])
+    assert part.samples is batch
+    assert part.context is context
+    (part,) = part_rankings(batch, shared, apart=[])
+    assert (part.samples is batch, part.shared is shared, part.rows.tolist()) == (True, True, [0, 1])
+
+
+def test_contexts_without_ids_are_dropped_for_who_only_looks_up() -> None:
+    shared = SharedContext(bags=batch_of([[], [5], []]), spans=[(0, 1), (1, 2), (3, 4)])
+    kept = without_empty_contexts(shared)
+    assert kept is not None
+    assert (bags_of(kept.bags), list(kept.spans)) == ([[[5]]], [(1, 2)])
+    assert without_empty_contexts(kept) is kept
+    assert without_empty_contexts(SharedContext(bags=batch_of([[]]), spans=[(0, 1)])) is None
+    assert without_empty_contexts(None) is None
 
 
 def test_sharing_adds_each_context_to_its_samples() -> None:

@@ -85,9 +85,16 @@ def test_the_context_is_looked_up_once(ask: Any, scorer: Any) -> None:
 
 
 def test_nothing_to_share(ask: Any, scorer: Any) -> None:
-    for context in ({}, None, {"price": 1}, {"user_id": None, "item_tags": []}):
+    for context in ({}, None, {"user_id": None, "item_tags": []}):
         assert len(ranking(ask({"context": context, "candidates": [{"item_id": 1}]}))) == 1
     assert scorer.shared == []
+
+
+def test_dense_features_alone_are_shared_too(ask: Any, scorer: Any) -> None:
+    assert len(ranking(ask({"context": {"price": 1}, "candidates": [{"item_id": 1}, {"item_id": 2}]}))) == 2
+    (shared,) = scorer.shared
+    assert (shared.spans, shared.bags.lengths.sum()) == ([(0, 2)], 0)
+    assert (shared.bags.dense == scorer.batches[-1].dense).all()
 
 
 @pytest.mark.parametrize("candidates", [[], {"id": []}, {"item_id": [], "id": []}])

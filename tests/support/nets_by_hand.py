@@ -117,6 +117,18 @@ def two_towers(w: Weights, dense: np.ndarray, vectors: Vectors, pooling: Mapping
     return found
 
 
+def shared_towers(
+    w: Weights, dense: np.ndarray, vectors: Vectors, pooling: Mapping[str, str]
+) -> dict[str, Any]:
+    history = vectors["history"]
+    mean = history.mean(axis=0) if len(history) else np.zeros(8)
+    tags = vectors["tags"].mean(axis=0) if len(vectors["tags"]) else np.zeros(4)
+    inputs = np.concatenate((dense[:1], vectors["user"].sum(axis=0), tags, mean))
+    user = linear(w, "user.2", relu(linear(w, "user.0", inputs)))
+    item = linear(w, "item", np.concatenate((dense[1:], vectors["item"].sum(axis=0))))
+    return {"click": user @ item / (1 + np.linalg.norm(user)) + w["bias"][0], "user": user}
+
+
 BY_HAND: dict[str, ByHand] = {
     "dcn_v2": dcn_v2,
     "deepfm": deepfm,
@@ -124,4 +136,5 @@ BY_HAND: dict[str, ByHand] = {
     "mmoe": mmoe,
     "din": din,
     "two_towers": two_towers,
+    "shared_towers": shared_towers,
 }

@@ -119,7 +119,8 @@ class DecodedRequest:
         asked: outputs that it asks for.
         form: of its answer.
         path_of: the path of one of its values, for a mistake that only shows later.
-        context: one sample whose bags all of ``batch`` share, where ``batch`` has empty ones.
+        context: one sample whose bags all of ``batch`` share, where ``batch`` has empty ones, with the dense features
+            that they share, which ``batch`` has too.
         encoding: of its answer.
     """
 

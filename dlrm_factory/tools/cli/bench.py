@@ -243,6 +243,67 @@ def ranks(
     )
 
 
+def rankings(
+    config: CappedConfig = None,
+    candidates: Annotated[
+        list[int] | None, typer.Option(min=1, help="Of a ranking; repeat it. [default: 128, 512, 2048]")
+    ] = None,
+    share: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0.0, max=0.99, help="Of the features, in the context; repeat it. [default: 0.25, 0.5, 0.75]"
+        ),
+    ] = None,
+    context: Annotated[
+        str | None,
+        typer.Option(help="Names of the features in the context, apart by commas, in place of shares."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.01, help="For each kind of ranking.")] = 4.0,
+    threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
+    compiled: Compiled = True,
+    as_json: AsJson = False,
+) -> None:
+    """Time rankings with what candidates share computed once, against dense parts computed for each, in turn."""
+    from dlrm_factory.tools.bench.rankings import context_features, measure_rankings
+
+    declaration = declaration_of(config) if config else criteo(cap=100_000)
+    shares = share or [0.25, 0.5, 0.75]
+    contexts = [context.split(",")] if context else [context_features(declaration, each) for each in shares]
+    with Console(stderr=True).status("preparing") as status:
+        timings = measure_rankings(
+            declaration,
+            candidates=candidates or [128, 512, 2048],
+            contexts=contexts,
+            seconds=seconds,
+            threads=threads,
+            compiled=compiled,
+            observe=status.update,
+        )
+    if as_json:
+        typer.echo(jsonlib.dumps([asdict(timing) for timing in timings], indent=2))
+        return
+    headers = (
+        "candidates", "shared", "for each", "once", "x samples/s", "request", "request, once", "x samples/s"
+    )  # fmt: skip
+    table = Table(*(Column(header, no_wrap=True, justify="right") for header in headers))
+    for timing in timings:
+        table.add_row(
+            str(timing.candidates),
+            str(len(timing.shared)),
+            f"{timing.joint:.2f}",
+            f"{timing.once:.2f}",
+            f"{timing.ratio:.2f}",
+            f"{timing.request_joint:.2f}",
+            f"{timing.request_once:.2f}",
+            f"{timing.request_ratio:.2f}",
+        )
+    wide_console().print(table)
+    typer.echo(
+        "milliseconds of CPU time a ranking, medians: the scorer, then bytes in and bytes out; shared: features in the "
+        f"context; logits differ by {max(t.difference for t in timings):.1e} at most"
+    )
+
+
 # Any of them may be given a model whose dense net is code.
-for _command in (decode, score, handle, http, memory, ranks):
+for _command in (decode, score, handle, http, memory, ranks, rankings):
     bench.command()(takes_code(_command))

@@ -8,7 +8,7 @@
      "rank_by": "click * price"}
 
 The candidates may also be columns: ``{"id": ["sku-1", "sku-2"], "item_id": [12, null]}``. The context is decoded,
-looked up and pooled once.
+looked up and pooled once, and so is what the model computes of it alone.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def _top_k(top_k: Any) -> int | None:
 def _encode(
     reader: RequestReader, context: Mapping[str, Any], columns: Columns, size: int, path_of: PathOf
 ) -> tuple[FeatureBatch | None, FeatureBatch]:
-    """The context as one sample, None if it holds no ids, and the candidates with its dense features."""
+    """The context as one sample, None if it holds nothing, and the candidates with its dense features."""
     encoder = reader.encoder
     one = {name: [value] for name, value in context.items()}
     shared, batch = encode_or_explain(
@@ -225,7 +225,7 @@ def _encode(
     is_shared = [name in context for name in encoder.declaration.dense_names]
     if any(is_shared):
         batch = msgspec.structs.replace(batch, dense=np.where(is_shared, shared.dense, batch.dense))
-    return (shared if len(shared.values) else None), batch
+    return (shared if len(shared.values) or any(is_shared) else None), batch
 
 
 def _candidate_path(sent: Any, error: FeatureError) -> str:
