@@ -131,7 +131,8 @@ def _column(raw: Float32, output: DeclaredOutput, as_logit: Masks | None) -> _Co
     else:
         raw = raw[:, 0]
         # The probability of an infinite logit is 0 or 1.
-        sound = ~np.isnan(raw) if as_logit is None else np.isfinite(raw) | ~(as_logit | np.isnan(raw))
+        nan: Masks = np.isnan(raw)
+        sound = ~nan if as_logit is None else np.isfinite(raw) | ~(as_logit | nan)
     finite = None if np.count_nonzero(sound) == len(sound) else sound
     if finite is not None:
         raw = np.where(finite if output.kind != "vector" else finite[:, None], raw, np.float32(0))

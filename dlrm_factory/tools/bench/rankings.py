@@ -23,7 +23,7 @@ from dlrm_factory.batch import FeatureBatch, SharedContext
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.errors import DataError, near_matches
 from dlrm_factory.requests.request import Request
-from dlrm_factory.requests.scoring import LogitScorer
+from dlrm_factory.requests.scoring import OutputScorer
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.tools.bench.score import RandomWeights
@@ -175,7 +175,7 @@ def _decoded(declaration: DLRMDeclaration, body: bytes) -> tuple[FeatureBatch, S
     return kept.asked
 
 
-def _asking(scorer: LogitScorer, body: bytes) -> Callable[[], object]:
+def _asking(scorer: OutputScorer, body: bytes) -> Callable[[], object]:
     service = DLRMService(scorer)
 
     def ask() -> None:
