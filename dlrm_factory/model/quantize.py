@@ -14,7 +14,11 @@ from typing import Any
 
 import torch
 from fbgemm_gpu.split_embedding_configs import SparseType
-from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode, EmbeddingLocation
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import (
+    BoundsCheckMode,
+    EmbeddingLocation,
+    PoolingMode,
+)
 from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTableBatchedEmbeddingBagsCodegen
 from torch import nn
 from torchrec.distributed.batched_embedding_kernel import pooling_type_to_pooling_mode
@@ -67,7 +71,9 @@ class QuantizedEmbeddingBag(nn.Module):
         *,
         sharding_type: ShardingType | None,
         device: torch.device,
+        pools: bool = True,
     ) -> None:
+        """``pools``: False for sequences, which come as a row an id."""
         super().__init__()
         self.config = config
         on_host = device.type == "cpu"
@@ -87,7 +93,9 @@ class QuantizedEmbeddingBag(nn.Module):
                 i for i, table in enumerate(config.embedding_tables) for _ in range(table.num_features())
             ],
             # row_wise sums the ranks' partial bags, and TorchRec's mean callback divides once at the end.
-            pooling_mode=pooling_type_to_pooling_mode(config.pooling, sharding_type),
+            pooling_mode=pooling_type_to_pooling_mode(config.pooling, sharding_type)
+            if pools
+            else PoolingMode.NONE,
             device=device,
             # The encoder has checked every id by name; FATAL is a second line that stops instead of reading row 0.
             bounds_check_mode=BoundsCheckMode.FATAL,
@@ -189,8 +197,7 @@ class _QuantizedSequenceLookup(GroupedEmbeddingsLookup):
         env: ShardingEnv | None = None,
     ) -> nn.Module:
         assert device is not None
-        # Its pooling is NONE: a row an id, float32 [ids, local_cols], feature after feature.
-        return QuantizedEmbeddingBag(config, sharding_type=None, device=device)
+        return QuantizedEmbeddingBag(config, sharding_type=None, device=device, pools=False)
 
 
 class QuantizedShardedEmbeddingCollection(ShardedEmbeddingCollection):

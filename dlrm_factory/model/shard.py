@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.global_settings import set_propogate_device
 from torchrec.distributed.types import ModuleSharder, ShardingEnv
 
 from dlrm_factory.host.process import RANK_STORE_VARIABLE
+from dlrm_factory.model.float_sequences import FloatEmbeddingCollectionSharder
 from dlrm_factory.model.plan import Mode, TablePlan
 from dlrm_factory.model.quantize import (
     SUPPORTED_SHARDING_TYPES,
@@ -38,7 +38,7 @@ class FloatEmbeddingBagCollectionSharder(EmbeddingBagCollectionSharder):
 def make_sharders(mode: Mode) -> list[ModuleSharder[Any]]:
     """The sharders, of pooled and of sequence tables, of a trainable (float) or a serving (quantized) model."""
     if mode == "float":
-        return [FloatEmbeddingBagCollectionSharder(), EmbeddingCollectionSharder()]
+        return [FloatEmbeddingBagCollectionSharder(), FloatEmbeddingCollectionSharder()]
     return [QuantizedEmbeddingBagCollectionSharder(), QuantizedEmbeddingCollectionSharder()]
 
 

@@ -18,17 +18,19 @@ import xxhash
 from support.batches import random_batch
 from support.checkout import ROOT
 from support.compiled import seal
+from support.nets import trusted
 from support.processes import end_of, ranks
 from support.sharding import DTYPES, declared, mixed_shardings
 
 from dlrm_factory import scorer as scorer_module
-from dlrm_factory.batch import split
+from dlrm_factory.batch import Embeddings, split
 from dlrm_factory.compiled import best_precision, dense_library, library_path
 from dlrm_factory.compiled.build import compiler, few_samples_library, is_built
 from dlrm_factory.compiled.dense_library import FEW_SAMPLES, cache_folder
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.goldens import add_goldens
 from dlrm_factory.scorer import Scorer, probabilities
+from dlrm_factory.tools.archive.verification import verify_weights
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +50,9 @@ def expected_engine():
     [
         (mixed_shardings(), "fp32"),
         (declared("auto", "mean", DTYPES[4], "dlrm_dcn"), "bf16"),
-        (declared("auto", "sum", DTYPES[2], "dlrm_projection"), "fp32"),
+        (trusted("din"), "fp32"),
     ],
-    ids=["dlrm", "dlrm_dcn", "dlrm_projection"],
+    ids=["dlrm", "dlrm_dcn", "din"],
 )
 def test_compiled_equals_eager(tmp_path, host_cache, monkeypatch, declaration, precision):
     monkeypatch.setenv("DLRM_CACHE_DIR", str(host_cache))  # its compiled headers are those of the whole run
@@ -59,7 +61,8 @@ def test_compiled_equals_eager(tmp_path, host_cache, monkeypatch, declaration, p
     scorer.compile(folder)
     assert scorer.engine == expected_engine()
     for size in (1, 2, 77, 513, 1100):
-        batch = random_batch(declaration, size, seed=size)
+        # Sequences as long as may be, in small batches.
+        batch = random_batch(declaration, size, seed=size, steps=200 if size < 100 else 1)
         fast, eager = scorer.logits(batch), scorer.reference_logits(batch)
         assert fast.shape == (size,)
         if precision == "fp32":
@@ -162,7 +165,7 @@ def built(tmp_path, monkeypatch):
         library.with_suffix(".json").write_bytes(msgspec.json.encode(listing))
 
     def load(path):
-        return torch.no_grad()(lambda inputs: [torch.from_numpy(interact(*inputs))])
+        return torch.no_grad()(lambda inputs: [torch.from_numpy(interact(inputs[0], Embeddings(inputs[1])))])
 
     monkeypatch.setattr(dense_library, "compiler", lambda: "g++")
     monkeypatch.setattr(dense_library, "build_in_subprocess", build)
@@ -326,7 +329,7 @@ def test_each_size_runs_the_code_made_for_it(built, monkeypatch, has_few):
 def test_code_that_disagrees_is_not_used(tmp_path, monkeypatch):
     folder = seal(mixed_shardings(), tmp_path)
     scorer = Scorer.load(folder)
-    wrong = lambda dense, pooled: pooled.sum(dim=(1, 2)) + 3  # noqa: E731
+    wrong = lambda dense, found: found.pooled.sum(dim=1, keepdim=True) + 3  # noqa: E731
     monkeypatch.setattr(scorer_module, "compiled_dense", tried_out(wrong, reasons := []))
     scorer.compile(folder)
     assert scorer.engine == "eager"
@@ -386,7 +389,7 @@ def test_the_sharded_model_runs_in_the_callers_thread_alone(tmp_path, monkeypatc
 
 
 def eager_dense(scorer):
-    return torch.no_grad()(lambda dense, pooled: torch.from_numpy(scorer._interact_eagerly(dense, pooled)))
+    return torch.no_grad()(lambda dense, found: torch.from_numpy(scorer._interact_eagerly(dense, found)))
 
 
 def _build_slowly(folder, target, precision, seconds):
@@ -410,6 +413,20 @@ def _worker(folder, precision, declaration_bytes):
 def _try_out(dense):
     with (cache_folder() / "tried").open("a") as tried:
         tried.write(f"{os.getpid()}\n")
+
+
+@pytest.mark.compiler
+def test_a_net_that_cannot_be_exported_is_scored_eagerly_and_says_why(tmp_path, host_cache, monkeypatch):
+    monkeypatch.setenv("DLRM_CACHE_DIR", str(host_cache))
+    declaration = trusted("branching")
+    folder = seal(declaration, tmp_path)
+    scorer = Scorer.load(folder)
+    scorer.compile(folder)
+    assert scorer.engine == "eager"
+    assert scorer.eager_reason is not None
+    assert "could not be compiled" in scorer.eager_reason
+    assert "branching.py" in scorer.eager_reason or "data-dependent" in scorer.eager_reason
+    assert verify_weights(folder, build=False).eager_reason == scorer.eager_reason
 
 
 @pytest.mark.slow

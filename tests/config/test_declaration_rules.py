@@ -102,7 +102,7 @@ WRONG = [
     (
         "tables.1.embedding_dim",
         16,
-        '$.tables[1].embedding_dim: 16 differs from 8 of table "t_user_id"; a DLRM needs one',
+        '$.tables[1].embedding_dim: 16 differs from 8 of table "t_user_id"; dlrm needs one',
     ),
     # layer sizes
     ("dense_arch_layer_sizes", [], "$.dense_arch_layer_sizes: is empty; give at least one layer size"),

@@ -12,6 +12,7 @@ import torch
 from support.batches import random_state
 
 import dlrm_factory.scorer as scorer_module
+from dlrm_factory.batch import Embeddings
 from dlrm_factory.compiled.dense_library import CompiledDense, TryOut
 from dlrm_factory.config import ServingOptions, tiny
 from dlrm_factory.goldens import add_goldens, golden_batch
@@ -30,10 +31,10 @@ def test_the_golden_batch_is_a_probe(wrong: bool, tmp_path: Path, monkeypatch: p
     scorer = Scorer.load(tmp_path / "sealed")
     golden = torch.from_numpy(goldens.dense[-1])
 
-    def package(dense: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+    def package(dense: torch.Tensor, found: Embeddings) -> torch.Tensor:
         """Right for every sample but one golden one."""
-        logits = torch.from_numpy(np.array(scorer._interact_eagerly(dense, pooled)))
-        return torch.where((dense == golden).all(dim=1) & wrong, logits + 1, logits)
+        logits = torch.from_numpy(np.array(scorer._interact_eagerly(dense, found)))
+        return torch.where((dense == golden).all(dim=1, keepdim=True) & wrong, logits + 1, logits)
 
     reasons: list[str | None] = []
 

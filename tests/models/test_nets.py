@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +10,17 @@ import numpy as np
 import pytest
 import torch
 from support.batches import random_batch
+from support.nets import trusted
 from support.nets_by_hand import BY_HAND
 
 from dlrm_factory.batch import FeatureBatch, concatenate, split
-from dlrm_factory.config import DLRMDeclaration, read_declaration
-from dlrm_factory.config.trust import TRUST_VARIABLE, trust_code
+from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.goldens import add_goldens, read_goldens
 from dlrm_factory.requests.replay import replay_with
 from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer
 from dlrm_factory.tools.bench.score import RandomWeights
 from dlrm_factory.weights.sealed import seal_weights
-
-NETS = Path(__file__).parent / "nets"
-
-
-@pytest.fixture(autouse=True)
-def _forget_trust(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(TRUST_VARIABLE, os.environ.get(TRUST_VARIABLE, ""))
-
-
-def declared(name: str) -> DLRMDeclaration:
-    declaration = read_declaration(NETS / f"{name}.yaml")
-    trust_code(declaration)
-    return declaration
 
 
 def by_hand(
@@ -62,24 +48,7 @@ def by_hand(
 
 
 def batch_of(declaration: DLRMDeclaration, samples: int) -> FeatureBatch:
-    """Bags of 0 to 3 ids, 0 or 1 where one is all there may be; of a history some that are long."""
-    batch = random_batch(declaration, samples, longest=1 if declaration.sequence_features else 3)
-    if not declaration.sequence_features:
-        return batch
-    random = np.random.default_rng(5)
-    lengths, values = batch.lengths.copy(), []
-    place = declaration.sparse_names.index("history")
-    lengths[place] = random.integers(0, 9, samples)
-    lengths[place, 0] = 200
-    at = 0
-    for i, feature in enumerate(declaration.sparse_features):
-        count = int(batch.lengths[i].sum())
-        rows = declaration.table(feature.table).num_embeddings
-        values.append(
-            random.integers(0, rows, int(lengths[i].sum())) if i == place else batch.values[at : at + count]
-        )
-        at += count
-    return FeatureBatch(dense=batch.dense, lengths=lengths, values=np.concatenate(values))
+    return random_batch(declaration, samples, longest=3, steps=200)
 
 
 @pytest.fixture(params=sorted(BY_HAND))
@@ -90,7 +59,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def served(name: str, tmp_path: Path) -> tuple[Scorer, RandomWeights]:
-    weights = RandomWeights(declared(name))
+    weights = RandomWeights(trusted(name))
     seal_weights(weights, tmp_path)
     add_goldens(tmp_path)
     return Scorer.load(tmp_path), weights
@@ -113,7 +82,7 @@ def test_served_outputs_are_those_by_hand_alone_and_in_a_batch(
 
 @pytest.mark.parametrize("sharding", ["row_wise", "column_wise", "data_parallel"])
 def test_every_sharding_of_sequences_and_pooled_tables_gives_the_same(sharding: Any) -> None:
-    declaration = declared("din")
+    declaration = trusted("din")
     weights = RandomWeights(declaration)
     batch = batch_of(declaration, 5)
     expected = by_hand(declaration, weights, batch, "din")
@@ -145,7 +114,7 @@ def test_golden_requests_of_every_model_are_reproduced(
 
 
 def test_batches_join(tmp_path: Path) -> None:
-    declaration = declared("din")
+    declaration = trusted("din")
     parts = [batch_of(declaration, 3), batch_of(declaration, 2)]
     seal_weights(RandomWeights(declaration), tmp_path)
     scorer = Scorer.load(tmp_path)

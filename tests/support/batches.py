@@ -19,11 +19,19 @@ def uncompiled(declaration: DLRMDeclaration) -> DLRMDeclaration:
     )
 
 
-def random_batch(declaration: DLRMDeclaration, size: int, *, seed: int = 0, longest: int = 4) -> FeatureBatch:
-    """``size`` samples with bags of 0 to ``longest`` ids; with weights where the model takes them."""
+def random_batch(
+    declaration: DLRMDeclaration, size: int, *, seed: int = 0, longest: int = 4, steps: int = 9
+) -> FeatureBatch:
+    """``size`` samples with bags of 0 to ``longest`` ids, and sequences of 0 to ``steps``, as many as they may have.
+
+    With weights where the model takes them.
+    """
     random = np.random.default_rng(seed)
     features = declaration.sparse_features
     lengths = random.integers(0, longest + 1, size=(len(features), size)).astype(np.int32)
+    for feature in declaration.sequence_features:
+        most = min(steps, feature.max_length)
+        lengths[declaration.sparse_names.index(feature.name)] = random.integers(0, most + 1, size=size)
     values = [
         random.integers(0, declaration.table(feature.table).num_embeddings, size=int(row.sum()))
         for feature, row in zip(features, lengths, strict=True)

@@ -262,7 +262,7 @@ def test_compiled_scores_are_compared_with_eager_ones(sealed, monkeypatch):
     interact = Scorer.load(sealed)._interact_eagerly
 
     def compiled_dense(*args, **kwargs):
-        return torch.no_grad()(lambda dense, pooled: torch.from_numpy(interact(dense, pooled.float())) * 1.01)
+        return torch.no_grad()(lambda dense, found: torch.from_numpy(interact(dense, found)) * 1.01)
 
     monkeypatch.setattr(scorer_module, "compiled_dense", compiled_dense)
     found = verify_weights(sealed)
