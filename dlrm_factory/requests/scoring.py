@@ -127,7 +127,7 @@ class _Column(NamedTuple):
 def _column(raw: Float32, output: DeclaredOutput, as_logit: Masks | None) -> _Column:
     """``raw``: float32 [B, columns of ``output``]. ``as_logit``: bool [B], None if for no sample."""
     if output.kind == "vector":
-        sound: Masks = np.isfinite(raw).all(axis=1)
+        sound: Masks = np.asarray(np.isfinite(raw).all(axis=1))
     else:
         raw = raw[:, 0]
         # The probability of an infinite logit is 0 or 1.

@@ -15,6 +15,7 @@ from dlrm_factory.errors import RequestError
 from dlrm_factory.features import FeatureEncoder
 from dlrm_factory.requests.decoding import RequestDecoder
 from dlrm_factory.requests.formats import RequestReader
+from dlrm_factory.requests.formats.outputs import Asked, Scores
 from dlrm_factory.requests.formats.shape import PlainForm
 from dlrm_factory.requests.request import Request
 from dlrm_factory.requests.service import DLRMService
@@ -212,5 +213,6 @@ def test_no_body_is_a_fault_of_a_reader(raw: bytes, caplog: pytest.LogCaptureFix
 
 def test_the_frame_of_a_plain_answer_is_its_json() -> None:
     for form in PlainForm:
-        content = form.content([0.5], np.zeros(1, dtype=np.float32))
+        scores = Scores({"score": [0.5]}, {"score": np.zeros(1, dtype=np.float32)}, {})
+        content = form.content(scores, Asked("probability", ("score",)))
         assert form.before + b"0.5" + form.after == json.dumps(content).replace(" ", "").encode()
