@@ -32,7 +32,8 @@ from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import ModuleError
 from dlrm_factory.model.model import load_dense, make_model
 from dlrm_factory.model.net import Net
-from dlrm_factory.weights.sealed import read_dense, read_sealed_declaration
+from dlrm_factory.weights.seal import read_sealed_declaration
+from dlrm_factory.weights.sealed import read_dense
 
 __all__ = ["build_in_subprocess", "compiler", "few_samples_library", "is_built"]
 

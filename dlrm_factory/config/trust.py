@@ -1,4 +1,4 @@
-"""Whether the code that a declaration brings may run.
+"""Trust in the code that a declaration brings: may it run?
 
 Code may do anything that its process may. So none runs that the process was not told to trust, by `trust_code`: a
 worker trusts what its archive seals, `dlrm train` what it is given, and all else asks for ``--trust-code``. What a

@@ -20,7 +20,7 @@ __all__ = ["Net", "NetInputs", "user_module"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetInputs:
-    """What a module is given, for a module whose ``__init__`` takes ``inputs``.
+    """Inputs of a module, for one whose ``__init__`` takes ``inputs``.
 
     Fields:
         dense: names of the dense features, in order.

@@ -71,7 +71,7 @@ def _plain(filename: str) -> str:
 
 
 class _Loader(importlib.abc.InspectLoader):
-    """Loads one file of a package from its text."""
+    """Loads one file of a package from its text; a package itself is empty."""
 
     def __init__(self, filename: str, text: str) -> None:
         self._filename, self._text = filename, text
@@ -85,18 +85,22 @@ class _Loader(importlib.abc.InspectLoader):
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds the files of the packages that were installed."""
+    """Finds the packages that were installed, and their files."""
 
     def __init__(self) -> None:
         self.sources: dict[str, dict[str, str]] = {}
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> Any:
         package, _, name = fullname.partition(".")
-        text = self.sources.get(package, {}).get(f"{name}.py")
+        files = self.sources.get(package)
+        if files is None:
+            return None
+        if not name:
+            return importlib.machinery.ModuleSpec(fullname, _Loader(f"<{package}>", ""), is_package=True)
+        text = files.get(f"{name}.py")
         if text is None:
             return None
-        loader = _Loader(f"<{package}/{name}.py>", text)
-        return importlib.machinery.ModuleSpec(fullname, loader)
+        return importlib.machinery.ModuleSpec(fullname, _Loader(f"<{package}/{name}.py>", text))
 
 
 _finder = _Finder()
@@ -106,7 +110,3 @@ def _install(package: str, module: ModuleArchitecture) -> None:
     if _finder not in sys.meta_path:
         sys.meta_path.append(_finder)
     _finder.sources[package] = dict(module.sources or {})
-    if package not in sys.modules:
-        made = ModuleType(package)
-        made.__path__ = []
-        sys.modules[package] = made

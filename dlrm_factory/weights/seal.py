@@ -20,6 +20,8 @@ import msgspec
 import xxhash
 
 from dlrm_factory._version import __version__
+from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.config.reading import read_declaration
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.host.checked_file import read_head
 
@@ -41,6 +43,7 @@ __all__ = [
     "installed_versions",
     "parse_seal",
     "read_seal",
+    "read_sealed_declaration",
     "unsealed_files",
     "write_seal",
 ]
@@ -153,6 +156,11 @@ def _is_expected(name: str, sealed: Container[str]) -> bool:
         return True
     kept = _COMPILED.fullmatch(name)
     return kept is not None and f"{kept[1]}{kept[2]}.py" in sealed
+
+
+def read_sealed_declaration(folder: Path) -> DLRMDeclaration:
+    """The declaration of the sealed weights in ``folder``, with the code of its module. ConfigError if unusable."""
+    return read_declaration(folder / DECLARATION_FILE, code=folder / MODULE_FOLDER)
 
 
 def read_seal(folder: Path) -> Seal:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dlrm_factory.config.declaration import DLRMDeclaration
-from dlrm_factory.config.reading import dump_declaration, read_declaration
+from dlrm_factory.config.reading import dump_declaration
 from dlrm_factory.config.sizes import format_bytes
 from dlrm_factory.errors import ConfigError, WeightsError
 from dlrm_factory.features import FeatureEncoder, Vocabularies
@@ -35,6 +35,7 @@ from dlrm_factory.weights.seal import (
     Evaluation,
     Seal,
     read_seal,
+    read_sealed_declaration,
     unsealed_files,
     write_seal,
 )
@@ -45,7 +46,6 @@ from dlrm_factory.weights.table_file import Progress, TableFile, write_table_fil
 __all__ = [
     "SealedWeights",
     "read_dense",
-    "read_sealed_declaration",
     "reseal",
     "seal_folder",
     "seal_weights",
@@ -117,11 +117,6 @@ class SealedWeights:
     def dense_state(self) -> dict[str, torch.Tensor]:
         """Every weight but the tables': float32, by state dict key."""
         return read_dense(self.folder)
-
-
-def read_sealed_declaration(folder: Path) -> DLRMDeclaration:
-    """The declaration of the sealed weights in ``folder``, with the code of its module. ConfigError if unusable."""
-    return read_declaration(folder / DECLARATION_FILE, code=folder / MODULE_FOLDER)
 
 
 def _code_of(declaration: DLRMDeclaration) -> list[str]:

@@ -15,7 +15,7 @@ def test_exports_are_pinned():
         "dump_declaration", "evaluate", "first_declaration", "hosts_for", "import_weights", "join_leader",
         "open_checkpoint", "preset", "read_declaration",
         "save_checkpoint", "scale_workers", "stage", "start_server", "stop_server",
-        "traffic_of", "train", "tune", "verify", "write_report",
+        "traffic_of", "train", "trust_code", "tune", "verify", "write_report",
     ]  # fmt: skip
     assert all(getattr(dlrm_factory, name) for name in dlrm_factory.__all__)
 

@@ -32,7 +32,7 @@ class ArchiveCode:
     other: tuple[str, ...]
 
     def sentences(self) -> list[str]:
-        """What a person should know, a sentence a line."""
+        """Sentences that tell a person whose the code is."""
         found = []
         if self.installed:
             found.append(

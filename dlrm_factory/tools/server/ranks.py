@@ -10,8 +10,7 @@ from dlrm_factory.errors import ArchiveError, ServingError, WeightsError
 from dlrm_factory.tools.archive.model_config import MODEL_CONFIG_FILE, group_of, with_ranks
 from dlrm_factory.tools.archive.reading import unpack_archive
 from dlrm_factory.tools.server.store import ServedModel
-from dlrm_factory.weights.seal import read_seal, write_seal
-from dlrm_factory.weights.sealed import read_sealed_declaration
+from dlrm_factory.weights.seal import read_seal, read_sealed_declaration, write_seal
 
 __all__ = ["hosts_of", "with_other_ranks"]
 
