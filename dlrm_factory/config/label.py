@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["Comparison", "Label", "parse_label"]
+__all__ = ["Comparison", "Label", "label_columns", "parse_label"]
 
 Operator = Literal[">=", "<=", "==", "!=", ">", "<"]
 
@@ -57,3 +57,8 @@ def parse_label(text: str) -> Label:
     if match is None:
         return Label(text)
     return Label(match["column"], Comparison(match["operator"], float(match["number"])))
+
+
+def label_columns(labels: Iterable[str]) -> list[str]:
+    """Columns of the data that ``labels`` come from, each once."""
+    return list(dict.fromkeys(parse_label(label).column for label in labels))

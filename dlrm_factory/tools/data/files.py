@@ -19,8 +19,8 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.config.label import label_columns
 from dlrm_factory.errors import DataError, near_matches
-from dlrm_factory.tools.data.labels import label_columns
 
 __all__ = [
     "CRITEO_COLUMNS",
@@ -198,7 +198,7 @@ class Chunk:
 def declared_columns(declaration: DLRMDeclaration) -> list[str]:
     """The columns training needs: those of the labels, the dense features, the sparse features, their weights."""
     weights = [weights_column(feature.name) for feature in declaration.sparse_features if feature.weighted]
-    return [*label_columns(declaration), *declaration.dense_names, *declaration.sparse_names, *weights]
+    return [*label_columns(declaration.labels), *declaration.dense_names, *declaration.sparse_names, *weights]
 
 
 def weights_column(feature: str) -> str:

@@ -17,16 +17,11 @@ from dlrm_factory.tools.data.bad_rows import Place
 from dlrm_factory.tools.data.numbers import encode_numbers, plain_text
 from dlrm_factory.weights.held_out import UNLABELLED
 
-__all__ = ["counts_for", "encode_label", "encode_labels", "label_codes", "label_columns"]
+__all__ = ["counts_for", "encode_label", "encode_labels", "label_codes"]
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 _BOOLEANS = {"true": "1", "false": "0"}
-
-
-def label_columns(declaration: DLRMDeclaration) -> list[str]:
-    """Columns of the data that the labels come from, each once."""
-    return list(dict.fromkeys(parse_label(label).column for label in declaration.labels))
 
 
 def encode_labels(

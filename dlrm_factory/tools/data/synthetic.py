@@ -29,10 +29,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from dlrm_factory.config.declaration import DenseFeature, DLRMDeclaration, Pooling, SparseFeature
-from dlrm_factory.config.label import parse_label
+from dlrm_factory.config.label import label_columns, parse_label
 from dlrm_factory.errors import DataError
 from dlrm_factory.tools.data.files import Chunk, weights_column
-from dlrm_factory.tools.data.labels import label_columns
 
 __all__ = [
     "GeneratedChunk",
@@ -195,7 +194,7 @@ def generate(declaration: DLRMDeclaration, rows: int, seed: int) -> Iterator[Gen
 
     DataError if several outputs have their labels from one column.
     """
-    if len(label_columns(declaration)) < len(declaration.labels):
+    if len(label_columns(declaration.labels)) < len(declaration.labels):
         raise DataError(
             "several outputs have their labels from one column, for which no clicks can be generated; "
             "give each a column of its own, or name files with --data"
