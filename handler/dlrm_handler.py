@@ -112,7 +112,7 @@ class DLRMHandler:
         """One body a request, its status in ``context``: an exception would fail the whole batch."""
         self._draining.hold()
         headers = [context.get_all_request_header(i) for i in range(len(data))]
-        answers = answer_calls(self._service, data, headers, context)
+        answers = answer_calls(self._draining.service(self._service), data, headers, context)
         self._read_metrics.report(context.metrics)
         again = self._draining.begin_answers(context.request_ids)
         if self._group is not None:

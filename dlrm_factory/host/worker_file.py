@@ -1,4 +1,4 @@
-"""Files by which the workers of one model, and `dlrm scale`, tell each other what may be answered.
+"""Files by which the workers of one model and the commands of `dlrm` tell each other what may be answered, and is.
 
 TorchServe queues the requests of a worker that is scaled away again, even while that worker's answer to them is on
 its way. A second worker would then answer them a second time, on a connection that has moved on: every later answer
@@ -9,8 +9,8 @@ One file a worker, mapped by whoever needs it::
 
     folder/                        one of one model version on one server
     └── <pid>.worker
-        | magic | drain | holding | length of ids | time of the last answer | ids, one a line |
-          8       1       1         4               8                         length of ids
+        | magic | drain | holding | turns away | busy | tap | length of ids | time of last answer | ids, one a line |
+          8       1       1         1            1      1     4               8                     length of ids
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from pathlib import Path
 
 __all__ = ["WorkerFile", "WorkerFolder", "find_worker_file", "worker_folder"]
 
-_MAGIC = b"DLRMWRK1"
-_DRAIN, _HOLDING, _LENGTH = 8, 9, 10
+_MAGIC = b"DLRMWRK2"
+_DRAIN, _HOLDING, _TURNS_AWAY, _BUSY, _TAP, _LENGTH = 8, 9, 10, 11, 12, 13
 _HEAD = struct.Struct("<Id")  # length of the ids, CLOCK_MONOTONIC in seconds
 _IDS = _LENGTH + _HEAD.size
 _FILE_BYTES = 1 << 20  # mostly a hole: only pages that are written take room
@@ -83,6 +83,33 @@ class WorkerFile:
     @holding.setter
     def holding(self, value: bool) -> None:
         self._map[_HOLDING] = value
+
+    @property
+    def turns_away(self) -> bool:
+        """True from when the worker shall answer whatever comes with an error that may be tried again."""
+        return self._map[_TURNS_AWAY] != 0
+
+    @turns_away.setter
+    def turns_away(self, value: bool) -> None:
+        self._map[_TURNS_AWAY] = value
+
+    @property
+    def busy(self) -> bool:
+        """True while the worker has a batch, until its answers are there."""
+        return self._map[_BUSY] != 0
+
+    @busy.setter
+    def busy(self, value: bool) -> None:
+        self._map[_BUSY] = value
+
+    @property
+    def tap(self) -> bool:
+        """True while a rollout wants to see requests and answers of the worker."""
+        return self._map[_TAP] != 0
+
+    @tap.setter
+    def tap(self, value: bool) -> None:
+        self._map[_TAP] = value
 
     def write_answered(self, ids: bytes, now: float) -> None:
         """Replace the ids of requests, one a line, that the worker has answered or is about to answer.

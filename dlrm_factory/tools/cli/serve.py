@@ -82,6 +82,17 @@ def serve(
         ),
     ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds until the models must be ready.")] = 600.0,
+    ready_port: Annotated[
+        int | None,
+        typer.Option(help=f"Readiness for probes: GET /ready and /live. {_PORT} Default: none."),
+    ] = None,
+    ready_host: Annotated[str, typer.Option(help="Address of --ready-port.")] = "127.0.0.1",
+    drain_seconds: Annotated[
+        float, typer.Option(min=0, help="To answer what has come, when the server is stopped.")
+    ] = 30.0,
+    drain_delay: Annotated[
+        float, typer.Option(min=0, help="Seconds to be not ready, and to answer, before that.")
+    ] = 0.0,
     run_dir: Annotated[Path, typer.Option(help="Folder for tokens, logs and state.")] = Path(".dlrm"),
     ts_config: Annotated[
         Path | None,
@@ -118,6 +129,10 @@ def serve(
         timeout=timeout,
         log_level=log_level,
         access_log=access_log,
+        ready_port=ready_port,
+        ready_host=ready_host,
+        drain_seconds=drain_seconds,
+        drain_delay=drain_delay,
     )
     with _interruptible():
         server = _start(options)
@@ -143,6 +158,7 @@ def _summary(server: RunningServer) -> dict[str, Any]:
         "grpc_inference": server.state.grpc_inference,
         "grpc_management": server.state.grpc_management,
         "token_file": str(server.token_file) if server.token_file else None,
+        "ready": server.state.ready or None,
         "pid": server.state.pid,
         "models": server.workers,
         "run_dir": str(server.run_dir.root),
@@ -158,6 +174,8 @@ def _describe(server: RunningServer, run_dir: Path) -> None:
     typer.echo(f"management  {state.management}")
     typer.echo(f"metrics     {state.metrics}/metrics")
     typer.echo(f"gRPC        {state.grpc_inference}, management {state.grpc_management}")
+    if state.ready:
+        typer.echo(f"readiness   {state.ready}/ready")
     typer.echo(f"tokens      {server.token_file or 'off: whoever reaches the ports may use them'}")
     typer.echo(f"logs        {server.run_dir.logs}")
     other = "" if run_dir == Path(".dlrm") else f" --run-dir {run_dir}"
@@ -187,7 +205,7 @@ def _stay(server: RunningServer) -> None:
                 time.sleep(0.3)
     except KeyboardInterrupt:
         typer.echo("stopping", err=True)
-        stop_server(root)
+        stop_server(root, tell=_Told())
         return
     if server.run_dir.read_state() is not None:
         stop_server(root)
@@ -216,12 +234,38 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+class _Told:
+    """Writes each line that differs from the one before, at most one a second."""
+
+    def __init__(self) -> None:
+        self._last, self._due = "", 0.0
+
+    def __call__(self, line: str) -> None:
+        now = time.monotonic()
+        if line != self._last and now >= self._due:
+            self._last, self._due = line, now + 1.0
+            typer.echo(line, err=True)
+
+
 def stop(
     run_dir: Annotated[Path, typer.Option(help="The run directory given to `dlrm serve`.")] = Path(".dlrm"),
+    drain_seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="To answer what has come; what then waits gets a 503. Default: as `dlrm serve` says."
+        ),
+    ] = None,
+    drain_delay: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Seconds to be not ready, and to answer, before. Default: as `dlrm serve` says."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
-    """Stop the server and all its workers."""
-    ended = stop_server(run_dir)
+    """Drain and stop the server and all its workers."""
+    with _interruptible():
+        ended = stop_server(run_dir, drain_seconds=drain_seconds, drain_delay=drain_delay, tell=_Told())
     root = RunDir.at(run_dir).root
     if as_json:
         typer.echo(json.dumps({"stopped": ended > 0, "processes": ended, "run_dir": str(root)}))
