@@ -57,7 +57,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def kinds(clients: Clients) -> set[tuple[int, str]]:
     """Statuses of all answers; of errors the message too."""
     found = {(status, json.loads(body).get("message", "")) for _, status, body in clients.answers}
-    return {(status, message[:29]) for status, message in found}
+    return {(status, message[:30].strip()) for status, message in found}
 
 
 def test_sigterm_first_says_not_ready_then_drains_then_ends(store: Path, tmp_path: Path) -> None:
