@@ -63,7 +63,7 @@ def kinds(clients: Clients) -> set[tuple[int, str]]:
 def test_sigterm_first_says_not_ready_then_drains_then_ends(store: Path, tmp_path: Path) -> None:
     run_dir = RunDir.at(tmp_path / "run")
     arguments = ["serve", "--foreground", "--json", "--model-store", str(store), "--models", "patient.mar"]
-    arguments += ["--run-dir", str(run_dir.root), "--ready-port", "0", "--drain-delay", "1.5"]
+    arguments += ["--run-dir", str(run_dir.root), "--ready-port", "0", "--drain-delay", "4"]
     arguments += [word for name in ("port", "management-port", "metrics-port") for word in (f"--{name}", "0")]
     command = [sys.executable, "-c", "from dlrm_factory.cli import main; main()", *arguments]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
@@ -81,13 +81,15 @@ def test_sigterm_first_says_not_ready_then_drains_then_ends(store: Path, tmp_pat
         with Clients(server, "patient", [b"0.005"] * 8) as clients:
             time.sleep(0.5)
             process.send_signal(signal.SIGTERM)
-            time.sleep(1.0)
-            ready = httpx.get(f"{url}/ready", trust_env=False)
+            end = time.monotonic() + 30
+            while (ready := httpx.get(f"{url}/ready", trust_env=False)).status_code == 200:
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            # A load balancer does not know yet, and is answered.
+            assert kinds(clients) == {(200, "")}
             assert (ready.status_code, ready.json()["ready"]) == (503, False)
             assert "drains" in ready.json()["reason"]
             assert httpx.get(f"{url}/live", trust_env=False).status_code == 200
-            # A load balancer may not know yet.
-            assert kinds(clients) == {(200, "")}
             assert process.wait(timeout=60) == 0
             # Clients stop by themselves when nobody listens.
             clients.wait()
