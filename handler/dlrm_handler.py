@@ -67,6 +67,7 @@ from handler.draining import Draining  # noqa: E402
 from handler.group import WorkerGroup, hosts_of, in_group  # noqa: E402
 from handler.metrics import ReadMetrics  # noqa: E402
 from handler.request import REQUEST_ID, request_id_of  # noqa: E402
+from handler.tap import Tap  # noqa: E402
 from handler.worker import freeze_loaded, prepare_worker, share_cores  # noqa: E402
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class DLRMHandler:
                 self._service = _load(folder, context, self._group)
                 self._read_metrics = ReadMetrics(self._service.read_counts)
                 self._draining = Draining.for_model(str(context.system_properties["model_dir"]))
+                self._tap = Tap(self._draining.file)
                 if self._group is not None:
                     self._group.loaded()
         except DLRMError as error:
@@ -111,9 +113,11 @@ class DLRMHandler:
     def handle(self, data: list[dict[str, Any]], context: Context) -> list[bytes]:
         """One body a request, its status in ``context``: an exception would fail the whole batch."""
         self._draining.hold()
+        started = time.perf_counter()
         headers = [context.get_all_request_header(i) for i in range(len(data))]
         answers = answer_calls(self._draining.service(self._service), data, headers, context)
         self._read_metrics.report(context.metrics)
+        self._tap.offer(data, headers, answers, started)
         again = self._draining.begin_answers(context.request_ids)
         if self._group is not None:
             answers = self._group.last_answers(answers, headers, context.request_ids)

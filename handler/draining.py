@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from dlrm_factory.host.worker_file import WorkerFolder, worker_folder
+from dlrm_factory.host.worker_file import WorkerFile, WorkerFolder, worker_folder
 from dlrm_factory.requests.answers import Answer, answer_going_away
 from dlrm_factory.requests.request import Request
 from handler.calls import Service
@@ -41,6 +41,11 @@ class Draining:
         except OSError as error:
             logger.warning("Requests in flight may be answered twice when workers are scaled away: %s", error)
             return cls(None)
+
+    @property
+    def file(self) -> WorkerFile | None:
+        """File of this worker; None where it cannot tell the others anything."""
+        return None if self._folder is None else self._folder.own
 
     def hold(
         self, clock: Callable[[], float] = time.monotonic, pause: Callable[[float], None] = time.sleep

@@ -103,12 +103,12 @@ class WorkerFile:
         self._map[_BUSY] = value
 
     @property
-    def tap(self) -> bool:
-        """True while a rollout wants to see requests and answers of the worker."""
-        return self._map[_TAP] != 0
+    def tap(self) -> int:
+        """Wish of a rollout: 0 for nothing, 1 to see answers of the worker, 2 to see bodies of requests too."""
+        return self._map[_TAP]
 
     @tap.setter
-    def tap(self, value: bool) -> None:
+    def tap(self, value: int) -> None:
         self._map[_TAP] = value
 
     def write_answered(self, ids: bytes, now: float) -> None:

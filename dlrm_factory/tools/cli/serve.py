@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +14,7 @@ from rich.markup import escape
 
 from dlrm_factory.errors import ServingError
 from dlrm_factory.rendezvous import DEFAULT_PORTS
+from dlrm_factory.tools.cli.interrupts import interruptible
 from dlrm_factory.tools.cli.progress import WorkerWait
 from dlrm_factory.tools.server import (
     RunDir,
@@ -134,7 +132,7 @@ def serve(
         drain_seconds=drain_seconds,
         drain_delay=drain_delay,
     )
-    with _interruptible():
+    with interruptible():
         server = _start(options)
         if as_json:
             typer.echo(json.dumps(_summary(server), indent=2))
@@ -213,27 +211,6 @@ def _stay(server: RunningServer) -> None:
     typer.echo("stopped by `dlrm stop`", err=True)
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP do what Ctrl-C does, so that no way of ending us leaves a server in between.
-
-    A SIGHUP that is ignored stays so: that is what ``nohup`` asks for.
-    """
-
-    def interrupt(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 class _Told:
     """Writes each line that differs from the one before, at most one a second."""
 
@@ -264,7 +241,7 @@ def stop(
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Drain and stop the server and all its workers."""
-    with _interruptible():
+    with interruptible():
         ended = stop_server(run_dir, drain_seconds=drain_seconds, drain_delay=drain_delay, tell=_Told())
     root = RunDir.at(run_dir).root
     if as_json:

@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
+from dlrm_factory.tools.client.canary import CanarySource
 from dlrm_factory.tools.client.encoding import columns_of, encode_body
 from dlrm_factory.tools.client.errors import (
     ClientError,
@@ -156,10 +157,22 @@ def foreign_answer(response: httpx.Response) -> httpx.RemoteProtocolError:
 
 @dataclass(frozen=True, kw_only=True)
 class Call(Generic[T]):
-    """``request`` are arguments of httpx's ``request``; ``read`` takes the answer's JSON."""
+    """One call.
+
+    Fields:
+        request: arguments of httpx's ``request``.
+        read: takes the answer's JSON.
+        default: the same call of the model's default version, for a call of a canary, which may be gone.
+    """
 
     request: dict[str, Any]
     read: Callable[[Any], T]
+    default: Call[T] | None = None
+
+    def instead(self, outcome: Outcome) -> Call[T] | None:
+        """The call to make in place of this one, whose canary is gone, or has no worker; None for none."""
+        gone = isinstance(outcome, httpx.Response) and outcome.status_code in (404, 503)
+        return self.default if gone else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +183,7 @@ class Calls:
         inference, management: base URLs; without the latter a model cannot be described.
         inference_auth, management_auth: how requests get their tokens; None for none.
         model, version: None for the default version.
+        canary: who asks another version for some keys; None for nobody.
     """
 
     inference: str
@@ -178,12 +192,21 @@ class Calls:
     management_auth: httpx.Auth | None
     model: str
     version: str | None
+    canary: CanarySource | None = None
 
-    def score(self, instances: Rows | None, inputs: Columns | None, output: Output) -> Call[Float64]:
-        return self._post("predictions", {**_samples(instances, inputs), "output": output}, read_scores)
+    def score(
+        self, instances: Rows | None, inputs: Columns | None, output: Output, key: str | None = None
+    ) -> Call[Float64]:
+        body = {**_samples(instances, inputs), "output": output}
+        return self._post("predictions", body, read_scores, key)
 
     def rank(
-        self, context: Mapping[str, Any], candidates: Rows | Columns, top_k: int | None, output: Output
+        self,
+        context: Mapping[str, Any],
+        candidates: Rows | Columns,
+        top_k: int | None,
+        output: Output,
+        key: str | None = None,
     ) -> Call[tuple[RankedCandidate, ...]]:
         columns = columns_of(candidates)
         body: dict[str, Any] = {
@@ -193,13 +216,13 @@ class Calls:
         }
         if top_k is not None:
             body["top_k"] = top_k
-        return self._post("predictions", body, read_ranking)
+        return self._post("predictions", body, read_ranking, key)
 
     def explain(
-        self, instances: Rows | None, inputs: Columns | None, output: Output
+        self, instances: Rows | None, inputs: Columns | None, output: Output, key: str | None = None
     ) -> Call[tuple[Explanation, ...]]:
         body = {**_samples(instances, inputs), "output": output}
-        return self._post("explanations", body, read_explanations)
+        return self._post("explanations", body, read_explanations, key)
 
     def describe(self) -> Call[ModelDescription]:
         if self.management is None:
@@ -215,15 +238,23 @@ class Calls:
         }
         return Call(request=request, read=read_description)
 
-    def _post(self, verb: str, body: Mapping[str, Any], read: Callable[[Any], T]) -> Call[T]:
+    def _post(self, verb: str, body: Mapping[str, Any], read: Callable[[Any], T], key: str | None) -> Call[T]:
+        url = f"{self.inference}/{verb}/{self._path()}"
         request = {
             "method": "POST",
-            "url": f"{self.inference}/{verb}/{self._path()}",
+            "url": url,
             "content": encode_body(body),
             "headers": _JSON,
             "auth": self.inference_auth,
         }
-        return Call(request=request, read=read)
+        call = Call(request=request, read=read)
+        if self.canary is None or key is None:
+            return call
+        version = self.canary.version_for(key)
+        if version is None:
+            return call
+        at_version = {**request, "url": f"{url}/{quote(version, safe='')}"}
+        return Call(request=at_version, read=read, default=call)
 
     def _path(self) -> str:
         parts = [self.model] if self.version is None else [self.model, self.version]

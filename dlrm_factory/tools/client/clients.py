@@ -40,17 +40,23 @@ T = TypeVar("T")
 class DLRMClient(Connection):
     """Asks one model. Threads may share it; connections are kept and reused until it is closed.
 
-    Every method raises a `ClientError` that says whose fault it is. For the arguments see `Connection`.
+    Every method raises a `ClientError` that says whose fault it is. For the arguments see `Connection`. ``key``, of
+    each call that scores, says who asks, such as a user's id: all calls of a key go to one version of a `canary`.
     """
 
     def _open(self, **arguments: Any) -> None:
         self._http = httpx.Client(**arguments)
 
     def score(
-        self, *, instances: Rows | None = None, inputs: Columns | None = None, output: Output = "probability"
+        self,
+        *,
+        instances: Rows | None = None,
+        inputs: Columns | None = None,
+        output: Output = "probability",
+        key: str | None = None,
     ) -> Float64:
         """Float64 [B]: a score for each of ``instances`` (rows by name) or of ``inputs`` (columns by name)."""
-        return self._answer(self._calls.score(instances, inputs, output))
+        return self._answer(self._calls.score(instances, inputs, output, key))
 
     def rank(
         self,
@@ -59,15 +65,21 @@ class DLRMClient(Connection):
         candidates: Rows | Columns,
         top_k: int | None = None,
         output: Output = "probability",
+        key: str | None = None,
     ) -> tuple[RankedCandidate, ...]:
         """The best ``top_k`` candidates (all without it) for one context, best first."""
-        return self._answer(self._calls.rank(context, candidates, top_k, output))
+        return self._answer(self._calls.rank(context, candidates, top_k, output, key))
 
     def explain(
-        self, *, instances: Rows | None = None, inputs: Columns | None = None, output: Output = "probability"
+        self,
+        *,
+        instances: Rows | None = None,
+        inputs: Columns | None = None,
+        output: Output = "probability",
+        key: str | None = None,
     ) -> tuple[Explanation, ...]:
         """Contributions of each feature to the score, one explanation a sample."""
-        return self._answer(self._calls.explain(instances, inputs, output))
+        return self._answer(self._calls.explain(instances, inputs, output, key))
 
     def describe(self) -> ModelDescription:
         """Describe the model as the server knows it. Needs ``management_url``."""
@@ -88,6 +100,8 @@ class DLRMClient(Connection):
     def _answer(self, call: Call[T]) -> T:
         attempts = Attempts(self._retry)
         outcome = self._send(call)
+        if (other := call.instead(outcome)) is not None:
+            call, outcome = other, self._send(other)
         while (pause := attempts.pause_after(outcome)) is not None:
             time.sleep(pause)
             outcome = self._send(call)
@@ -115,10 +129,15 @@ class AsyncDLRMClient(Connection):
         self._http = httpx.AsyncClient(**arguments)
 
     async def score(
-        self, *, instances: Rows | None = None, inputs: Columns | None = None, output: Output = "probability"
+        self,
+        *,
+        instances: Rows | None = None,
+        inputs: Columns | None = None,
+        output: Output = "probability",
+        key: str | None = None,
     ) -> Float64:
         """Float64 [B]: a score for each of ``instances`` (rows by name) or of ``inputs`` (columns by name)."""
-        return await self._answer(self._calls.score(instances, inputs, output))
+        return await self._answer(self._calls.score(instances, inputs, output, key))
 
     async def rank(
         self,
@@ -127,15 +146,21 @@ class AsyncDLRMClient(Connection):
         candidates: Rows | Columns,
         top_k: int | None = None,
         output: Output = "probability",
+        key: str | None = None,
     ) -> tuple[RankedCandidate, ...]:
         """The best ``top_k`` candidates (all without it) for one context, best first."""
-        return await self._answer(self._calls.rank(context, candidates, top_k, output))
+        return await self._answer(self._calls.rank(context, candidates, top_k, output, key))
 
     async def explain(
-        self, *, instances: Rows | None = None, inputs: Columns | None = None, output: Output = "probability"
+        self,
+        *,
+        instances: Rows | None = None,
+        inputs: Columns | None = None,
+        output: Output = "probability",
+        key: str | None = None,
     ) -> tuple[Explanation, ...]:
         """Contributions of each feature to the score, one explanation a sample."""
-        return await self._answer(self._calls.explain(instances, inputs, output))
+        return await self._answer(self._calls.explain(instances, inputs, output, key))
 
     async def describe(self) -> ModelDescription:
         """Describe the model as the server knows it. Needs ``management_url``."""
@@ -156,6 +181,8 @@ class AsyncDLRMClient(Connection):
     async def _answer(self, call: Call[T]) -> T:
         attempts = Attempts(self._retry)
         outcome = await self._send(call)
+        if (other := call.instead(outcome)) is not None:
+            call, outcome = other, await self._send(other)
         while (pause := attempts.pause_after(outcome)) is not None:
             await asyncio.sleep(pause)
             outcome = await self._send(call)

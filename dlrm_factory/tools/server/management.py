@@ -159,6 +159,8 @@ class ManagementClient:
             ) from error
         if response.status_code == 404 and model:
             known = self.models()
+            if model in known:  # but not that version
+                raise ServingError(error_text(response))
             listed = f"it serves {', '.join(known)}" if known else "it serves none"
             raise ServingError(f'the server has no model "{model}"{near_matches(model, known)} ({listed})')
         if not response.is_success:

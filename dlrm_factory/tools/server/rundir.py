@@ -8,6 +8,8 @@
     ├── draining             while the server is being stopped
     ├── group.secret         of groups with other hosts; stays when the server ends
     ├── key_file.json        tokens; TorchServe writes it where it starts
+    ├── rollout.json         canary, and versions that are kept
+    ├── rollouts.jsonl       history of rollouts; stays when the server ends
     ├── server.json          pid and addresses
     ├── logs/                model_log.log, ts_log.log, console.log, …
     └── tmp/                 unpacked archives, worker sockets, TorchServe's pid file
@@ -101,6 +103,14 @@ class RunDir:
     def draining_file(self) -> Path:
         """File that is there while the server is being stopped."""
         return self.root / "draining"
+
+    @property
+    def rollout_file(self) -> Path:
+        return self.root / "rollout.json"
+
+    @property
+    def rollout_history(self) -> Path:
+        return self.root / "rollouts.jsonl"
 
     @property
     def logs(self) -> Path:
@@ -197,5 +207,5 @@ class RunDir:
         if state is not None and Path(state.tmp).is_symlink():
             shutil.rmtree(Path(state.tmp).parent, ignore_errors=True)
         shutil.rmtree(self.root / "tmp", ignore_errors=True)
-        for file in (self.key_file, self.state_file, self.draining_file):
+        for file in (self.key_file, self.state_file, self.draining_file, self.rollout_file):
             file.unlink(missing_ok=True)

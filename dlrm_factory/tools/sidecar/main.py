@@ -8,10 +8,14 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-from dlrm_factory.tools.server import RunDir, running_server
+from dlrm_factory.errors import ServingError
+from dlrm_factory.tools.rollout import remove_kept
+from dlrm_factory.tools.server import ManagementClient, RunDir, ServerState, management_client, running_server
 from dlrm_factory.tools.sidecar.probes import Probes, ProbeServer
 
 __all__ = ["run"]
+
+logger = logging.getLogger(__name__)
 
 _EVERY_S = 1.0
 
@@ -33,8 +37,18 @@ def run(path: Path, host: str, port: int | None) -> None:
     probes = Probes(run_dir, state)
     server = None if port is None else ProbeServer(host, port, probes)
     try:
-        while running_server(path) is not None and not stop.wait(_EVERY_S):
-            pass
+        with management_client(run_dir, state) as client:
+            while running_server(path) is not None and not stop.wait(_EVERY_S):
+                _work(run_dir, state, client)
     finally:
         if server is not None:
             server.close()
+
+
+def _work(run_dir: RunDir, state: ServerState, client: ManagementClient) -> None:
+    if run_dir.draining_file.exists():
+        return
+    try:
+        remove_kept(run_dir, state, client)
+    except ServingError as error:
+        logger.warning("%s", error)

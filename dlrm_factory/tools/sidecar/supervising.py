@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -25,7 +26,15 @@ def detach() -> None:
 
 
 def supervise(run_dir: Path) -> None:
-    """Run this process's own command as a child, again and again, until the server of ``run_dir`` has ended."""
+    """Run this process's own command as a child, again and again, until the server of ``run_dir`` has ended.
+
+    Return at once if another process does so.
+    """
+    lock = os.open(run_dir / ".sidecar.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
     child: subprocess.Popen[bytes] | None = None
 
     def end(number: int, frame: FrameType | None) -> None:
