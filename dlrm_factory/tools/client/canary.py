@@ -38,7 +38,9 @@ class Canary:
             raise ClientError(f"the share of a canary is {self.share}; give 0 to 1, as in 0.05 for 5 %")
 
     def version_for(self, key: str) -> str | None:
-        """The canary's version for the keys of its share, None (the default version) for the others."""
+        """The canary's version for the keys of its share, None (the default version) for the others, and for ""."""
+        if not key:
+            return None
         # In whole numbers, as nginx does.
         bound = hundredths(self.share) * _MASK // _PARTS
         return self.version if _murmur2(key.encode()) < bound else None
@@ -68,7 +70,7 @@ class CanaryFile:
             if stamp != self._stamp:
                 self._canary = _read(self._path, self._model)
                 self._stamp = stamp
-        except (OSError, ValueError, KeyError, TypeError, ClientError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ClientError):
             self._canary, self._stamp = None, None
 
 

@@ -30,7 +30,7 @@ def remove_kept(
         return 0
     removed = 0
     try:
-        with file.held():
+        with file.held(0.0):
             for name, kept in due:
                 removed += _remove(file, state, client, name, kept)
     except ServingError as error:

@@ -16,9 +16,15 @@ _TEXT = """\
 # Include it in nginx's http block. Written by `dlrm proxy`.
 # {percent} of the keys ask version {version} of model {model}; a key keeps its version.
 # DLRMClient(canary=Canary(version="{version}", share={share:g})) sends the same keys there.
-split_clients "{key}" $dlrm_path {{
-    {percent_nginx}  "/predictions/{model_path}/{version_path}";
+split_clients "{key}" $dlrm_split {{
+    {percent}  "/predictions/{model_path}/{version_path}";
     *  "/predictions/{model_path}";
+}}
+
+# Whoever sends no key asks the default version.
+map "{key}" $dlrm_path {{
+    ""  "/predictions/{model_path}";
+    default  $dlrm_split;
 }}
 
 upstream dlrm {{
@@ -95,7 +101,6 @@ def proxy_config(
     percent = f"{hundredths(share) / 100:g}%"
     return _TEXT.format(
         percent=percent,
-        percent_nginx=percent,
         version=_one_line(version),
         version_path=quote(version, safe=""),
         model=_one_line(model),

@@ -60,6 +60,8 @@ _MAX_BASELINE_S = 5.0
 _LOOK_S = 0.5
 _ROLLBACK_WAITS_S = 4.0
 _TELL_EVERY_S = 10.0
+# The removal of a version may be under way.
+_REMOVAL_S = 60.0
 
 Tell = Callable[[str], None]
 
@@ -131,7 +133,8 @@ def roll_out(
         )
     new = open_version(options.archive, options.model, state)
     file = RolloutFile(run_dir)
-    with file.held(), management_client(run_dir, state) as client:
+    _check_alone(file)
+    with file.held(_REMOVAL_S), management_client(run_dir, state) as client:
         _clear_interrupted(file, state, client, options.model)
         old = client.describe(options.model)
         _check(client, new, old, run_dir, state)
@@ -385,6 +388,15 @@ class _Rollout:
         }
         with Watch(self._temporary, pids, bodies_of=bodies_of) as watch:
             yield watch
+
+
+def _check_alone(file: RolloutFile) -> None:
+    for model, each in file.models().items():
+        if each.running is not None and each.running.lives():
+            raise ServingError(
+                f"a rollout of {model} {each.running.version} runs (pid {each.running.pid}); wait for it, or end it "
+                "with `dlrm rollback`"
+            )
 
 
 def _check(

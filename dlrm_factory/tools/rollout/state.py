@@ -91,14 +91,14 @@ class RolloutFile:
         self._lock = FileLock(run_dir.root / ".rollout.lock")
 
     @contextlib.contextmanager
-    def held(self, timeout: float = 0.0) -> Iterator[None]:
+    def held(self, timeout: float) -> Iterator[None]:
         """Hold the file against every other rollout, roll-back and removal. ServingError if one of them runs."""
         try:
             self._lock.acquire(timeout=timeout)
         except Timeout:
             raise ServingError(
-                "another rollout, or the removal of a version, is under way in this run directory; wait for it, or end "
-                "the rollout with `dlrm rollback`"
+                "a rollout, a roll-back, or the removal of a version is under way in this run directory; try again "
+                "when it is over"
             ) from None
         try:
             yield
