@@ -15,7 +15,7 @@ from dlrm_factory.tools.cli.evaluate import evaluate
 from dlrm_factory.tools.cli.importing import import_model
 from dlrm_factory.tools.cli.init import init
 from dlrm_factory.tools.cli.join import join
-from dlrm_factory.tools.cli.operate import proxy, ready, rollback, rollout
+from dlrm_factory.tools.cli.operate import autoscale, proxy, ready, rollback, rollout
 from dlrm_factory.tools.cli.plan import plan
 from dlrm_factory.tools.cli.predict import predict
 from dlrm_factory.tools.cli.serve import scale, serve, stop
@@ -48,6 +48,7 @@ for _command in (
     predict,
     ready,
     scale,
+    autoscale,
     rollout,
     rollback,
     proxy,

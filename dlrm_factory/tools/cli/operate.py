@@ -1,4 +1,4 @@
-"""``dlrm ready``, ``rollout``, ``rollback`` and ``proxy``: a running server, asked and changed."""
+"""``dlrm ready``, ``rollout``, ``rollback``, ``proxy``, ``autoscale``: a running server, asked and changed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -24,9 +25,17 @@ from dlrm_factory.tools.rollout import (
     roll_back,
     roll_out,
 )
-from dlrm_factory.tools.server import RunDir, health_of, running_server
+from dlrm_factory.tools.server import (
+    RunDir,
+    core_oversubscription,
+    health_of,
+    management_client,
+    running_server,
+)
+from dlrm_factory.tools.server.processes import launch_sidecar
+from dlrm_factory.tools.sidecar.autoscaling import AutoscaleSettings, write_settings
 
-__all__ = ["proxy", "ready", "rollback", "rollout"]
+__all__ = ["autoscale", "proxy", "ready", "rollback", "rollout"]
 
 _POLL_S = 0.5
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -205,6 +214,53 @@ def proxy(
         ),
         nl=False,
     )
+
+
+def autoscale(
+    min_workers: Annotated[int, typer.Option("--min", min=1, help="Fewest workers.")] = 1,
+    max_workers: Annotated[int, typer.Option("--max", min=1, help="Most workers.")] = 4,
+    queue_ms: Annotated[
+        float, typer.Option(help="Mean time in the queue, in ms, above which a worker is added.")
+    ] = 5.0,
+    up_after: Annotated[str, typer.Option(metavar="TIME", help="How long it must be above that.")] = "10s",
+    down_after: Annotated[
+        str, typer.Option(metavar="TIME", help="How long below a quarter, before a worker is taken away.")
+    ] = "2m",
+    off: Annotated[bool, typer.Option("--off", help="Scale no longer; the workers stay.")] = False,
+    model: Annotated[str, typer.Option(help="Name of the model.")] = "dlrm",
+    run_dir: Annotated[Path, typer.Option(help=_RUN_DIR)] = Path(".dlrm"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+) -> None:
+    """Let the number of workers follow the queue time, from now until the server is stopped."""
+    directory, state = RunDir.at(run_dir), running_server(run_dir)
+    if state is None:
+        raise ServingError(f"no server runs in {directory.root}")
+    settings = AutoscaleSettings(
+        min_workers=min_workers,
+        max_workers=max_workers,
+        queue_ms=queue_ms,
+        up_after_s=_seconds(up_after),
+        down_after_s=_seconds(down_after),
+    )
+    with management_client(directory, state) as client:
+        archive = Path(state.model_store) / client.archive(model)
+    write_settings(directory, model, None if off else settings)
+    if off:
+        typer.echo(
+            json.dumps({"model": model, "autoscale": None}) if as_json else f"{model}: scaled no longer"
+        )
+        return
+    launch_sidecar(directory)
+    warning = core_oversubscription(archive, max_workers)
+    if warning:
+        typer.echo(f"warning: {model}: {warning}", err=True)
+    if as_json:
+        typer.echo(json.dumps({"model": model, "autoscale": msgspec.to_builtins(settings)}))
+    else:
+        typer.echo(
+            f"{model}: {min_workers} to {max_workers} workers, by a queue time of {queue_ms:g} ms; what is done is in "
+            f"{directory.sidecar_log}"
+        )
 
 
 def _running_version(run_dir: Path, model: str) -> str:

@@ -14,7 +14,7 @@ import psutil
 from dlrm_factory.errors import ServingError
 from dlrm_factory.tools.java import java_home
 from dlrm_factory.tools.server.rundir import RunDir, ServerState
-from dlrm_factory.tools.server.settings import ENCODING, LOG_CONFIG, Address, ServerSettings
+from dlrm_factory.tools.server.settings import ENCODING, LOG_CONFIG, ServerSettings
 from dlrm_factory.tools.server.store import ServedModel
 
 __all__ = [
@@ -184,11 +184,9 @@ def _python_path(value: str) -> str:
     return os.pathsep.join(entry for entry in entries if not (Path(entry) / "dlrm_factory").is_dir())
 
 
-def launch_sidecar(run_dir: RunDir, ready: Address | None = None) -> None:
-    """Start the process beside a server that answers at ``ready``, if given, and ends with the server."""
+def launch_sidecar(run_dir: RunDir) -> None:
+    """Start the process beside the server of ``run_dir``, which ends with it; nothing if it is there."""
     command = [sys.executable, "-m", _SIDECAR, str(run_dir.root)]
-    if ready is not None:
-        command += ["--host", ready.host, "--port", str(ready.port)]
     with run_dir.sidecar_log.open("ab") as log:
         # What is started here ends at once, and leaves another process.
         subprocess.run(

@@ -4,6 +4,7 @@
 
     .dlrm/                   mode 700, for it holds tokens
     ├── .dlrm-run-dir        says that this folder is ours to write and to clean
+    ├── autoscale.json       models whose workers are scaled by queue time
     ├── config.properties    the settings in force
     ├── draining             while the server is being stopped
     ├── group.secret         of groups with other hosts; stays when the server ends
@@ -52,7 +53,7 @@ class ServerState:
         models: names of the models it was started with.
         model_store: folder it loads archives from.
         tmp: its temporary folder.
-        ready: base URL of readiness and liveness; empty if they are not served.
+        ready: base URL that readiness and liveness are listened for at; empty if they are not served.
         drain_seconds: to answer what has come, when it is stopped.
         drain_delay: seconds for which it is not ready, and answers, before.
     """
@@ -103,6 +104,10 @@ class RunDir:
     def draining_file(self) -> Path:
         """File that is there while the server is being stopped."""
         return self.root / "draining"
+
+    @property
+    def autoscale_file(self) -> Path:
+        return self.root / "autoscale.json"
 
     @property
     def rollout_file(self) -> Path:
@@ -207,5 +212,11 @@ class RunDir:
         if state is not None and Path(state.tmp).is_symlink():
             shutil.rmtree(Path(state.tmp).parent, ignore_errors=True)
         shutil.rmtree(self.root / "tmp", ignore_errors=True)
-        for file in (self.key_file, self.state_file, self.draining_file, self.rollout_file):
+        for file in (
+            self.key_file,
+            self.state_file,
+            self.draining_file,
+            self.rollout_file,
+            self.autoscale_file,
+        ):
             file.unlink(missing_ok=True)

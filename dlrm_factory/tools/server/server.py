@@ -197,14 +197,14 @@ def _start(
         models=tuple(model.name for model in models),
         model_store=str(store),
         tmp=str(tmp),
-        ready="" if ready is None else ready.url,
+        ready="" if ready is None else ready.listen,
         drain_seconds=options.drain_seconds,
         drain_delay=options.drain_delay,
     )
     run_dir.write_state(state)
     if ready is not None:
         # Before the models are loaded: whoever asks is told why the server is not ready.
-        launch_sidecar(run_dir, ready)
+        launch_sidecar(run_dir)
     logger.info("TorchServe runs as pid %d with settings of %s", process.pid, settings.base)
     with management_client(run_dir, state) as client:
         try:

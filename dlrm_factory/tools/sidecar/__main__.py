@@ -1,4 +1,4 @@
-"""Start of the process beside a server: ``python -m dlrm_factory.tools.sidecar RUN_DIR [--host H --port P]``."""
+"""Start of the process beside a server: ``python -m dlrm_factory.tools.sidecar RUN_DIR``."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from dlrm_factory.tools.sidecar.supervising import detach, supervise
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="dlrm_factory.tools.sidecar")
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int)
     parser.add_argument("--child", action="store_true")
     arguments = parser.parse_args()
     if arguments.child:
         from dlrm_factory.tools.sidecar.main import run
 
-        run(arguments.run_dir, arguments.host, arguments.port)
+        run(arguments.run_dir)
     else:
         detach()
         supervise(arguments.run_dir)

@@ -7,10 +7,12 @@ import signal
 import threading
 from pathlib import Path
 from types import FrameType
+from urllib.parse import urlsplit
 
 from dlrm_factory.errors import ServingError
 from dlrm_factory.tools.rollout import remove_kept
 from dlrm_factory.tools.server import ManagementClient, RunDir, ServerState, management_client, running_server
+from dlrm_factory.tools.sidecar.autoscaling import Autoscaler
 from dlrm_factory.tools.sidecar.probes import Probes, ProbeServer
 
 __all__ = ["run"]
@@ -20,8 +22,8 @@ logger = logging.getLogger(__name__)
 _EVERY_S = 1.0
 
 
-def run(path: Path, host: str, port: int | None) -> None:
-    """Answer probes at ``host`` and ``port``, if given, until the server of the run directory ``path`` has ended."""
+def run(path: Path) -> None:
+    """Work for the server of the run directory ``path``, and answer its probes, until it has ended."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     run_dir = RunDir.at(path)
@@ -35,20 +37,26 @@ def run(path: Path, host: str, port: int | None) -> None:
 
     signal.signal(signal.SIGTERM, end)
     probes = Probes(run_dir, state)
-    server = None if port is None else ProbeServer(host, port, probes)
+    address = urlsplit(state.ready)
+    server = (
+        ProbeServer(address.hostname, address.port, probes) if address.hostname and address.port else None
+    )
     try:
         with management_client(run_dir, state) as client:
+            autoscaler = Autoscaler(run_dir, state, client)
+            probes.metrics.append(autoscaler.metrics)
             while running_server(path) is not None and not stop.wait(_EVERY_S):
-                _work(run_dir, state, client)
+                _work(run_dir, state, client, autoscaler)
     finally:
         if server is not None:
             server.close()
 
 
-def _work(run_dir: RunDir, state: ServerState, client: ManagementClient) -> None:
-    if run_dir.draining_file.exists():
-        return
-    try:
-        remove_kept(run_dir, state, client)
-    except ServingError as error:
-        logger.warning("%s", error)
+def _work(run_dir: RunDir, state: ServerState, client: ManagementClient, autoscaler: Autoscaler) -> None:
+    for each in (lambda: remove_kept(run_dir, state, client), autoscaler.work):
+        if run_dir.draining_file.exists():
+            return
+        try:
+            each()
+        except ServingError as error:
+            logger.warning("%s", error)
