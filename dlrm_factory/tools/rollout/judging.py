@@ -97,11 +97,13 @@ def problems_of(old: VersionFigures, new: VersionFigures, bounds: Bounds) -> lis
 def population_stability(old: Float64, new: Float64) -> float | None:
     """Population stability index of ``new`` scores against ``old`` ones, by the deciles of the old; None for too few.
 
-    Even of two samples of the same scores it is some 9 × (1/len(old) + 1/len(new)).
+    Scores below all old ones, or above, have bins of their own. Even of two samples of the same scores the index is
+    some 10 × (1/len(old) + 1/len(new)).
     """
     if min(len(old), len(new)) < MIN_SCORES:
         return None
-    edges = np.unique(np.quantile(old, np.linspace(0, 1, _BINS + 1)[1:-1]))
+    deciles = np.quantile(old, np.linspace(0, 1, _BINS + 1))
+    edges = np.unique([*deciles[:-1], np.nextafter(deciles[-1], np.inf)])
     # Half a score in each bin, so that an empty one has a logarithm.
     shares = [
         (np.bincount(np.searchsorted(edges, each, side="right"), minlength=len(edges) + 1) + 0.5)
