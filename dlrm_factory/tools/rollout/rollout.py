@@ -371,7 +371,7 @@ class _Rollout:
             time.sleep(min(_LOOK_S, max(end - time.monotonic(), 0.0)))
             old, new = watch.figures(self._old.version), watch.figures(version)
             self._judge(step, problems_of(old, new, self._options.bounds))
-            if time.monotonic() - told >= _TELL_EVERY_S:
+            if time.monotonic() - told >= _TELL_EVERY_S and end - time.monotonic() > 1:
                 told = time.monotonic()
                 self._tell(f"{step:9} {_count(new.requests, 'request')}, {end - told:.0f} s to go")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import numpy as np
 
-from dlrm_factory.errors import ServingError
 from dlrm_factory.tools.rollout.judging import (
     VersionFigures,
     kept_of_top,
@@ -17,12 +17,14 @@ from dlrm_factory.tools.rollout.judging import (
     read_scores,
 )
 from dlrm_factory.tools.rollout.watching import Watch
-from dlrm_factory.tools.server import Endpoint, predict
+from dlrm_factory.tools.server import Endpoint
+from dlrm_factory.tools.server.management import http_client
 
 __all__ = ["Shadow", "compare_on_live_requests"]
 
 _PAUSE_S = 0.01
 _TIMEOUT_S = 30.0
+_JSON = {"Content-Type": "application/json"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +48,8 @@ class Shadow:
 class _Answers:
     """Answers of one version."""
 
-    def __init__(self, endpoint: Endpoint, model: str, version: str) -> None:
-        self._endpoint, self._model, self._version = endpoint, model, version
+    def __init__(self, client: httpx.Client, model: str, version: str) -> None:
+        self._client, self._path = client, f"/predictions/{quote(model, safe='')}/{quote(version, safe='')}"
         self.requests = self.errors = 0
         self.times: list[float] = []
         self.scores: list[float] = []
@@ -56,10 +58,8 @@ class _Answers:
         """Ranking of the answer; None if it has none."""
         start = time.perf_counter()
         try:
-            response: httpx.Response | None = predict(
-                self._endpoint, self._model, body, _TIMEOUT_S, self._version
-            )
-        except ServingError:
+            response: httpx.Response | None = self._client.post(self._path, content=body, headers=_JSON)
+        except httpx.TransportError:
             response = None
         self.requests += 1
         self.times.append(1000 * (time.perf_counter() - start))
@@ -86,15 +86,16 @@ def compare_on_live_requests(
 
     Which version is asked first takes turns. Nothing of a request is kept but its scores.
     """
-    asked = [_Answers(endpoint, model, version) for version in (old, new)]
     pairs: list[tuple[list[Any] | None, list[Any] | None]] = []
     end = time.monotonic() + seconds
-    while asked[0].requests < requests and time.monotonic() < end:
-        body = watch.take_body()
-        if body is None:
-            time.sleep(_PAUSE_S)
-            continue
-        order = (0, 1) if asked[0].requests % 2 else (1, 0)
-        rankings = {place: asked[place].ask(body) for place in order}
-        pairs.append((rankings[0], rankings[1]))
+    with http_client(endpoint.url.rstrip("/"), endpoint.auth, _TIMEOUT_S) as client:
+        asked = [_Answers(client, model, version) for version in (old, new)]
+        while asked[0].requests < requests and time.monotonic() < end:
+            body = watch.take_body()
+            if body is None:
+                time.sleep(_PAUSE_S)
+                continue
+            order = (0, 1) if asked[0].requests % 2 else (1, 0)
+            rankings = {place: asked[place].ask(body) for place in order}
+            pairs.append((rankings[0], rankings[1]))
     return Shadow(old=asked[0].figures(), new=asked[1].figures(), kept_of_top=kept_of_top(pairs))
