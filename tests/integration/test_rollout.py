@@ -20,7 +20,7 @@ from dlrm_factory.client import DLRMClient
 from dlrm_factory.config import ServingOptions, tiny
 from dlrm_factory.errors import ServingError
 from dlrm_factory.tools.archive.sealing import archive_model
-from dlrm_factory.tools.rollout import Bounds, RolloutOptions, read_history, roll_back, roll_out
+from dlrm_factory.tools.rollout import RolloutBounds, RolloutOptions, read_history, roll_back, roll_out
 from dlrm_factory.tools.rollout.state import RolloutFile
 from dlrm_factory.tools.server import RunningServer, management_client
 from dlrm_factory.weights.checkpoint import save_checkpoint
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.integration
 ROUNDS = examples(1)
 CLIENTS = 6
 # Both have random weights, so that every score says which version gave it.
-ANY_SCORES = Bounds(max_psi=1000.0, max_p99_ratio=1000.0)
+ANY_SCORES = RolloutBounds(max_psi=1000.0, max_p99_ratio=1000.0)
 REQUEST = {"instances": [{"user_id": "u17", "price": 9.5}]}
 
 
@@ -67,7 +67,7 @@ def default_of(server: RunningServer) -> str:
 
 
 def wait_until_removed(server: RunningServer) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     with management_client(server.run_dir, server.state) as client:
         while len(client.versions("dlrm")) > 1:
             assert time.monotonic() < end, "a version was not removed"
@@ -86,7 +86,7 @@ def answered(clients: Clients) -> dict[float, int]:
 
 def test_a_shadow_then_the_switch_then_back(server: RunningServer, scores: dict[str, float]) -> None:
     with Clients(server, "dlrm", [json.dumps(REQUEST).encode()] * CLIENTS) as clients:
-        done = roll_out(options(server, "2.0", shadow=True, shadow_requests=60))
+        done = roll_out(options(server, "2.0", shadow=True, shadow_requests=60, shadow_s=300.0))
         assert default_of(server) == "2.0"
         time.sleep(0.3)
         roll_back("dlrm", server.run_dir.root)
@@ -109,10 +109,10 @@ def test_a_shadow_then_the_switch_then_back(server: RunningServer, scores: dict[
 def test_a_worse_version_is_taken_back_while_clients_go_on(
     server: RunningServer, scores: dict[str, float]
 ) -> None:
-    strict = Bounds(max_psi=0.25, max_p99_ratio=1000.0)
+    strict = RolloutBounds(max_psi=0.25, max_p99_ratio=1000.0)
     with Clients(server, "dlrm", [json.dumps(REQUEST).encode()] * CLIENTS, pause_s=0.001) as clients:
         with pytest.raises(ServingError, match=r"(?s)scores have shifted: PSI .*dlrm 1\.0 answers as before"):
-            roll_out(options(server, "2.0", shadow=True, shadow_requests=600, bounds=strict))
+            roll_out(options(server, "2.0", shadow=True, shadow_requests=600, shadow_s=300.0, bounds=strict))
         assert default_of(server) == "1.0"
     assert clients.lost == []
     # No client was asked by the new version: the shadow asks it alone.
@@ -154,7 +154,7 @@ def test_keys_of_a_canary_ask_the_new_version_and_no_others(
     thread.start()
     try:
         # Nobody of them is left when it is over: too few requests or not, the old version answers.
-        done = roll_out(options(server, "2.0", canary=0.5, canary_s=6.0, watch_s=0.0, keep_s=0.0))
+        done = roll_out(options(server, "2.0", canary=0.5, canary_s=10.0, watch_s=0.0, keep_s=0.0))
     finally:
         stop.set()
         thread.join()

@@ -17,7 +17,7 @@ from dlrm_factory.errors import ServingError
 from dlrm_factory.tools.cli.interrupts import interruptible
 from dlrm_factory.tools.cli.progress import WorkerWait
 from dlrm_factory.tools.rollout import (
-    Bounds,
+    RolloutBounds,
     RolloutFile,
     RolloutOptions,
     proxy_config,
@@ -25,15 +25,8 @@ from dlrm_factory.tools.rollout import (
     roll_back,
     roll_out,
 )
-from dlrm_factory.tools.server import (
-    RunDir,
-    core_oversubscription,
-    health_of,
-    management_client,
-    running_server,
-)
-from dlrm_factory.tools.server.processes import launch_sidecar
-from dlrm_factory.tools.sidecar.autoscaling import AutoscaleSettings, write_settings
+from dlrm_factory.tools.server import RunDir, health_of, running_server
+from dlrm_factory.tools.sidecar.autoscaling import AutoscaleSettings, autoscale_model
 
 __all__ = ["autoscale", "proxy", "ready", "rollback", "rollout"]
 
@@ -143,7 +136,9 @@ def rollout(
         shadow_s=_seconds(shadow_time),
         watch_s=_seconds(watch),
         keep_s=_seconds(keep),
-        bounds=Bounds(max_error_rate=_share(max_error_rate), max_p99_ratio=max_p99_ratio, max_psi=max_psi),
+        bounds=RolloutBounds(
+            max_error_rate=_share(max_error_rate), max_p99_ratio=max_p99_ratio, max_psi=max_psi
+        ),
         timeout=timeout,
     )
     console = Console(stderr=True)
@@ -232,9 +227,6 @@ def autoscale(
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Let the number of workers follow the queue time, from now until the server is stopped."""
-    directory, state = RunDir.at(run_dir), running_server(run_dir)
-    if state is None:
-        raise ServingError(f"no server runs in {directory.root}")
     settings = AutoscaleSettings(
         min_workers=min_workers,
         max_workers=max_workers,
@@ -242,16 +234,12 @@ def autoscale(
         up_after_s=_seconds(up_after),
         down_after_s=_seconds(down_after),
     )
-    with management_client(directory, state) as client:
-        archive = Path(state.model_store) / client.archive(model)
-    write_settings(directory, model, None if off else settings)
+    warning = autoscale_model(None if off else settings, model=model, run_dir=run_dir)
     if off:
         typer.echo(
             json.dumps({"model": model, "autoscale": None}) if as_json else f"{model}: scaled no longer"
         )
         return
-    launch_sidecar(directory)
-    warning = core_oversubscription(archive, max_workers)
     if warning:
         typer.echo(f"warning: {model}: {warning}", err=True)
     if as_json:
@@ -259,7 +247,7 @@ def autoscale(
     else:
         typer.echo(
             f"{model}: {min_workers} to {max_workers} workers, by a queue time of {queue_ms:g} ms; what is done is in "
-            f"{directory.sidecar_log}"
+            f"{RunDir.at(run_dir).sidecar_log}"
         )
 
 

@@ -56,7 +56,7 @@ class CanaryFile:
         self._canary: Canary | None = None
 
     def version_for(self, key: str) -> str | None:
-        """As `Canary.version_for`; None while there is no canary."""
+        """Do as `Canary.version_for`; return None while there is no canary."""
         now = self._clock()
         if now >= self._due:
             self._due = now + _LOOK_EVERY_S

@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Bounds", "VersionFigures", "kept_of_top", "population_stability", "problems_of", "read_scores"]
+__all__ = [
+    "RolloutBounds",
+    "VersionFigures",
+    "kept_of_top",
+    "population_stability",
+    "problems_of",
+    "read_scores",
+]
 
 Float64 = npt.NDArray[np.float64]
 
@@ -24,8 +31,8 @@ MIN_SCORES = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bounds:
-    """Bounds of the new version's figures.
+class RolloutBounds:
+    """RolloutBounds of the new version's figures.
 
     Args:
         max_error_rate: share of requests answered with a 5xx.
@@ -70,8 +77,8 @@ class VersionFigures:
         return found
 
 
-def problems_of(old: VersionFigures, new: VersionFigures, bounds: Bounds) -> list[str]:
-    """Bounds that ``new`` breaks, one sentence each. Figures of too few requests or scores break none."""
+def problems_of(old: VersionFigures, new: VersionFigures, bounds: RolloutBounds) -> list[str]:
+    """RolloutBounds that ``new`` breaks, one sentence each. Figures of too few requests or scores break none."""
     found = []
     if new.requests >= MIN_REQUESTS and new.errors / new.requests > bounds.max_error_rate:
         found.append(

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from dlrm_factory.errors import ServingError
-from dlrm_factory.tools.rollout.judging import MIN_REQUESTS, Bounds, population_stability, problems_of
+from dlrm_factory.tools.rollout.judging import MIN_REQUESTS, RolloutBounds, population_stability, problems_of
 from dlrm_factory.tools.rollout.shadow import compare_on_live_requests
 from dlrm_factory.tools.rollout.state import (
     CanaryShare,
@@ -95,7 +95,7 @@ class RolloutOptions:
     shadow_s: float = 60.0
     watch_s: float = 10.0
     keep_s: float = 600.0
-    bounds: Bounds = field(default_factory=Bounds)
+    bounds: RolloutBounds = field(default_factory=RolloutBounds)
     timeout: float = 600.0
 
 

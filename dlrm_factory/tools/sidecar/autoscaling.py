@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import msgspec
@@ -18,11 +19,23 @@ from dlrm_factory.tools.server import (
     ModelVersion,
     RunDir,
     ServerState,
+    core_oversubscription,
+    management_client,
+    running_server,
     scale_workers,
 )
 from dlrm_factory.tools.server.management import http_client
+from dlrm_factory.tools.server.processes import launch_sidecar
 
-__all__ = ["AutoscaleSettings", "Autoscaler", "Policy", "QueueTimes", "read_settings", "write_settings"]
+__all__ = [
+    "AutoscaleSettings",
+    "Autoscaler",
+    "Policy",
+    "QueueTimes",
+    "autoscale_model",
+    "read_settings",
+    "write_settings",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +94,36 @@ def write_settings(run_dir: RunDir, model: str, settings: AutoscaleSettings | No
     partial = run_dir.autoscale_file.with_suffix(".partial")
     partial.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
     partial.replace(run_dir.autoscale_file)
+
+
+def autoscale_model(
+    settings: AutoscaleSettings | None, *, model: str = "dlrm", run_dir: Path = Path(".dlrm")
+) -> str | None:
+    """Let the workers of a model of a running server follow its queue time, as `dlrm autoscale` does.
+
+    Args:
+        settings: bounds and times; None to scale no longer.
+        model: its name.
+        run_dir: of the server.
+
+    Returns:
+        A warning if the most workers have more threads than there are cores; None if they do not.
+
+    Raises:
+        ServingError: no such server or model.
+    """
+    directory, state = RunDir.at(run_dir), running_server(run_dir)
+    if state is None:
+        raise ServingError(
+            f"no server runs in {directory.root}; start one with `dlrm serve`, or give --run-dir"
+        )
+    with management_client(directory, state) as client:
+        archive = Path(state.model_store) / client.archive(model)
+    write_settings(directory, model, settings)
+    if settings is None:
+        return None
+    launch_sidecar(directory)
+    return core_oversubscription(archive, settings.max_workers)
 
 
 class Policy:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dlrm_factory.tools.rollout.judging import (
-    Bounds,
+    RolloutBounds,
     VersionFigures,
     kept_of_top,
     population_stability,
@@ -26,7 +26,7 @@ def figures(**changes: object) -> VersionFigures:
 
 
 def test_the_same_figures_break_no_bound() -> None:
-    assert problems_of(figures(), figures(), Bounds()) == []
+    assert problems_of(figures(), figures(), RolloutBounds()) == []
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_the_same_figures_break_no_bound() -> None:
     ],
 )
 def test_a_bound_that_is_broken_is_said_with_both_figures(changes: dict[str, object], said: str) -> None:
-    (problem,) = problems_of(figures(), figures(**changes), Bounds())
+    (problem,) = problems_of(figures(), figures(**changes), RolloutBounds())
     assert said in problem
 
 
@@ -56,11 +56,13 @@ def test_a_bound_that_is_broken_is_said_with_both_figures(changes: dict[str, obj
     ],
 )
 def test_within_the_bounds_or_too_few(changes: dict[str, object]) -> None:
-    assert problems_of(figures(), figures(**changes), Bounds()) == []
+    assert problems_of(figures(), figures(**changes), RolloutBounds()) == []
 
 
 def test_small_times_may_differ() -> None:
-    assert problems_of(figures(times=np.full(100, 0.5)), figures(times=np.full(100, 5.0)), Bounds()) == []
+    assert (
+        problems_of(figures(times=np.full(100, 0.5)), figures(times=np.full(100, 5.0)), RolloutBounds()) == []
+    )
 
 
 def test_population_stability_by_hand() -> None:

@@ -93,7 +93,7 @@ def test_a_name_stays_within_its_quotes() -> None:
 def test_each_key_goes_where_the_client_library_sends_it(
     tmp_path: Path, backend: ThreadingHTTPServer
 ) -> None:
-    """By nginx itself where there is one; the text alone is read by the tests above."""
+    """Ask nginx itself where there is one; the text alone is read by the tests above."""
     (port,) = free_ports(1)
     text = config(listen=f"127.0.0.1:{port}", server=f"127.0.0.1:{backend.server_port}")
     canary = Canary(version="2.0", share=SHARE)
