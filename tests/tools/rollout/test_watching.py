@@ -1,4 +1,4 @@
-"""What workers tell of their live requests, by version."""
+"""Live requests as workers tell of them, by version."""
 
 from __future__ import annotations
 
