@@ -13,8 +13,6 @@ from dlrm_factory.tools.server import RunningServer
 
 __all__ = ["Clients"]
 
-TIMEOUT_S = 15.0
-
 
 class Clients:
     """One thread a client until the block ends, or nobody listens any more.
@@ -32,8 +30,10 @@ class Clients:
         *,
         versions: Sequence[str | None] = (None,),
         pause_s: float = 0.01,
+        timeout_s: float = 15.0,
     ) -> None:
         """Client i sends body i, to version i % len(versions); None is the default version."""
+        self._timeout_s = timeout_s
         self._address = urlsplit(server.state.inference).netloc
         token = json.loads(server.run_dir.key_file.read_text())["inference"]["key"]
         self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
@@ -68,7 +68,7 @@ class Clients:
             thread.join()
 
     def _run(self, client: int) -> None:
-        connection = http.client.HTTPConnection(self._address, timeout=TIMEOUT_S)
+        connection = http.client.HTTPConnection(self._address, timeout=self._timeout_s)
         while not self._stopped.is_set():
             try:
                 # TorchServe closes a connection after an error.
