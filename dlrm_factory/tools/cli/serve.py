@@ -25,6 +25,7 @@ from dlrm_factory.tools.server import (
     start_server,
     stop_server,
 )
+from dlrm_factory.tools.sidecar.autoscaling import read_settings
 
 __all__ = [
     "scale",
@@ -278,6 +279,8 @@ def scale(
             timeout=timeout,
             tell=WorkerWait(console, status),
         )
+    if model in read_settings(RunDir.at(run_dir)):
+        typer.echo(f"warning: {model} is scaled by queue time too, until `dlrm autoscale --off`", err=True)
     if done.oversubscription:
         typer.echo(f"warning: {model}: {done.oversubscription}", err=True)
     if as_json:

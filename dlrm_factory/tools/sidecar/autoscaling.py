@@ -290,7 +290,7 @@ class Autoscaler:
 
     def _change(self, found: ModelVersion, wanted: int, queue_ms: float | None) -> None:
         model, before = found.model, found.wanted
-        shown = "no answers" if queue_ms is None else f"{queue_ms:.2f} ms"
+        shown = "no request was answered" if queue_ms is None else f"{queue_ms:.2f} ms"
         logger.info("Autoscaling %s: %d → %d workers (queue time %s)", model, before, wanted, shown)
         try:
             self._scale(wanted, model=model, run_dir=self._run_dir.root)
