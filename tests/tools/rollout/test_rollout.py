@@ -268,3 +268,12 @@ def test_lines_of_the_history_that_are_broken_are_left_out(server: Server) -> No
 def test_a_state_that_cannot_be_read_is_none(server: Server) -> None:
     server.run_dir.rollout_file.write_text("[")
     assert server.file.models() == {}
+
+
+def test_a_version_that_answers_again_is_not_removed(server: Server) -> None:
+    server.file.change(
+        "dlrm", kept=(KeptVersion(version="1.0", until=0.0), KeptVersion(version="0.9", until=0.0))
+    )
+    server.client.found["0.9"] = version_of("0.9")
+    assert remove_kept(server.run_dir, SimpleNamespace(tmp=""), server.client) == 1
+    assert server.removed == ["0.9"]
