@@ -37,12 +37,15 @@ if TYPE_CHECKING:
     from dlrm_factory.tools.init import draft_declaration
     from dlrm_factory.tools.join import JoinOptions, join_leader
     from dlrm_factory.tools.plan_picture import draw_plan
-    from dlrm_factory.tools.server import ServeOptions, scale_workers, start_server, stop_server
+    from dlrm_factory.tools.rollout import RolloutBounds, RolloutOptions, roll_back, roll_out
+    from dlrm_factory.tools.server import ServeOptions, health_of, scale_workers, start_server, stop_server
+    from dlrm_factory.tools.sidecar.autoscaling import AutoscaleSettings, autoscale_model
     from dlrm_factory.tools.training import train
     from dlrm_factory.tools.tuning import draw_tuning, tune
     from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
 
 _HOMES = {
+    "AutoscaleSettings": "tools.sidecar.autoscaling",
     "BuiltDLRM": "factory",
     "Capacity": "tools.capacity",
     "DLRMDeclaration": "config",
@@ -53,11 +56,14 @@ _HOMES = {
     "FeatureBatch": "batch",
     "Hardware": "model.hardware",
     "JoinOptions": "tools.join",
+    "RolloutBounds": "tools.rollout",
+    "RolloutOptions": "tools.rollout",
     "Scorer": "scorer",
     "ServeOptions": "tools.server",
     "ServingCosts": "tools.capacity",
     "ServingHosts": "tools.capacity",
     "archive_model": "tools.archive.sealing",
+    "autoscale_model": "tools.sidecar.autoscaling",
     "best_use": "tools.capacity",
     "capacity_of": "tools.capacity",
     "criteo": "config",
@@ -67,12 +73,15 @@ _HOMES = {
     "dump_declaration": "config",
     "evaluate": "tools.evaluation",
     "first_declaration": "tools.importing",
+    "health_of": "tools.server",
     "hosts_for": "tools.capacity",
     "import_weights": "tools.importing",
     "join_leader": "tools.join",
     "open_checkpoint": "weights.checkpoint",
     "preset": "config",
     "read_declaration": "config",
+    "roll_back": "tools.rollout",
+    "roll_out": "tools.rollout",
     "save_checkpoint": "weights.checkpoint",
     "scale_workers": "tools.server",
     "stage": "tools.archive.staging",
@@ -87,6 +96,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AutoscaleSettings",
     "BuiltDLRM",
     "Capacity",
     "DLRMDeclaration",
@@ -97,11 +107,14 @@ __all__ = [
     "FeatureBatch",
     "Hardware",
     "JoinOptions",
+    "RolloutBounds",
+    "RolloutOptions",
     "Scorer",
     "ServeOptions",
     "ServingCosts",
     "ServingHosts",
     "archive_model",
+    "autoscale_model",
     "best_use",
     "capacity_of",
     "criteo",
@@ -111,12 +124,15 @@ __all__ = [
     "dump_declaration",
     "evaluate",
     "first_declaration",
+    "health_of",
     "hosts_for",
     "import_weights",
     "join_leader",
     "open_checkpoint",
     "preset",
     "read_declaration",
+    "roll_back",
+    "roll_out",
     "save_checkpoint",
     "scale_workers",
     "stage",

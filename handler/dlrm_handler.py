@@ -75,6 +75,7 @@ from handler.group import WorkerGroup, hosts_of, in_group  # noqa: E402
 from handler.guard import start_guard  # noqa: E402
 from handler.metrics import ReadMetrics  # noqa: E402
 from handler.request import REQUEST_ID, request_id_of  # noqa: E402
+from handler.tap import Tap  # noqa: E402
 from handler.worker import freeze_loaded, prepare_worker, share_cores  # noqa: E402
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class DLRMHandler:
                 self._read_metrics = ReadMetrics(self._service.read_counts)
                 self._draining = Draining.for_model(str(context.system_properties["model_dir"]))
                 self._guard = _start_guard(self._draining, self._group)
+                self._tap = Tap(self._draining.file)
                 if self._group is not None:
                     self._group.loaded()
         except DLRMError as error:
@@ -123,8 +125,10 @@ class DLRMHandler:
         headers = [context.get_all_request_header(i) for i in range(len(data))]
         self._draining.begin_batch(context.request_ids, by_http=are_predictions_by_http(headers))
         self._draining.hold()
-        answers = answer_calls(self._service, data, headers, context)
+        started = time.perf_counter()
+        answers = answer_calls(self._draining.service(self._service), data, headers, context)
         self._read_metrics.report(context.metrics)
+        self._tap.offer(data, headers, answers, started)
         again = self._draining.begin_answers(context.request_ids)
         if self._group is not None:
             answers = self._group.last_answers(answers, headers, context.request_ids)

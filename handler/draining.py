@@ -1,4 +1,4 @@
-"""Keeps each request answered once while workers are scaled away.
+"""Keeps each request answered once while workers are scaled away, and answered while a server ends.
 
 `dlrm_factory.host.worker_file` says why a request may come to a second worker, and where workers write what they
 answer.
@@ -9,9 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from dlrm_factory.host.worker_file import WorkerFolder, worker_folder
+from dlrm_factory.host.worker_file import WorkerFile, WorkerFolder, worker_folder
+from dlrm_factory.requests.answers import Answer, answer_going_away
+from dlrm_factory.requests.request import Request
+from handler.calls import Service
 
 __all__ = ["Draining"]
 
@@ -54,9 +57,12 @@ class Draining:
 
         TorchServe ends a worker that holds a batch, and queues the batch again for the others.
         """
-        if self._folder is None or not self._folder.own.drain:
+        if self._folder is None:
             return
         own = self._folder.own
+        own.busy = True
+        if not own.drain:
+            return
         end = clock() + MAX_HOLD_S
         own.holding = True
         while own.drain and clock() < end:
@@ -66,6 +72,10 @@ class Draining:
             own.drain = False
             logger.warning("This worker was drained for %.0f s and not ended; it serves on", MAX_HOLD_S)
 
+    def service(self, service: Service) -> Service:
+        """Return who answers the batch: ``service``, or one that turns all requests away."""
+        return _TurningAway(service) if self._folder is not None and self._folder.own.turns_away else service
+
     def begin_answers(self, ids: Mapping[int, str] | None) -> frozenset[int]:
         """Say that the batch is about to be answered; return the places that another worker may have answered.
 
@@ -73,10 +83,23 @@ class Draining:
 
         ``ids``: those of the batch that get an answer.
         """
-        if self._folder is None or not ids:
+        if self._folder is None:
             return _NONE
         answered = self._folder.begin_answers()
-        if not answered:
+        self._folder.own.busy = False
+        if not answered or not ids:
             return _NONE
         logger.info("%d requests came from a worker that may have answered them", len(answered))
         return frozenset(place for place, name in ids.items() if name.encode() in answered)
+
+
+class _TurningAway:
+    """Service that answers every request with an error that may be tried again."""
+
+    def __init__(self, service: Service) -> None:
+        self.model_name = service.model_name
+        self.model_version = service.model_version
+        self.max_body_bytes = service.max_body_bytes
+
+    def handle(self, requests: Sequence[Request]) -> list[Answer]:
+        return [answer_going_away() for _ in requests]

@@ -1,4 +1,4 @@
-"""Files by which the workers of one model, `dlrm scale` and a worker's guard are told what may be answered.
+"""Files by which the workers of one model, the commands of `dlrm` and a worker's guard tell each other of answers.
 
 TorchServe queues the requests of a worker that is scaled away again, even while that worker's answer to them is on
 its way. A second worker would then answer them a second time, on a connection that has moved on: every later answer
@@ -9,8 +9,10 @@ One file a worker, mapped by whoever needs it::
 
     folder/                        one of one model version on one server
     └── <pid>.worker
-        | magic | drain | holding | length of ids | time of the last answer | ids, one a line | … | phase | by HTTP |
-          8       1       1         4               8                         length of ids         1       1
+        | magic | drain | holding | turns away | busy | tap |
+          8       1       1         1            1      1
+        | length of ids | time of last answer | ids, one a line | … | phase | by HTTP |
+          4               8                     length of ids         1       1
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ from pathlib import Path
 
 __all__ = ["Phase", "WorkerFile", "WorkerFolder", "find_worker_file", "worker_folder"]
 
-_MAGIC = b"DLRMWRK1"
-_DRAIN, _HOLDING, _LENGTH = 8, 9, 10
+_MAGIC = b"DLRMWRK2"
+_DRAIN, _HOLDING, _TURNS_AWAY, _BUSY, _TAP, _LENGTH = 8, 9, 10, 11, 12, 13
 _HEAD = struct.Struct("<Id")  # length of the ids, CLOCK_MONOTONIC in seconds
 _LENGTH_OF_IDS, _TIME = struct.Struct("<I"), struct.Struct("<d")
 _TIME_PLACE = _LENGTH + _LENGTH_OF_IDS.size
@@ -108,6 +110,33 @@ class WorkerFile:
     @holding.setter
     def holding(self, value: bool) -> None:
         self._map[_HOLDING] = value
+
+    @property
+    def turns_away(self) -> bool:
+        """True from when the worker shall answer whatever comes with an error that may be tried again."""
+        return self._map[_TURNS_AWAY] != 0
+
+    @turns_away.setter
+    def turns_away(self, value: bool) -> None:
+        self._map[_TURNS_AWAY] = value
+
+    @property
+    def busy(self) -> bool:
+        """True while the worker has a batch, until its answers are there."""
+        return self._map[_BUSY] != 0
+
+    @busy.setter
+    def busy(self, value: bool) -> None:
+        self._map[_BUSY] = value
+
+    @property
+    def tap(self) -> int:
+        """Wish of a rollout: 0 for nothing, 1 to see answers of the worker, 2 to see bodies of requests too."""
+        return self._map[_TAP]
+
+    @tap.setter
+    def tap(self, value: int) -> None:
+        self._map[_TAP] = value
 
     @property
     def phase(self) -> int:

@@ -17,6 +17,7 @@ __all__ = [
     "Answer",
     "answer_binary",
     "answer_error",
+    "answer_going_away",
     "answer_group_lost",
     "answer_internal_error",
     "answer_json",
@@ -84,6 +85,12 @@ def answer_scaled_away() -> Answer:
     """
     message = "the worker that had this request was scaled away; send it again"
     return _answer_error_body(503, {"code": 503, "type": "WorkerScaledAway", "message": message, "path": "$"})
+
+
+def answer_going_away() -> Answer:
+    """503: the worker's server, or its version of the model, goes away, and takes no more requests."""
+    message = "the server, or this version of the model, is going away; send the request again"
+    return _answer_error_body(503, {"code": 503, "type": "GoingAway", "message": message, "path": "$"})
 
 
 def answer_group_lost() -> Answer:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from dlrm_factory.host.worker_file import WorkerFolder, worker_folder
-from dlrm_factory.requests.answers import answer_scaled_away
+from dlrm_factory.requests.answers import Answer, answer_json, answer_scaled_away
+from dlrm_factory.requests.request import Ask, Request
 from handler.draining import MAX_HOLD_S, Draining
 
 IDS = {0: "a", 1: "b", 2: "c"}
@@ -95,3 +97,38 @@ def test_a_worker_that_cannot_tell_the_others_says_so(
     assert "may be answered twice" in caplog.text
     draining.hold()
     assert answer(draining, IDS) == frozenset()
+
+
+class OneScore:
+    """Service whose every answer is 0.5."""
+
+    model_name, model_version, max_body_bytes = "dlrm", "1.0", 100
+
+    def handle(self, requests: Sequence[Request]) -> list[Answer]:
+        return [answer_json({"score": 0.5}) for _ in requests]
+
+
+def test_a_worker_that_goes_away_turns_each_request_away(folder: Path) -> None:
+    worker = WorkerFolder(folder, 1)
+    draining = Draining(worker)
+    request = Request(b"{}", {}, Ask.SCORES, False)
+    assert draining.service(OneScore()).handle([request])[0].status == 200
+    worker.own.turns_away = True
+    found = draining.service(OneScore())
+    answers = found.handle([request, request])
+    assert [(answer.status, json.loads(answer.body)["type"]) for answer in answers] == [
+        (503, "GoingAway")
+    ] * 2
+    assert (found.model_name, found.model_version, found.max_body_bytes) == ("dlrm", "1.0", 100)
+    assert Draining(None).service(OneScore()).handle([request])[0].status == 200
+
+
+def test_a_worker_is_busy_from_a_batch_to_its_answers(folder: Path) -> None:
+    worker = WorkerFolder(folder, 1)
+    draining = Draining(worker)
+    for ids in (IDS, None):
+        assert not worker.own.busy
+        draining.hold()
+        assert worker.own.busy
+        draining.begin_answers(ids)
+    assert not worker.own.busy

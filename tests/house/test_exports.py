@@ -9,12 +9,13 @@ import dlrm_factory
 
 def test_exports_are_pinned():
     assert dlrm_factory.__all__ == [
-        "BuiltDLRM", "Capacity", "DLRMDeclaration", "DLRMError", "DLRMFactory", "Deployment", "EvaluationSource",
-        "FeatureBatch", "Hardware", "JoinOptions", "Scorer", "ServeOptions", "ServingCosts", "ServingHosts",
-        "archive_model", "best_use", "capacity_of", "criteo", "draft_declaration", "draw_plan", "draw_tuning",
-        "dump_declaration", "evaluate", "first_declaration", "hosts_for", "import_weights", "join_leader",
-        "open_checkpoint", "preset", "read_declaration",
-        "save_checkpoint", "scale_workers", "stage", "start_server", "stop_server",
+        "AutoscaleSettings", "BuiltDLRM", "Capacity", "DLRMDeclaration", "DLRMError", "DLRMFactory",
+        "Deployment", "EvaluationSource", "FeatureBatch", "Hardware", "JoinOptions", "RolloutBounds",
+        "RolloutOptions", "Scorer", "ServeOptions", "ServingCosts", "ServingHosts", "archive_model",
+        "autoscale_model", "best_use", "capacity_of", "criteo", "draft_declaration", "draw_plan",
+        "draw_tuning", "dump_declaration", "evaluate", "first_declaration", "health_of", "hosts_for",
+        "import_weights", "join_leader", "open_checkpoint", "preset", "read_declaration", "roll_back",
+        "roll_out", "save_checkpoint", "scale_workers", "stage", "start_server", "stop_server",
         "traffic_of", "train", "trust_code", "tune", "verify", "write_report",
     ]  # fmt: skip
     assert all(getattr(dlrm_factory, name) for name in dlrm_factory.__all__)

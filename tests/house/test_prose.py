@@ -35,7 +35,9 @@ ROOMS = [
     "dlrm_factory/tools/evaluation",
     "dlrm_factory/tools/importing",
     "dlrm_factory/tools/init",
+    "dlrm_factory/tools/rollout",
     "dlrm_factory/tools/server",
+    "dlrm_factory/tools/sidecar",
     "dlrm_factory/tools/tuning",
 ]
 # A sentence that starts with one of these is a clause, a question or a leftover of another sentence.

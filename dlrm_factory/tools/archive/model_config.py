@@ -11,7 +11,7 @@ from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import ArchiveError
 from dlrm_factory.tools.archive.listing import read_archive_listing, read_text
 
-__all__ = ["MODEL_CONFIG_FILE", "group_of", "model_config", "with_ranks"]
+__all__ = ["MODEL_CONFIG_FILE", "group_of", "min_workers_of", "model_config", "with_ranks"]
 
 MODEL_CONFIG_FILE = "model-config.yaml"
 _HEAD = """\
@@ -79,6 +79,15 @@ def group_of(archive: Path) -> tuple[int, int]:
     hosts = config.get(_HOSTS, 1)
     hosts = hosts if isinstance(hosts, int) and hosts > 1 else 1
     return local * hosts, hosts
+
+
+def min_workers_of(archive: Path) -> int:
+    """Workers that ``archive`` asks for at least; 1 if it says nothing of them."""
+    if MODEL_CONFIG_FILE not in read_archive_listing(archive).files:
+        return 1
+    config = _parse(read_text(archive, MODEL_CONFIG_FILE), f"{archive}: {MODEL_CONFIG_FILE}")
+    found = config.get("minWorkers", 1)
+    return found if isinstance(found, int) else 1
 
 
 def _group(local: int, hosts: int) -> str:

@@ -15,6 +15,7 @@ from dlrm_factory.tools.cli.evaluate import evaluate
 from dlrm_factory.tools.cli.importing import import_model
 from dlrm_factory.tools.cli.init import init
 from dlrm_factory.tools.cli.join import join
+from dlrm_factory.tools.cli.operate import autoscale, proxy, ready, rollback, rollout
 from dlrm_factory.tools.cli.plan import plan
 from dlrm_factory.tools.cli.predict import predict
 from dlrm_factory.tools.cli.serve import scale, serve, stop
@@ -49,7 +50,12 @@ for _command in (
     serve,
     join,
     predict,
+    ready,
     scale,
+    autoscale,
+    rollout,
+    rollback,
+    proxy,
     stop,
 ):
     app.command()(takes_code(_command) if _command in _WITH_CODE else _command)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +14,7 @@ from rich.markup import escape
 
 from dlrm_factory.errors import ServingError
 from dlrm_factory.rendezvous import DEFAULT_PORTS
+from dlrm_factory.tools.cli.interrupts import interruptible
 from dlrm_factory.tools.cli.progress import WorkerWait
 from dlrm_factory.tools.server import (
     RunDir,
@@ -27,6 +25,7 @@ from dlrm_factory.tools.server import (
     start_server,
     stop_server,
 )
+from dlrm_factory.tools.sidecar.autoscaling import read_settings
 
 __all__ = [
     "scale",
@@ -82,6 +81,17 @@ def serve(
         ),
     ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds until the models must be ready.")] = 600.0,
+    ready_port: Annotated[
+        int | None,
+        typer.Option(help=f"Readiness for probes: GET /ready and /live. {_PORT} Default: none."),
+    ] = None,
+    ready_host: Annotated[str, typer.Option(help="Address of --ready-port.")] = "127.0.0.1",
+    drain_seconds: Annotated[
+        float, typer.Option(min=0, help="To answer what has come, when the server is stopped.")
+    ] = 30.0,
+    drain_delay: Annotated[
+        float, typer.Option(min=0, help="Seconds to be not ready, and to answer, before that.")
+    ] = 0.0,
     run_dir: Annotated[Path, typer.Option(help="Folder for tokens, logs and state.")] = Path(".dlrm"),
     ts_config: Annotated[
         Path | None,
@@ -118,8 +128,12 @@ def serve(
         timeout=timeout,
         log_level=log_level,
         access_log=access_log,
+        ready_port=ready_port,
+        ready_host=ready_host,
+        drain_seconds=drain_seconds,
+        drain_delay=drain_delay,
     )
-    with _interruptible():
+    with interruptible():
         server = _start(options)
         if as_json:
             typer.echo(json.dumps(_summary(server), indent=2))
@@ -143,6 +157,7 @@ def _summary(server: RunningServer) -> dict[str, Any]:
         "grpc_inference": server.state.grpc_inference,
         "grpc_management": server.state.grpc_management,
         "token_file": str(server.token_file) if server.token_file else None,
+        "ready": server.state.ready or None,
         "pid": server.state.pid,
         "models": server.workers,
         "run_dir": str(server.run_dir.root),
@@ -158,6 +173,8 @@ def _describe(server: RunningServer, run_dir: Path) -> None:
     typer.echo(f"management  {state.management}")
     typer.echo(f"metrics     {state.metrics}/metrics")
     typer.echo(f"gRPC        {state.grpc_inference}, management {state.grpc_management}")
+    if state.ready:
+        typer.echo(f"readiness   {state.ready}/ready")
     typer.echo(f"tokens      {server.token_file or 'off: whoever reaches the ports may use them'}")
     typer.echo(f"logs        {server.run_dir.logs}")
     other = "" if run_dir == Path(".dlrm") else f" --run-dir {run_dir}"
@@ -187,7 +204,7 @@ def _stay(server: RunningServer) -> None:
                 time.sleep(0.3)
     except KeyboardInterrupt:
         typer.echo("stopping", err=True)
-        stop_server(root)
+        stop_server(root, tell=_Told())
         return
     if server.run_dir.read_state() is not None:
         stop_server(root)
@@ -195,33 +212,38 @@ def _stay(server: RunningServer) -> None:
     typer.echo("stopped by `dlrm stop`", err=True)
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP do what Ctrl-C does, so that no way of ending us leaves a server in between.
+class _Told:
+    """Writes each line that differs from the one before, at most one a second."""
 
-    A SIGHUP that is ignored stays so: that is what ``nohup`` asks for.
-    """
+    def __init__(self) -> None:
+        self._last, self._due = "", 0.0
 
-    def interrupt(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def __call__(self, line: str) -> None:
+        now = time.monotonic()
+        if line != self._last and now >= self._due:
+            self._last, self._due = line, now + 1.0
+            typer.echo(line, err=True)
 
 
 def stop(
     run_dir: Annotated[Path, typer.Option(help="The run directory given to `dlrm serve`.")] = Path(".dlrm"),
+    drain_seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="To answer what has come; what then waits gets a 503. Default: as `dlrm serve` says."
+        ),
+    ] = None,
+    drain_delay: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Seconds to be not ready, and to answer, before. Default: as `dlrm serve` says."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
-    """Stop the server and all its workers."""
-    ended = stop_server(run_dir)
+    """Drain and stop the server and all its workers."""
+    with interruptible():
+        ended = stop_server(run_dir, drain_seconds=drain_seconds, drain_delay=drain_delay, tell=_Told())
     root = RunDir.at(run_dir).root
     if as_json:
         typer.echo(json.dumps({"stopped": ended > 0, "processes": ended, "run_dir": str(root)}))
@@ -257,6 +279,8 @@ def scale(
             timeout=timeout,
             tell=WorkerWait(console, status),
         )
+    if model in read_settings(RunDir.at(run_dir)):
+        typer.echo(f"warning: {model} is scaled by queue time too, until `dlrm autoscale --off`", err=True)
     if done.oversubscription:
         typer.echo(f"warning: {model}: {done.oversubscription}", err=True)
     if as_json:

@@ -19,6 +19,7 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
+from dlrm_factory.tools.client.canary import CanarySource
 from dlrm_factory.tools.client.encoding import columns_of, encode_body
 from dlrm_factory.tools.client.errors import (
     ClientError,
@@ -193,10 +194,22 @@ def foreign_answer(response: httpx.Response) -> httpx.RemoteProtocolError:
 
 @dataclass(frozen=True, kw_only=True)
 class Call(Generic[T]):
-    """``request`` are arguments of httpx's ``request``; ``read`` takes the answer's JSON."""
+    """One call.
+
+    Fields:
+        request: arguments of httpx's ``request``.
+        read: takes the answer's JSON.
+        default: the same call of the model's default version, for a call of a canary, which may be gone.
+    """
 
     request: dict[str, Any]
     read: Callable[[Any], T]
+    default: Call[T] | None = None
+
+    def instead(self, outcome: Outcome) -> Call[T] | None:
+        """The call to make in place of this one, whose canary is gone, or has no worker; None for none."""
+        gone = isinstance(outcome, httpx.Response) and outcome.status_code in (404, 503)
+        return self.default if gone else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +220,7 @@ class Calls:
         inference, management: base URLs; without the latter a model cannot be described.
         inference_auth, management_auth: how requests get their tokens; None for none.
         model, version: None for the default version.
+        canary: who asks another version for some keys; None for nobody.
     """
 
     inference: str
@@ -215,6 +229,7 @@ class Calls:
     management_auth: httpx.Auth | None
     model: str
     version: str | None
+    canary: CanarySource | None = None
 
     def score(
         self,
@@ -222,11 +237,12 @@ class Calls:
         inputs: Columns | None,
         output: Output,
         outputs: str | Names | None,
+        key: str | None = None,
     ) -> Call[Any]:
         body = {**_samples(instances, inputs), "output": output, **_asked(outputs)}
         several = outputs is not None and not isinstance(outputs, str)
         read = partial(read_outputs, names=body["outputs"]) if several else read_scores
-        return self._post("predictions", body, read)
+        return self._post("predictions", body, read, key)
 
     def rank(
         self,
@@ -236,6 +252,7 @@ class Calls:
         output: Output,
         outputs: str | Names | None,
         rank_by: str | None,
+        key: str | None = None,
     ) -> Call[tuple[RankedCandidate, ...]]:
         columns = columns_of(candidates)
         body: dict[str, Any] = {
@@ -247,13 +264,18 @@ class Calls:
         for key, value in {"top_k": top_k, "rank_by": rank_by}.items():
             if value is not None:
                 body[key] = value
-        return self._post("predictions", body, read_ranking)
+        return self._post("predictions", body, read_ranking, key)
 
     def explain(
-        self, instances: Rows | None, inputs: Columns | None, output: Output, outputs: str | None
+        self,
+        instances: Rows | None,
+        inputs: Columns | None,
+        output: Output,
+        outputs: str | None,
+        key: str | None = None,
     ) -> Call[tuple[Explanation, ...]]:
         body = {**_samples(instances, inputs), "output": output, **_asked(outputs)}
-        return self._post("explanations", body, read_explanations)
+        return self._post("explanations", body, read_explanations, key)
 
     def describe(self) -> Call[ModelDescription]:
         if self.management is None:
@@ -269,15 +291,23 @@ class Calls:
         }
         return Call(request=request, read=read_description)
 
-    def _post(self, verb: str, body: Mapping[str, Any], read: Callable[[Any], T]) -> Call[T]:
+    def _post(self, verb: str, body: Mapping[str, Any], read: Callable[[Any], T], key: str | None) -> Call[T]:
+        url = f"{self.inference}/{verb}/{self._path()}"
         request = {
             "method": "POST",
-            "url": f"{self.inference}/{verb}/{self._path()}",
+            "url": url,
             "content": encode_body(body),
             "headers": _JSON,
             "auth": self.inference_auth,
         }
-        return Call(request=request, read=read)
+        call = Call(request=request, read=read)
+        if self.canary is None or key is None:
+            return call
+        version = self.canary.version_for(key)
+        if version is None:
+            return call
+        at_version = {**request, "url": f"{url}/{quote(version, safe='')}"}
+        return Call(request=at_version, read=read, default=call)
 
     def _path(self) -> str:
         parts = [self.model] if self.version is None else [self.model, self.version]

@@ -41,7 +41,8 @@ T = TypeVar("T")
 class DLRMClient(Connection):
     """Asks one model. Threads may share it; connections are kept and reused until it is closed.
 
-    Every method raises a `ClientError` that says whose fault it is. For the arguments see `Connection`.
+    Every method raises a `ClientError` that says whose fault it is. For the arguments see `Connection`. ``key``, of
+    each call that scores, says who asks, such as a user's id: all calls of a key go to one version of a `canary`.
     """
 
     def _open(self, **arguments: Any) -> None:
@@ -55,6 +56,7 @@ class DLRMClient(Connection):
         inputs: Columns | None = None,
         output: Output = "probability",
         outputs: str | None = None,
+        key: str | None = None,
     ) -> Float64: ...
 
     @overload
@@ -65,6 +67,7 @@ class DLRMClient(Connection):
         inputs: Columns | None = None,
         output: Output = "probability",
         outputs: Names,
+        key: str | None = None,
     ) -> dict[str, Float64]: ...
 
     def score(
@@ -74,6 +77,7 @@ class DLRMClient(Connection):
         inputs: Columns | None = None,
         output: Output = "probability",
         outputs: str | Names | None = None,
+        key: str | None = None,
     ) -> Float64 | dict[str, Float64]:
         """Float64 [B]: a score for each of ``instances`` (rows by name) or of ``inputs`` (columns by name).
 
@@ -81,7 +85,7 @@ class DLRMClient(Connection):
         of an array each. InvalidRequest if the model has several and none is named.
         """
         found: Float64 | dict[str, Float64]
-        found = self._answer(self._calls.score(instances, inputs, output, outputs))
+        found = self._answer(self._calls.score(instances, inputs, output, outputs, key))
         return found
 
     def rank(
@@ -93,12 +97,13 @@ class DLRMClient(Connection):
         output: Output = "probability",
         outputs: str | Names | None = None,
         rank_by: str | None = None,
+        key: str | None = None,
     ) -> tuple[RankedCandidate, ...]:
         """The best ``top_k`` candidates (all without it) for one context, best first.
 
         ``rank_by``: an expression of outputs and dense features, such as ``click * price``. ``outputs``: given beside.
         """
-        return self._answer(self._calls.rank(context, candidates, top_k, output, outputs, rank_by))
+        return self._answer(self._calls.rank(context, candidates, top_k, output, outputs, rank_by, key))
 
     def explain(
         self,
@@ -107,9 +112,10 @@ class DLRMClient(Connection):
         inputs: Columns | None = None,
         output: Output = "probability",
         outputs: str | None = None,
+        key: str | None = None,
     ) -> tuple[Explanation, ...]:
         """Contributions of each feature to the score, one explanation a sample. ``outputs``: the name of one output."""
-        return self._answer(self._calls.explain(instances, inputs, output, outputs))
+        return self._answer(self._calls.explain(instances, inputs, output, outputs, key))
 
     def describe(self) -> ModelDescription:
         """Describe the model as the server knows it. Needs ``management_url``."""
@@ -130,6 +136,8 @@ class DLRMClient(Connection):
     def _answer(self, call: Call[T]) -> T:
         attempts = Attempts(self._retry)
         outcome = self._send(call)
+        if (other := call.instead(outcome)) is not None:
+            call, outcome = other, self._send(other)
         while (pause := attempts.pause_after(outcome)) is not None:
             time.sleep(pause)
             outcome = self._send(call)
@@ -164,6 +172,7 @@ class AsyncDLRMClient(Connection):
         inputs: Columns | None = None,
         output: Output = "probability",
         outputs: str | None = None,
+        key: str | None = None,
     ) -> Float64: ...
 
     @overload
@@ -174,6 +183,7 @@ class AsyncDLRMClient(Connection):
         inputs: Columns | None = None,
         output: Output = "probability",
         outputs: Names,
+        key: str | None = None,
     ) -> dict[str, Float64]: ...
 
     async def score(
@@ -183,6 +193,7 @@ class AsyncDLRMClient(Connection):
         inputs: Columns | None = None,
         output: Output = "probability",
         outputs: str | Names | None = None,
+        key: str | None = None,
     ) -> Float64 | dict[str, Float64]:
         """Float64 [B]: a score for each of ``instances`` (rows by name) or of ``inputs`` (columns by name).
 
@@ -190,7 +201,7 @@ class AsyncDLRMClient(Connection):
         of an array each. InvalidRequest if the model has several and none is named.
         """
         found: Float64 | dict[str, Float64]
-        found = await self._answer(self._calls.score(instances, inputs, output, outputs))
+        found = await self._answer(self._calls.score(instances, inputs, output, outputs, key))
         return found
 
     async def rank(
@@ -202,12 +213,13 @@ class AsyncDLRMClient(Connection):
         output: Output = "probability",
         outputs: str | Names | None = None,
         rank_by: str | None = None,
+        key: str | None = None,
     ) -> tuple[RankedCandidate, ...]:
         """The best ``top_k`` candidates (all without it) for one context, best first.
 
         ``rank_by``: an expression of outputs and dense features, such as ``click * price``. ``outputs``: given beside.
         """
-        return await self._answer(self._calls.rank(context, candidates, top_k, output, outputs, rank_by))
+        return await self._answer(self._calls.rank(context, candidates, top_k, output, outputs, rank_by, key))
 
     async def explain(
         self,
@@ -216,9 +228,10 @@ class AsyncDLRMClient(Connection):
         inputs: Columns | None = None,
         output: Output = "probability",
         outputs: str | None = None,
+        key: str | None = None,
     ) -> tuple[Explanation, ...]:
         """Contributions of each feature to the score, one explanation a sample. ``outputs``: the name of one output."""
-        return await self._answer(self._calls.explain(instances, inputs, output, outputs))
+        return await self._answer(self._calls.explain(instances, inputs, output, outputs, key))
 
     async def describe(self) -> ModelDescription:
         """Describe the model as the server knows it. Needs ``management_url``."""
@@ -239,6 +252,8 @@ class AsyncDLRMClient(Connection):
     async def _answer(self, call: Call[T]) -> T:
         attempts = Attempts(self._retry)
         outcome = await self._send(call)
+        if (other := call.instead(outcome)) is not None:
+            call, outcome = other, await self._send(other)
         while (pause := attempts.pause_after(outcome)) is not None:
             await asyncio.sleep(pause)
             outcome = await self._send(call)

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 
 from dlrm_factory.tools.client.calls import Calls
+from dlrm_factory.tools.client.canary import Canary, canary_source
 from dlrm_factory.tools.client.errors import ClientError
 from dlrm_factory.tools.client.retrying import Retry
 from dlrm_factory.tools.client.tokens import BearerAuth, KeyFileAuth, TokenKind, address_problem, is_loopback
@@ -24,6 +25,8 @@ class Connection(ABC):
     Args:
         url: base URL of the inference API.
         model, version: whom to ask; the model's default version without ``version``.
+        canary: a `Canary`, or the path of a server's ``rollout.json``, which `dlrm rollout --canary` writes: calls with
+            a ``key`` of its share ask its version, and the default version once that is gone.
         management_url: base URL of the management API: needed to describe, and to renew expired tokens.
         token, management_token: tokens to send.
         key_file: TorchServe's ``key_file.json``, to take both tokens from. It is read again when a token is
@@ -40,6 +43,7 @@ class Connection(ABC):
         *,
         model: str = "dlrm",
         version: str | None = None,
+        canary: Canary | str | Path | None = None,
         management_url: str | None = None,
         token: str | None = None,
         management_token: str | None = None,
@@ -55,6 +59,8 @@ class Connection(ABC):
                 raise ClientError(f"{name}: {problem}")
         if key_file is not None and (token or management_token):
             raise ClientError("give either tokens or a key_file, not both")
+        if canary is not None and version is not None:
+            raise ClientError("give either a version or a canary, not both")
         management = management_url.rstrip("/") if management_url else None
         self._retry = retry or _NO_RETRY
         self._calls = Calls(
@@ -64,6 +70,7 @@ class Connection(ABC):
             management_auth=_auth(management_token, key_file, "management", management),
             model=model,
             version=version,
+            canary=canary_source(canary, model),
         )
         self._open(
             timeout=timeout,

@@ -1,6 +1,7 @@
 """Runs TorchServe and talks to it: start, stop, scale, predict. ``ts`` is not imported."""
 
-from dlrm_factory.tools.server.management import ManagementClient, error_text
+from dlrm_factory.tools.server.health import Health, ModelHealth, check_health, health_of
+from dlrm_factory.tools.server.management import ManagementClient, ModelVersion, error_text, management_client
 from dlrm_factory.tools.server.predicting import Endpoint, find_endpoint, predict, probe_of
 from dlrm_factory.tools.server.readiness import LogMarks, Progress
 from dlrm_factory.tools.server.rundir import RunDir, ServerState
@@ -8,7 +9,6 @@ from dlrm_factory.tools.server.scaling import Drain, Scaled, core_oversubscripti
 from dlrm_factory.tools.server.server import (
     RunningServer,
     ServeOptions,
-    management_client,
     running_server,
     start_server,
     stop_server,
@@ -17,17 +17,22 @@ from dlrm_factory.tools.server.server import (
 __all__ = [
     "Drain",
     "Endpoint",
+    "Health",
     "LogMarks",
     "ManagementClient",
+    "ModelHealth",
+    "ModelVersion",
     "Progress",
     "RunDir",
     "RunningServer",
     "Scaled",
     "ServeOptions",
     "ServerState",
+    "check_health",
     "core_oversubscription",
     "error_text",
     "find_endpoint",
+    "health_of",
     "management_client",
     "predict",
     "probe_of",

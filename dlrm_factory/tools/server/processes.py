@@ -23,6 +23,7 @@ __all__ = [
     "launch",
     "launch_command",
     "launch_environment",
+    "launch_sidecar",
     "server_processes",
     "stop_processes",
 ]
@@ -34,6 +35,8 @@ _JAVA_GRACE_S = 30.0
 _WORKER_GRACE_S = 3.0
 
 _LAUNCHER_TIMEOUT_S = 60
+# Not imported: it imports this package.
+_SIDECAR = "dlrm_factory.tools.sidecar"
 
 
 def is_running(state: ServerState) -> bool:
@@ -179,6 +182,24 @@ def _python_path(value: str) -> str:
     """``value`` without copies of this project: workers read it before the archive, whose code must win."""
     entries = [entry for entry in value.split(os.pathsep) if entry]
     return os.pathsep.join(entry for entry in entries if not (Path(entry) / "dlrm_factory").is_dir())
+
+
+def launch_sidecar(run_dir: RunDir) -> None:
+    """Start the process beside the server of ``run_dir``, which ends with it; nothing if it is there."""
+    command = [sys.executable, "-m", _SIDECAR, str(run_dir.root)]
+    with run_dir.sidecar_log.open("ab") as log:
+        # What is started here ends at once, and leaves another process.
+        subprocess.run(
+            command,
+            cwd=run_dir.root,
+            env={**os.environ, MARK: str(run_dir.root)},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            timeout=_LAUNCHER_TIMEOUT_S,
+            check=True,
+        )
 
 
 def _java_process(run_dir: RunDir, tmp: Path, status: int) -> psutil.Process:

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 _MODEL_LINE = re.compile(
-    r"^\S+ \[\w+ *\] W-(?P<worker>\d+)-(?P<model>.+)_[^_]*?-std(?:out|err) MODEL_LOG - (?P<text>.*)$"
+    r"^\S+ \[\w+ *\] W-(?P<worker>\d+)-(?P<model>.+)_(?P<version>[^_]*?)-std(?:out|err) MODEL_LOG - (?P<text>.*)$"
 )
 _CHAINED = ("During handling of the above exception", "The above exception was the direct cause")
 # What TorchServe says when the handler's module cannot be imported, whatever the reason.
@@ -111,12 +111,15 @@ def registration_failure(ts_log: str, location: str) -> str | None:
     return f"TorchServe cannot register {location}: {found[2]} ({found[1]})" if found else None
 
 
-def load_failure(model_log: str, ts_log: str, model: str) -> str | None:
-    """Reason that a worker of ``model`` died while loading it; None when none did."""
+def load_failure(model_log: str, ts_log: str, model: str, version: str | None = None) -> str | None:
+    """Reason that a worker of ``model`` died while loading it; None when none did. ``version``: None for any."""
     name = re.escape(model)
     died = re.search(rf"Load model failed: {name}, error: ", ts_log)
-    never_started = re.search(rf" W-\d+-{name}_\S* \S+ - Backend worker error\n\S+: {_NEVER_STARTED}", ts_log)
-    lines = worker_lines(model_log, model)
+    which = r"\S*" if version is None else re.escape(version)
+    never_started = re.search(
+        rf" W-\d+-{name}_{which} \S+ - Backend worker error\n\S+: {_NEVER_STARTED}", ts_log
+    )
+    lines = worker_lines(model_log, model, version)
     if not (died or never_started or any(line.startswith(_REFUSED) for line in lines)):
         return None
     reason = _exception(lines)
@@ -129,18 +132,22 @@ def load_failure(model_log: str, ts_log: str, model: str) -> str | None:
     )
 
 
-def load_step(model_log: str, model: str) -> str:
+def load_step(model_log: str, model: str, version: str | None = None) -> str:
     """Say what the workers of ``model`` have been at since they started, if that takes long; else empty."""
-    lines = worker_lines(model_log, model)
+    lines = worker_lines(model_log, model, version)
     if lines and lines[-1].startswith(_WAITS):
         return lines[-1][0].lower() + lines[-1][1:]
     return _COMPILING if any(line.startswith(_COMPILES) for line in lines) else ""
 
 
-def worker_lines(model_log: str, model: str) -> list[str]:
-    """Lines that the workers of ``model`` printed, without TorchServe's prefix."""
+def worker_lines(model_log: str, model: str, version: str | None = None) -> list[str]:
+    """Lines that the workers of ``model`` printed, without TorchServe's prefix. ``version``: None for any."""
     matches = (_MODEL_LINE.match(line) for line in model_log.splitlines())
-    return [match["text"] for match in matches if match and match["model"] == model]
+    return [
+        match["text"]
+        for match in matches
+        if match and match["model"] == model and version in (None, match["version"])
+    ]
 
 
 def _exception(lines: list[str]) -> str | None:
@@ -254,36 +261,47 @@ def wait_for_workers(
     marks: LogMarks | None,
     deadline: float,
     tell: Callable[[Progress], None],
+    version: str | None = None,
 ) -> None:
     """Returns once ``model`` has exactly ``wanted`` workers, all ready, it answers, and those scaled away have ended.
 
     Raises ServingError when a worker dies while it loads (``marks`` says where to read of it; None for a
-    server whose logs are elsewhere), or when ``deadline`` (``time.monotonic()``) passes.
+    server whose logs are elsewhere), or when ``deadline`` (``time.monotonic()``) passes. ``version``: None for the
+    default one.
     """
     seen: dict[int, Worker] = {}
     ended_since: dict[int, float] = {}
     while True:
-        workers = client.workers(model)
+        workers = client.workers(model, version)
         # TorchServe calls a worker ready whose thread has failed, and which has ended for want of it.
         ended = [each for each in workers if marks and each.ready and each.pid > 0 and not _lives(each.pid)]
         _check_ended(model, ended, ended_since)
         ready = sum(worker.ready for worker in workers) - len(ended)
-        doing = load_step(marks.since(marks.run_dir.model_log), model) if marks and ready < wanted else ""
+        doing = (
+            load_step(marks.since(marks.run_dir.model_log), model, version)
+            if marks and ready < wanted
+            else ""
+        )
         tell(Progress(model=model, ready=ready, present=len(workers), wanted=wanted, doing=doing))
         seen |= {worker.pid: worker for worker in workers if worker.pid > 0}
         # By id: while a group of ranks starts, TorchServe takes one rank's pid after the other for the worker's.
         gone = {pid for pid, worker in seen.items() if worker.id not in {each.id for each in workers}}
         if len(workers) == ready == wanted and not (marks and any(_lives(pid) for pid in gone)):
             if wanted:
-                wait_until_answering(client, model, deadline=deadline)
+                wait_until_answering(client, model, deadline=deadline, version=version)
             return
-        _check_deaths(marks, model, ready, wanted)
+        _check_deaths(marks, model, version, ready, wanted)
         _check_time(deadline, f'model "{model}" has {ready} of {wanted} workers ready{_where(marks)}')
         time.sleep(_POLL_S)
 
 
 def wait_until_answering(
-    client: ManagementClient, model: str, *, deadline: float, within: float = _MAX_ANSWER_S
+    client: ManagementClient,
+    model: str,
+    *,
+    deadline: float,
+    within: float = _MAX_ANSWER_S,
+    version: str | None = None,
 ) -> None:
     """Returns once a worker of ``model`` has answered a question: TorchServe's READY alone proves nothing.
 
@@ -292,7 +310,7 @@ def wait_until_answering(
     start = time.monotonic()
     end = min(start + within, max(deadline, start + 1.0))
     while (left := end - time.monotonic()) > 0:
-        if client.ask_worker(model, left):
+        if client.ask_worker(model, left, version):
             return
         time.sleep(min(_POLL_S, max(end - time.monotonic(), 0)))
     raise NotAnswering(
@@ -312,20 +330,22 @@ def _check_ended(model: str, ended: Sequence[Worker], since: dict[int, float]) -
             )
 
 
-def _check_deaths(marks: LogMarks | None, model: str, ready: int, wanted: int) -> None:
-    if marks is None or _failure(marks, model) is None:
+def _check_deaths(marks: LogMarks | None, model: str, version: str | None, ready: int, wanted: int) -> None:
+    if marks is None or _failure(marks, model, version) is None:
         return
     give_up = time.monotonic() + _MAX_LOG_LAG_S
     log = marks.run_dir.model_log
-    while _exception(worker_lines(marks.since(log), model)) is None and time.monotonic() < give_up:
+    while _exception(worker_lines(marks.since(log), model, version)) is None and time.monotonic() < give_up:
         time.sleep(_POLL_S)
     time.sleep(_LOG_LAG_S)
-    raise ServingError(f"{_failure(marks, model)}\n({ready} of {wanted} workers ready; {_where(marks)[2:]})")
+    raise ServingError(
+        f"{_failure(marks, model, version)}\n({ready} of {wanted} workers ready; {_where(marks)[2:]})"
+    )
 
 
-def _failure(marks: LogMarks, model: str) -> str | None:
+def _failure(marks: LogMarks, model: str, version: str | None) -> str | None:
     run_dir = marks.run_dir
-    return load_failure(marks.since(run_dir.model_log), marks.since(run_dir.ts_log), model)
+    return load_failure(marks.since(run_dir.model_log), marks.since(run_dir.ts_log), model, version)
 
 
 def _check_time(deadline: float, status: str) -> None:

@@ -4,9 +4,13 @@
 
     .dlrm/                   mode 700, for it holds tokens
     ├── .dlrm-run-dir        says that this folder is ours to write and to clean
+    ├── autoscale.json       models whose workers are scaled by queue time
     ├── config.properties    the settings in force
+    ├── draining             while the server is being stopped
     ├── group.secret         of groups with other hosts; stays when the server ends
     ├── key_file.json        tokens; TorchServe writes it where it starts
+    ├── rollout.json         canary, and versions that are kept
+    ├── rollouts.jsonl       history of rollouts; stays when the server ends
     ├── server.json          pid and addresses
     ├── logs/                model_log.log, ts_log.log, console.log, …
     └── tmp/                 unpacked archives, worker sockets, TorchServe's pid file
@@ -49,6 +53,9 @@ class ServerState:
         models: names of the models it was started with.
         model_store: folder it loads archives from.
         tmp: its temporary folder.
+        ready: base URL that readiness and liveness are listened for at; empty if they are not served.
+        drain_seconds: to answer what has come, when it is stopped.
+        drain_delay: seconds for which it is not ready, and answers, before.
     """
 
     pid: int
@@ -62,6 +69,9 @@ class ServerState:
     models: tuple[str, ...]
     model_store: str
     tmp: str
+    ready: str = ""
+    drain_seconds: float = 30.0
+    drain_delay: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +101,23 @@ class RunDir:
         return self.root / "server.json"
 
     @property
+    def draining_file(self) -> Path:
+        """File that is there while the server is being stopped."""
+        return self.root / "draining"
+
+    @property
+    def autoscale_file(self) -> Path:
+        return self.root / "autoscale.json"
+
+    @property
+    def rollout_file(self) -> Path:
+        return self.root / "rollout.json"
+
+    @property
+    def rollout_history(self) -> Path:
+        return self.root / "rollouts.jsonl"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 
@@ -106,6 +133,10 @@ class RunDir:
     @property
     def ts_log(self) -> Path:
         return self.logs / "ts_log.log"
+
+    @property
+    def sidecar_log(self) -> Path:
+        return self.logs / "sidecar.log"
 
     @property
     def console_log(self) -> Path:
@@ -181,5 +212,11 @@ class RunDir:
         if state is not None and Path(state.tmp).is_symlink():
             shutil.rmtree(Path(state.tmp).parent, ignore_errors=True)
         shutil.rmtree(self.root / "tmp", ignore_errors=True)
-        self.key_file.unlink(missing_ok=True)
-        self.state_file.unlink(missing_ok=True)
+        for file in (
+            self.key_file,
+            self.state_file,
+            self.draining_file,
+            self.rollout_file,
+            self.autoscale_file,
+        ):
+            file.unlink(missing_ok=True)

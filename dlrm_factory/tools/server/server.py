@@ -14,12 +14,14 @@ from dlrm_factory.errors import ServingError
 from dlrm_factory.rendezvous import DEFAULT_PORTS
 from dlrm_factory.tools.client.tokens import KeyFileAuth
 from dlrm_factory.tools.java import find_java
-from dlrm_factory.tools.server.management import ManagementClient, http_client
+from dlrm_factory.tools.server.draining import drain_models
+from dlrm_factory.tools.server.management import http_client, management_client
 from dlrm_factory.tools.server.meeting import meeting_environment
 from dlrm_factory.tools.server.processes import (
     is_running,
     launch,
     launch_environment,
+    launch_sidecar,
     server_processes,
     stop_processes,
 )
@@ -32,19 +34,29 @@ from dlrm_factory.tools.server.readiness import (
     why_ended,
 )
 from dlrm_factory.tools.server.rundir import RunDir, ServerState
-from dlrm_factory.tools.server.settings import ServerSettings, base_config, server_settings
+from dlrm_factory.tools.server.settings import (
+    Address,
+    ServerSettings,
+    base_config,
+    check_free,
+    free_ports,
+    server_settings,
+)
 from dlrm_factory.tools.server.store import ServedModel, check_space, find_models
 
 __all__ = [
     "RunningServer",
     "ServeOptions",
-    "management_client",
     "running_server",
     "start_server",
     "stop_server",
 ]
 
 logger = logging.getLogger(__name__)
+
+_DELAY_STEP_S = 0.5
+# A server that does not tell its models for so long is not waited for.
+_ANSWER_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +79,10 @@ class ServeOptions:
         timeout: seconds until the models must be ready.
         log_level: of TorchServe's own messages: warn, info or debug.
         access_log: one line a request.
+        ready_port: where ``GET /ready`` and ``GET /live`` are answered; 0 picks a free one, None leaves them out.
+        ready_host: address of this machine that they are answered at.
+        drain_seconds: to answer what has come, when the server is stopped; what then waits gets a 503.
+        drain_delay: seconds for which the server is not ready, and answers, before it drains.
     """
 
     model_store: Path
@@ -84,6 +100,10 @@ class ServeOptions:
     timeout: float = 600.0
     log_level: str = "warn"
     access_log: bool = False
+    ready_port: int | None = None
+    ready_host: str = "127.0.0.1"
+    drain_seconds: float = 30.0
+    drain_delay: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +156,9 @@ def start_server(options: ServeOptions, tell: Callable[[Progress], None] = lambd
             workers=options.workers,
             models=models,
         )
+        ready = _ready_address(options)
         try:
-            return _start(run_dir, java, options, settings, models, meeting, tell)
+            return _start(run_dir, java, options, settings, models, meeting, ready, tell)
         except BaseException:
             # Ctrl-C too: half a server is of no use, and would hold the ports.
             stop_processes(run_dir)
@@ -152,6 +173,7 @@ def _start(
     settings: ServerSettings,
     models: list[ServedModel],
     meeting: Mapping[str, str],
+    ready: Address | None,
     tell: Callable[[Progress], None],
 ) -> RunningServer:
     deadline = time.monotonic() + options.timeout
@@ -175,8 +197,14 @@ def _start(
         models=tuple(model.name for model in models),
         model_store=str(store),
         tmp=str(tmp),
+        ready="" if ready is None else ready.listen,
+        drain_seconds=options.drain_seconds,
+        drain_delay=options.drain_delay,
     )
     run_dir.write_state(state)
+    if ready is not None:
+        # Before the models are loaded: whoever asks is told why the server is not ready.
+        launch_sidecar(run_dir)
     logger.info("TorchServe runs as pid %d with settings of %s", process.pid, settings.base)
     with management_client(run_dir, state) as client:
         try:
@@ -191,8 +219,23 @@ def _start(
     return RunningServer(run_dir=run_dir, state=state, workers=workers)
 
 
-def stop_server(path: Path) -> int:
+def stop_server(
+    path: Path,
+    *,
+    drain_seconds: float | None = None,
+    drain_delay: float | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> int:
     """End the server of the run directory at ``path`` with its workers, as ``dlrm stop`` does.
+
+    The server first says that it is not ready, for ``drain_delay`` seconds in which it answers as before; then it
+    takes no new request and answers those that have come; then it ends.
+
+    Args:
+        path: the run directory.
+        drain_seconds: to answer what has come; what then waits gets a 503. None for what the server was started with.
+        drain_delay: seconds between the first and the second step; None likewise.
+        tell: called with what is waited for.
 
     Returns:
         The number of processes ended; 0 if no server runs there.
@@ -202,6 +245,14 @@ def stop_server(path: Path) -> int:
     """
     run_dir = RunDir.at(path)
     state = run_dir.read_state()
+    if state is not None and is_running(state):
+        _drain(
+            run_dir,
+            state,
+            seconds=state.drain_seconds if drain_seconds is None else drain_seconds,
+            delay=state.drain_delay if drain_delay is None else drain_delay,
+            tell=tell,
+        )
     # First, so that whoever watches the server knows that its end is meant.
     run_dir.state_file.unlink(missing_ok=True)
     ended = stop_processes(run_dir)
@@ -212,16 +263,31 @@ def stop_server(path: Path) -> int:
     return ended
 
 
+def _drain(
+    run_dir: RunDir, state: ServerState, *, seconds: float, delay: float, tell: Callable[[str], None]
+) -> None:
+    """Drain the server; a server that answers no more has nothing to be waited for. An interrupt ends the wait."""
+    try:
+        run_dir.draining_file.touch()
+        end = time.monotonic() + delay
+        while (left := end - time.monotonic()) > 0 and is_running(state):
+            tell(f"not ready, and answering for {left:.0f} s more")
+            time.sleep(min(left, _DELAY_STEP_S))
+        with management_client(run_dir, state, timeout=_ANSWER_S) as client:
+            if not drain_models(client, temporary=Path(state.tmp), seconds=seconds, tell=tell):
+                logger.warning(
+                    "Requests were left after %g s, and turned away; more time: --drain-seconds", seconds
+                )
+    except (ServingError, OSError) as error:
+        logger.warning("The server could not be drained: %s", error)
+    except KeyboardInterrupt:
+        logger.warning("The server is ended without waiting")
+
+
 def running_server(path: Path) -> ServerState | None:
     """The server of the run directory at ``path``; None when none runs, also when it died without a word."""
     state = RunDir.at(path).read_state()
     return state if state is not None and is_running(state) else None
-
-
-def management_client(run_dir: RunDir, state: ServerState) -> ManagementClient:
-    """A client of the management API of ``state``, with its tokens."""
-    auth = KeyFileAuth(run_dir.key_file, "management", state.management) if state.token_auth else None
-    return ManagementClient(state.management, auth)
 
 
 def _check_not_running(run_dir: RunDir) -> None:
@@ -249,3 +315,11 @@ def _check_ping(run_dir: RunDir, state: ServerState) -> None:
         raise ServingError(
             f"the workers are ready, but {state.inference}/ping answers HTTP {response.status_code}"
         )
+
+
+def _ready_address(options: ServeOptions) -> Address | None:
+    if options.ready_port is None:
+        return None
+    check_free(options.ready_host, options.ready_port, "readiness", "--ready-port")
+    port = options.ready_port or free_ports(1, options.ready_host)[0]
+    return Address(host=options.ready_host, port=port)

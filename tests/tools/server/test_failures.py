@@ -178,7 +178,7 @@ class Died:
     def __init__(self, run_dir: RunDir) -> None:
         self._run_dir = run_dir
 
-    def workers(self, model: str) -> list[Worker]:
+    def workers(self, model: str, version: str | None = None) -> list[Worker]:
         log = self._run_dir.model_log
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(worker("Torch worker started."))

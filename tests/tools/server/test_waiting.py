@@ -37,11 +37,11 @@ class Group:
     def __init__(self) -> None:
         self._pids = [os.getppid(), os.getpid()]
 
-    def workers(self, model: str) -> list[Worker]:
+    def workers(self, model: str, version: str | None = None) -> list[Worker]:
         pid = self._pids.pop(0) if len(self._pids) > 1 else self._pids[0]
         return [Worker(id="9000", pid=pid, ready=pid == os.getpid())]
 
-    def ask_worker(self, model: str, timeout: float) -> bool:
+    def ask_worker(self, model: str, timeout: float, version: str | None = None) -> bool:
         return True
 
 

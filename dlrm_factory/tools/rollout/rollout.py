@@ -1,0 +1,498 @@
+"""A rollout, step by step, and the way back. Whatever fails, the version that was served goes on.
+
+::
+
+    check ── bring ── [shadow] ── [canary] ── switch ── watch ── keep
+      │        │          │           │                   │
+      └────────┴──────────┴───────────┴── abort: remove the new version
+                                                          └── switch back, then the same
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from dlrm_factory.errors import ServingError
+from dlrm_factory.tools.rollout.judging import MIN_REQUESTS, RolloutBounds, population_stability, problems_of
+from dlrm_factory.tools.rollout.shadow import compare_on_live_requests
+from dlrm_factory.tools.rollout.state import (
+    CanaryShare,
+    KeptVersion,
+    RolloutFile,
+    RunningRollout,
+    add_history,
+)
+from dlrm_factory.tools.rollout.versions import (
+    NewVersion,
+    bring_version,
+    check_body_limit,
+    check_group,
+    new_folder,
+    open_version,
+    remove_version,
+)
+from dlrm_factory.tools.rollout.watching import Watch
+from dlrm_factory.tools.server import (
+    ManagementClient,
+    ModelVersion,
+    Progress,
+    RunDir,
+    ServerState,
+    find_endpoint,
+    management_client,
+    running_server,
+)
+from dlrm_factory.tools.server.processes import launch_sidecar
+
+__all__ = ["RolloutOptions", "RolloutResult", "roll_back", "roll_out"]
+
+_MAX_BASELINE_S = 5.0
+_LOOK_S = 0.5
+_ROLLBACK_WAITS_S = 4.0
+_TELL_EVERY_S = 10.0
+# The removal of a version may be under way.
+_REMOVAL_S = 60.0
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutOptions:
+    """Options of a rollout.
+
+    Args:
+        archive: of the new version: a path, or a name in the server's model store.
+        model: its name on the server.
+        run_dir: of the server.
+        canary: share of the keys that ask the new version before it is the default, from 0 to 1; 0 for none.
+        canary_s: seconds for which they do.
+        shadow: score live requests by both versions first.
+        shadow_requests: how many.
+        shadow_s: seconds to wait for them.
+        watch_s: seconds to watch the new version once it is the default; 0 for none.
+        keep_s: seconds for which the old version stays, so that `dlrm rollback` can go back to it.
+        bounds: of the new version's figures.
+        timeout: seconds until the new version's workers must be ready.
+    """
+
+    archive: Path
+    model: str = "dlrm"
+    run_dir: Path = Path(".dlrm")
+    canary: float = 0.0
+    canary_s: float = 600.0
+    shadow: bool = False
+    shadow_requests: int = 500
+    shadow_s: float = 60.0
+    watch_s: float = 10.0
+    keep_s: float = 600.0
+    bounds: RolloutBounds = field(default_factory=RolloutBounds)
+    timeout: float = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutResult:
+    """A rollout that is done: versions, seconds, and what each step found."""
+
+    model: str
+    old: str
+    new: str
+    seconds: float
+    steps: dict[str, Any]
+
+
+def roll_out(
+    options: RolloutOptions,
+    tell: Tell = lambda _: None,
+    tell_workers: Callable[[Progress], None] = lambda _: None,
+) -> RolloutResult:
+    """Make the archive the default version of a model on a running server, as `dlrm rollout` does.
+
+    Args:
+        options: archive, model and bounds.
+        tell: called with a line for each step.
+        tell_workers: called while workers load.
+
+    Raises:
+        ServingError: it was not rolled out; the version that was served answers as before.
+    """
+    run_dir = RunDir.at(options.run_dir)
+    state = running_server(options.run_dir)
+    if state is None:
+        raise ServingError(
+            f"no server runs in {run_dir.root}; start one with `dlrm serve`, or give --run-dir"
+        )
+    new = open_version(options.archive, options.model, state)
+    file = RolloutFile(run_dir)
+    _check_alone(file)
+    with file.held(_REMOVAL_S), management_client(run_dir, state) as client:
+        _clear_interrupted(file, state, client, options.model)
+        old = client.describe(options.model)
+        _check(client, new, old, run_dir, state)
+        return _Rollout(options, run_dir, state, client, file, old, new, tell, tell_workers).run()
+
+
+def roll_back(
+    model: str = "dlrm", path: Path = Path(".dlrm"), tell: Tell = lambda _: None
+) -> tuple[str, str]:
+    """Go back to the version before the latest rollout, or end the rollout that runs, as `dlrm rollback` does.
+
+    Returns:
+        The version that was left, and the one that answers now.
+
+    Raises:
+        ServingError: there is none to go back to.
+    """
+    run_dir = RunDir.at(path)
+    state = running_server(path)
+    if state is None:
+        raise ServingError(f"no server runs in {run_dir.root}")
+    start = time.monotonic()
+    file = RolloutFile(run_dir)
+    running = file.model(model).running
+    with management_client(run_dir, state) as client:
+        if running is not None and running.lives() and running.pid != os.getpid():
+            tell(f"ending the rollout of {model} {running.version} (pid {running.pid})")
+            psutil.Process(running.pid).send_signal(signal.SIGTERM)
+            with file.held(timeout=_ROLLBACK_WAITS_S * 5):
+                return running.version, client.describe(model).version
+        with file.held(timeout=_ROLLBACK_WAITS_S):
+            now = client.describe(model)
+            there = {each.version: each for each in client.versions(model)}
+            kept = [each for each in file.model(model).kept if each.version != now.version]
+            if not kept or not (there.get(kept[0].version) and there[kept[0].version].ready):
+                raise ServingError(
+                    f"there is no version of {model} to go back to: {now.version} is served, and none is kept. Roll "
+                    "the archive of the other one out again"
+                )
+            back = kept[0].version
+            client.set_default(model, back)
+            left = KeptVersion(version=now.version, until=time.time())
+            file.change(model, kept=(left, *kept[1:]), canary=None)
+    add_history(
+        run_dir,
+        _entry(model, now.version, back, "rolled back", start, reason="dlrm rollback"),
+    )
+    launch_sidecar(run_dir)
+    return now.version, back
+
+
+class _Rollout:
+    """One rollout of ``new`` in place of ``old``."""
+
+    def __init__(
+        self,
+        options: RolloutOptions,
+        run_dir: RunDir,
+        state: ServerState,
+        client: ManagementClient,
+        file: RolloutFile,
+        old: ModelVersion,
+        new: NewVersion,
+        tell: Tell,
+        tell_workers: Callable[[Progress], None],
+    ) -> None:
+        self._options, self._run_dir, self._state, self._client = options, run_dir, state, client
+        self._file, self._old, self._new = file, old, new
+        self._tell, self._tell_workers = tell, tell_workers
+        self._model, self._temporary = options.model, Path(state.tmp)
+        self._folder = new_folder(state)
+        self._steps: dict[str, Any] = {"bounds": options.bounds.as_dict()}
+        self._start = time.monotonic()
+
+    def run(self) -> RolloutResult:
+        try:
+            self._bring()
+            if self._options.shadow:
+                self._shadow()
+            if self._options.canary:
+                self._canary()
+            self._switch()
+        except BaseException as error:
+            self._abort(error)
+            raise self._aborted(error) from None
+        return self._done()
+
+    def _bring(self) -> None:
+        model, version = self._model, self._new.version
+        self._tell(f"bring     {model} {version} beside {self._old.version}, from {self._new.path.name}")
+        start = time.monotonic()
+        self._file.change(
+            model,
+            running=RunningRollout.own(version),
+            folders={**self._file.model(model).folders, version: str(self._folder)},
+        )
+        workers = max(self._old.wanted, 1)
+        bring_version(
+            self._client,
+            self._new,
+            model=model,
+            workers=workers,
+            run_dir=self._run_dir,
+            folder=self._folder,
+            deadline=start + self._options.timeout,
+            tell=self._tell_workers,
+        )
+        seconds = time.monotonic() - start
+        self._steps["bring"] = {"workers": workers, "seconds": round(seconds, 2)}
+        self._tell(f"bring     {_count(workers, 'worker')} ready, golden requests replayed ({seconds:.1f} s)")
+
+    def _shadow(self) -> None:
+        options, old, new = self._options, self._old.version, self._new.version
+        endpoint = find_endpoint("inference", run_dir=options.run_dir, url=None, token=None)
+        with self._watch([old], bodies_of=old) as watch:
+            found = compare_on_live_requests(
+                watch,
+                endpoint,
+                self._model,
+                old,
+                new,
+                requests=options.shadow_requests,
+                seconds=options.shadow_s,
+            )
+        self._steps["shadow"] = figures = found.as_dict()
+        if found.old.requests < MIN_REQUESTS:
+            raise ServingError(
+                f"--shadow got {_count(found.old.requests, 'request')} of clients in {options.shadow_s:g} s, and needs "
+                f"{MIN_REQUESTS}: send it requests (JSON to /predictions/{self._model}), or roll out without it"
+            )
+        self._tell(f"shadow    {_shadow_line(figures)}")
+        self._judge("shadow", problems_of(found.old, found.new, options.bounds))
+
+    def _canary(self) -> None:
+        options, old, new = self._options, self._old.version, self._new.version
+        self._tell(
+            f"canary    {options.canary:.2%} of the keys ask {new} for {options.canary_s:g} s "
+            f"({self._run_dir.rollout_file})"
+        )
+        share = CanaryShare(version=new, share=options.canary)
+        with self._watch([old, new]) as watch:
+            self._file.change(self._model, canary=share)
+            try:
+                self._look("canary", watch, new, options.canary_s)
+            finally:
+                self._file.change(self._model, canary=None)
+            self._steps["canary"] = figures = _figures(watch, old, new)
+        if figures["new"]["requests"] < MIN_REQUESTS:
+            raise ServingError(
+                f"the canary got {_count(figures['new']['requests'], 'request')} in {options.canary_s:g} s, and needs "
+                f"{MIN_REQUESTS}: clients must send it its share (DLRMClient(canary=…), or `dlrm proxy`), or more of it"
+            )
+        self._tell(f"canary    {_live_line(figures)}")
+
+    def _switch(self) -> None:
+        model, old, new = self._model, self._old.version, self._new.version
+        versions = [old, new]
+        if not self._options.watch_s:
+            self._client.set_default(model, new)
+            self._tell(f"switch    {new} is the default version")
+            return
+        with self._watch(versions) as watch:
+            time.sleep(min(self._options.watch_s, _MAX_BASELINE_S))
+            self._client.set_default(model, new)
+            self._tell(f"switch    {new} is the default version; watching it for {self._options.watch_s:g} s")
+            try:
+                self._look("watch", watch, new, self._options.watch_s)
+            except BaseException:
+                self._client.set_default(model, old)
+                self._tell(f"switch    back to {old}")
+                raise
+            self._steps["watch"] = _figures(watch, old, new)
+        self._tell(f"watch     {_live_line(self._steps['watch'])}")
+
+    def _done(self) -> RolloutResult:
+        options, old, new = self._options, self._old.version, self._new.version
+        kept = KeptVersion(version=old, until=time.time() + options.keep_s)
+        others = (KeptVersion(version=each.version, until=0.0) for each in self._file.model(self._model).kept)
+        self._file.change(self._model, running=None, kept=(kept, *others))
+        launch_sidecar(self._run_dir)
+        seconds = time.monotonic() - self._start
+        add_history(
+            self._run_dir,
+            _entry(
+                self._model, old, new, "done", self._start, archive=str(self._new.path), steps=self._steps
+            ),
+        )
+        return RolloutResult(model=self._model, old=old, new=new, seconds=seconds, steps=self._steps)
+
+    def _abort(self, error: BaseException) -> None:
+        """Remove the new version, also when an interrupt comes meanwhile."""
+        add_history(
+            self._run_dir,
+            _entry(
+                self._model,
+                self._old.version,
+                self._new.version,
+                "aborted",
+                self._start,
+                archive=str(self._new.path),
+                steps=self._steps,
+                reason=_reason(error),
+            ),
+        )
+        self._tell(f"abort     removing {self._new.version}")
+        with _uninterrupted():
+            try:
+                remove_version(
+                    self._client,
+                    self._model,
+                    self._new.version,
+                    temporary=self._temporary,
+                    folder=self._folder,
+                )
+                folders = self._file.model(self._model).folders
+                folders.pop(self._new.version, None)
+                self._file.change(self._model, running=None, canary=None, folders=folders)
+            except ServingError as problem:
+                self._tell(f"abort     {self._new.version} could not be removed: {problem}")
+
+    def _aborted(self, error: BaseException) -> BaseException:
+        if isinstance(error, KeyboardInterrupt | ServingError):
+            return ServingError(
+                f"{self._model} {self._new.version} was not rolled out: {_reason(error)}\n"
+                f"{self._model} {self._old.version} answers as before"
+            )
+        return error
+
+    def _look(self, step: str, watch: Watch, version: str, seconds: float) -> None:
+        """Hold the figures of ``version`` against the bounds for so long, twice a second."""
+        end = time.monotonic() + seconds
+        told = time.monotonic()
+        while time.monotonic() < end:
+            time.sleep(min(_LOOK_S, max(end - time.monotonic(), 0.0)))
+            old, new = watch.figures(self._old.version), watch.figures(version)
+            self._judge(step, problems_of(old, new, self._options.bounds))
+            if time.monotonic() - told >= _TELL_EVERY_S and end - time.monotonic() > 1:
+                told = time.monotonic()
+                self._tell(f"{step:9} {_count(new.requests, 'request')}, {end - told:.0f} s to go")
+
+    def _judge(self, step: str, problems: list[str]) -> None:
+        if problems:
+            self._steps[f"{step}_problems"] = problems
+            raise ServingError(f"{step}: {'; '.join(problems)}")
+
+    @contextlib.contextmanager
+    def _watch(self, versions: list[str], bodies_of: str | None = None) -> Iterator[Watch]:
+        pids = {
+            version: [worker.pid for worker in self._client.workers(self._model, version)]
+            for version in versions
+        }
+        with Watch(self._temporary, pids, bodies_of=bodies_of) as watch:
+            yield watch
+
+
+def _check_alone(file: RolloutFile) -> None:
+    for model, each in file.models().items():
+        if each.running is not None and each.running.lives():
+            raise ServingError(
+                f"a rollout of {model} {each.running.version} runs (pid {each.running.pid}); wait for it, or end it "
+                "with `dlrm rollback`"
+            )
+
+
+def _check(
+    client: ManagementClient, new: NewVersion, old: ModelVersion, run_dir: RunDir, state: ServerState
+) -> None:
+    """ServingError for a version that cannot be brought beside the ``old`` one."""
+    there = [each.version for each in client.versions(old.model)]
+    if new.version in there:
+        raise ServingError(
+            f"{old.model} {new.version} is registered already ({', '.join(there)} are): make the archive with another "
+            "`dlrm archive --version`, or wait until it is removed"
+        )
+    if not old.ready:
+        raise ServingError(f"{old.model} {old.version} has no worker that is ready; see `dlrm ready`")
+    check_group(new, Path(state.model_store) / old.location)
+    check_body_limit(new, run_dir)
+
+
+def _clear_interrupted(file: RolloutFile, state: ServerState, client: ManagementClient, model: str) -> None:
+    """Remove what a rollout left that was killed. For whoever holds the file."""
+    found = file.model(model)
+    if found.running is None:
+        return
+    version = found.running.version
+    if client.describe(model).version != version:
+        folder = found.folders.get(version)
+        remove_version(
+            client, model, version, temporary=Path(state.tmp), folder=None if folder is None else Path(folder)
+        )
+    file.change(model, running=None, canary=None)
+
+
+def _entry(model: str, old: str, new: str, outcome: str, start: float, **others: Any) -> dict[str, Any]:
+    return {
+        "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "model": model,
+        "from": old,
+        "to": new,
+        "outcome": outcome,
+        "seconds": round(time.monotonic() - start, 2),
+        **others,
+    }
+
+
+def _figures(watch: Watch, old: str, new: str) -> dict[str, Any]:
+    before, now = watch.figures(old), watch.figures(new)
+    psi = population_stability(before.scores, now.scores)
+    return {"old": before.as_dict(), "new": now.as_dict(), "psi": None if psi is None else round(psi, 4)}
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "it was interrupted"
+    return str(error) or type(error).__name__
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _shadow_line(figures: dict[str, Any]) -> str:
+    top = figures["kept_of_top_10"]
+    return (
+        f"{figures['old']['requests']} live requests scored by both: {_score_line(figures)}, "
+        f"top 10 kept {'–' if top is None else f'{top:.1%}'}, {_time_line(figures)}"
+    )
+
+
+def _live_line(figures: dict[str, Any]) -> str:
+    old, new = figures["old"], figures["new"]
+    return (
+        f"{new['requests']:,} requests ({old['requests']:,} of the old version), {new['errors']} errors: "
+        f"{_score_line(figures)}, in the worker {_time_line(figures)}"
+    )
+
+
+def _score_line(figures: dict[str, Any]) -> str:
+    old, new = figures["old"]["mean_score"], figures["new"]["mean_score"]
+    psi = figures["psi"]
+    means = "no scores" if old is None or new is None else f"mean {old:.4f} → {new:.4f}"
+    return f"PSI {'– (too few scores)' if psi is None else f'{psi:.3f}'}, {means}"
+
+
+def _time_line(figures: dict[str, Any]) -> str:
+    parts = []
+    for name in ("p50", "p99"):
+        old, new = figures["old"][f"{name}_ms"], figures["new"][f"{name}_ms"]
+        parts.append(f"{name} " + ("–" if old is None or new is None else f"{old:.2f} → {new:.2f} ms"))
+    return ", ".join(parts)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
