@@ -16,10 +16,12 @@ from dlrm_factory.batch.shared_context import (
     tile_context,
     with_contexts,
 )
+from dlrm_factory.batch.substitutions import Substitutions
 
 __all__ = [
     "FeatureBatch",
     "SharedContext",
+    "Substitutions",
     "concatenate",
     "join_contexts",
     "pad_rows",

@@ -32,7 +32,13 @@ from dlrm_factory.requests.formats.rows.fast import (
     row_type,
     single_row_path,
 )
-from dlrm_factory.requests.formats.shape import FALL_BACKS, DecodedRequest, PlainForm, RequestReader
+from dlrm_factory.requests.formats.shape import (
+    FALL_BACKS,
+    DecodedRequest,
+    PlainForm,
+    RequestReader,
+    RequestShape,
+)
 from dlrm_factory.requests.formats.torchserve.fast import UpstreamRows, upstream_row_path
 from dlrm_factory.requests.formats.torchserve.reference import FLOATS
 
@@ -60,6 +66,7 @@ class Sample(NamedTuple):
         as_logit: its score is to be a logit.
         form: of its answer.
         path: of a wrong value in its body.
+        shape: of its body.
     """
 
     place: int
@@ -67,6 +74,7 @@ class Sample(NamedTuple):
     as_logit: bool
     form: PlainForm
     path: _SamplePath
+    shape: RequestShape
 
 
 class Gathered(NamedTuple):
@@ -126,7 +134,9 @@ class GatheringReader:
                 return self._of_rows(place, raw)
             if raw.find(_FLOATS, 0, _WITHIN) >= 0:
                 values, output = self._upstream.read(raw)
-                return Sample(place, values, output == "logit", PlainForm.SCORE, upstream_row_path)
+                return Sample(
+                    place, values, output == "logit", PlainForm.SCORE, upstream_row_path, "torchserve"
+                )
         except FALL_BACKS:
             pass
         return None
@@ -138,14 +148,16 @@ class GatheringReader:
         values = [value for (value,) in msgspec.structs.astuple(body.inputs)]
         if values == self._nothing:  # without a column nobody knows how many samples there are
             return None
-        return Sample(place, values, body.output == "logit", PlainForm.PREDICTIONS, single_column_path)
+        return Sample(
+            place, values, body.output == "logit", PlainForm.PREDICTIONS, single_column_path, "columns"
+        )
 
     def _of_rows(self, place: int, raw: bytes | bytearray) -> Sample | None:
         if self._rows is None:
             return None
         body = self._rows(raw)
         values = msgspec.structs.astuple(body.instances[0])
-        return Sample(place, values, body.output == "logit", PlainForm.PREDICTIONS, single_row_path)
+        return Sample(place, values, body.output == "logit", PlainForm.PREDICTIONS, single_row_path, "rows")
 
     def _join(self, samples: Sequence[Sample]) -> Iterator[Gathered]:
         """Batches of all that are right."""

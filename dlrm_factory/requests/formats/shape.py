@@ -29,6 +29,7 @@ __all__ = [
     "PathOf",
     "PlainForm",
     "RequestReader",
+    "RequestShape",
     "Shape",
     "check_known",
     "check_samples",
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 Output = Literal["probability", "logit"]
+RequestShape = Literal["columns", "rows", "torchserve", "ranking", "kserve", "arrow"]
 
 PathOf = Callable[[FeatureError], str]
 Entry = tuple[int, dict[str, Any]]
@@ -100,6 +102,7 @@ class DecodedRequest:
         output: what a score is.
         form: of its answer.
         path_of: the path of one of its values, for a mistake that only shows later.
+        shape: of its body.
         context: one sample whose bags all of ``batch`` share, where ``batch`` has empty ones.
         encoding: of its answer.
     """
@@ -108,6 +111,7 @@ class DecodedRequest:
     output: Output
     form: AnswerForm
     path_of: PathOf
+    shape: RequestShape
     context: FeatureBatch | None = None
     encoding: Encoding = Encoding.JSON
 

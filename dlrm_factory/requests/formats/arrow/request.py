@@ -60,7 +60,9 @@ def _decode(table: Any, reader: RequestReader) -> DecodedRequest:
         try:
             batch = _encode(columns, table.num_rows, reader)
             kind: Output = "logit" if output == "logit" else "probability"
-            return DecodedRequest(batch=batch, output=kind, form=PlainForm.PREDICTIONS, path_of=_path_of)
+            return DecodedRequest(
+                batch=batch, output=kind, form=PlainForm.PREDICTIONS, path_of=_path_of, shape="arrow"
+            )
         except (FeatureError, pyarrow().ArrowException):  # explained below
             pass
     try:
@@ -129,8 +131,10 @@ def _one_chunk(column: Any) -> Any:
 def _encode(columns: dict[str, Any], size: int, reader: RequestReader) -> FeatureBatch:
     declaration = reader.encoder.declaration
     dense = np.empty((len(declaration.dense_features), size), dtype=np.float64)
+    missing = np.zeros(len(dense), dtype=np.int64)
     for i, feature in enumerate(declaration.dense_features):
         column = columns.get(feature.name)
+        missing[i] = size if column is None else column.null_count
         found = np.float64(feature.default) if column is None else numbers(column, feature.default)
         if found is None:
             return _encode_lists(columns, size, reader)
@@ -143,7 +147,8 @@ def _encode(columns: dict[str, Any], size: int, reader: RequestReader) -> Featur
             return _encode_lists(columns, size, reader)
         lengths[i] = bag[0]
         parts.append(bag[1])
-    return reader.encoder.encode_arrays(dense, lengths, np.concatenate(parts))
+    told = missing if missing.any() else None
+    return reader.encoder.encode_arrays(dense, lengths, np.concatenate(parts), told)
 
 
 def _encode_lists(columns: dict[str, Any], size: int, reader: RequestReader) -> FeatureBatch:

@@ -95,7 +95,9 @@ def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> D
     version = {} if reader.model_version is None else {"model_version": reader.model_version}
     form = KServeForm(names={"model_name": reader.model_name, **version, **answer_id}, binary=binary)
     encoding = Encoding.BINARY if binary else Encoding.JSON
-    return DecodedRequest(batch=batch, output=output, form=form, path_of=path_of, encoding=encoding)
+    return DecodedRequest(
+        batch=batch, output=output, form=form, path_of=path_of, shape="kserve", encoding=encoding
+    )
 
 
 def _check_keys(body: Mapping[str, Any]) -> None:

@@ -42,7 +42,9 @@ def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> D
         return row_path(rows, error, _PATH)
 
     batch = encode_columns(reader, columns_of(rows), len(rows), path_of)
-    return DecodedRequest(batch=batch, output=output, form=PlainForm.PREDICTIONS, path_of=path_of)
+    return DecodedRequest(
+        batch=batch, output=output, form=PlainForm.PREDICTIONS, path_of=path_of, shape="rows"
+    )
 
 
 def check_rows(

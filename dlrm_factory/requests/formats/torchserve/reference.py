@@ -53,7 +53,9 @@ def _decode(body: Mapping[str, Any], output: Output, reader: RequestReader) -> D
         lambda: reader.encoder.mistakes_jagged(*jagged),
         path_of,
     )
-    return DecodedRequest(batch=batch, output=output, form=PlainForm.SCORE, path_of=path_of)
+    return DecodedRequest(
+        batch=batch, output=output, form=PlainForm.SCORE, path_of=path_of, shape="torchserve"
+    )
 
 
 def _list_of(body: Mapping[str, Any], key: str) -> list[Any]:
