@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 
-__all__ = ["WorkerFile", "WorkerFolder", "find_worker_file", "worker_folder"]
+__all__ = ["WorkerFile", "WorkerFolder", "files_of_workers", "find_worker_file", "worker_folder"]
 
 _MAGIC = b"DLRMWRK1"
 _DRAIN, _HOLDING, _LENGTH = 8, 9, 10
@@ -209,3 +209,8 @@ def _lives(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def files_of_workers(suffix: str, temporary: Path | None = None) -> list[Path]:
+    """Files that end in ``suffix`` of all workers of the server whose temporary folder is ``temporary``."""
+    return sorted(_root(temporary).glob(f"*/*{suffix}"))

@@ -15,6 +15,7 @@ __all__ = [
     "BATCH_SAMPLES",
     "BATCH_SECONDS",
     "CODES",
+    "COUNTED_AT",
     "ENGINES",
     "FAMILIES",
     "GOLDENS",
@@ -176,6 +177,13 @@ STARTED = Family(
     merge="max",
     live=True,
 )
+COUNTED_AT = Family(
+    name="dlrm_worker_counted_timestamp_seconds",
+    kind="gauge",
+    help="Time up to which all workers have counted, in seconds since the epoch; some 0.5 s ago.",
+    merge="min",
+    live=True,
+)
 LOAD_SECONDS = Family(
     name="dlrm_load_duration_seconds",
     kind="gauge",
@@ -206,6 +214,7 @@ FAMILIES = (
     GOLDEN_DIFFERENCE,
     WORKERS,
     STARTED,
+    COUNTED_AT,
     LOAD_SECONDS,
     ARCHIVE_CREATED,
 )

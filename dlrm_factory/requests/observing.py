@@ -24,6 +24,7 @@ from dlrm_factory.monitoring.families import (
     BATCH_SAMPLES,
     BATCH_SECONDS,
     CODES,
+    COUNTED_AT,
     ENGINES,
     MISSING,
     READS,
@@ -278,6 +279,7 @@ class ServiceObserver:
     def _count(self) -> None:
         with self._noting:
             pending, self._pending = self._pending, _Pending()
+            now = self._clock()
             self._room = 0 if self._drift is None else MAX_SAMPLES_FOR_DRIFT
             requests, samples = dict(self._requests), dict(self._samples)
         for (shape, status), count in requests.items():
@@ -289,6 +291,7 @@ class ServiceObserver:
         self._count_features(pending)
         reads = _read_numbers(self._reads, _series(self._file, READS))
         self._set(READS, reads - self._reads_before)
+        self._set(COUNTED_AT, np.array([now]))
         engine = self._engine()
         self._set(WORKERS, np.array([engine == each for each in ENGINES]))
         if not pending.numbers:
@@ -301,10 +304,10 @@ class ServiceObserver:
         _add_to_histogram(self._file.numbers(BATCH_SAMPLES)[0], numbers[:, 5], BATCH_SAMPLES)
         self._count_scores(pending.logits)
         if self._drift is not None:
-            self._drift.count(pending.observed, self._clock())
+            self._drift.count(pending.observed, now)
         if self._scores is not None:
             for name, logits in pending.named:
-                self._scores.write(name, logits, self._clock())
+                self._scores.write(name, logits, now)
 
     def _count_scores(self, logits: Sequence[Float32]) -> None:
         total = sum(map(len, logits))

@@ -15,6 +15,7 @@ from dlrm_factory.tools.cli.evaluate import evaluate
 from dlrm_factory.tools.cli.importing import import_model
 from dlrm_factory.tools.cli.init import init
 from dlrm_factory.tools.cli.join import join
+from dlrm_factory.tools.cli.monitoring import labels, metrics, status
 from dlrm_factory.tools.cli.plan import plan
 from dlrm_factory.tools.cli.predict import predict
 from dlrm_factory.tools.cli.serve import scale, serve, stop
@@ -46,6 +47,9 @@ for _command in (
     join,
     predict,
     scale,
+    status,
+    metrics,
+    labels,
     stop,
 ):
     app.command()(_command)

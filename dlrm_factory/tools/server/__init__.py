@@ -1,6 +1,6 @@
 """Runs TorchServe and talks to it: start, stop, scale, predict. ``ts`` is not imported."""
 
-from dlrm_factory.tools.server.management import ManagementClient, error_text
+from dlrm_factory.tools.server.management import ManagementClient, ModelVersion, error_text
 from dlrm_factory.tools.server.predicting import Endpoint, find_endpoint, predict, probe_of
 from dlrm_factory.tools.server.readiness import LogMarks, Progress
 from dlrm_factory.tools.server.rundir import RunDir, ServerState
@@ -19,6 +19,7 @@ __all__ = [
     "Endpoint",
     "LogMarks",
     "ManagementClient",
+    "ModelVersion",
     "Progress",
     "RunDir",
     "RunningServer",

@@ -17,7 +17,7 @@ from dlrm_factory.tools.client.tokens import is_loopback
 _RACES = ("ConcurrentModificationException", "NullPointerException")
 _RACE_PAUSES_S = (0.05, 0.1, 0.2, 0.4)
 
-__all__ = ["ManagementClient", "Worker", "error_text", "http_client"]
+__all__ = ["ManagementClient", "ModelVersion", "Worker", "error_text", "http_client"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,31 @@ class Worker:
     id: str
     pid: int
     ready: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelVersion:
+    """One version of a model.
+
+    Args:
+        model, version: as registered.
+        location: the archive it was registered from: a name in the model store, a path or a URL.
+        wanted: number of workers that TorchServe keeps running.
+        workers: those that are there.
+        waiting: requests in the queue, in no worker's hands yet.
+    """
+
+    model: str
+    version: str
+    location: str
+    wanted: int
+    workers: tuple[Worker, ...]
+    waiting: int
+
+    @property
+    def ready(self) -> int:
+        """Number of workers that have loaded the model."""
+        return sum(worker.ready for worker in self.workers)
 
 
 class ManagementClient:
@@ -55,6 +80,14 @@ class ManagementClient:
     def models(self) -> list[str]:
         """The names of the registered models."""
         return [str(each["modelName"]) for each in self._call("GET", "/models")["models"]]
+
+    def describe(self, model: str, version: str | None = None) -> ModelVersion:
+        """The ``version`` of ``model``; its default version if None."""
+        return _version(self._call("GET", _path(model, version), model=model)[0])
+
+    def versions(self, model: str) -> list[ModelVersion]:
+        """All versions of ``model``."""
+        return [_version(each) for each in self._call("GET", _path(model, "all"), model=model)]
 
     def workers(self, model: str) -> list[Worker]:
         """The workers of the default version of ``model``."""
@@ -115,6 +148,24 @@ class ManagementClient:
         if not response.is_success:
             raise ServingError(error_text(response))
         return response.json()
+
+
+def _path(model: str, version: str | None) -> str:
+    return "/".join(["/models", *(quote(part, safe="") for part in (model, version) if part is not None)])
+
+
+def _version(found: dict[str, Any]) -> ModelVersion:
+    return ModelVersion(
+        model=str(found.get("modelName", "")),
+        version=str(found.get("modelVersion", "")),
+        location=str(found.get("modelUrl", "")),
+        wanted=int(found.get("minWorkers", 0)),
+        workers=tuple(
+            Worker(id=str(each["id"]), pid=int(each["pid"]), ready=each["status"] == "READY")
+            for each in found.get("workers", ())
+        ),
+        waiting=int((found.get("jobQueueStatus") or {}).get("pendingRequests", 0)),
+    )
 
 
 def _lost_a_race(response: httpx.Response) -> bool:
