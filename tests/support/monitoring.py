@@ -83,11 +83,12 @@ def counted_service(
     *,
     reference: Reference | None = None,
     declaration: DLRMDeclaration = DECLARATION,
+    version: str = "1.0",
     **facts: Any,
 ) -> tuple[DLRMService, ServiceObserver]:
     """A service whose observer writes into ``folder`` when it is flushed; the time is `NOW`."""
     scorer = DenseScorer()
     scorer.declaration = msgspec.structs.replace(declaration)
-    service = DLRMService(scorer, model_name="shop", model_version="1.0")
+    service = DLRMService(scorer, model_name="shop", model_version=version)
     facts = {"engine": lambda: "eager", "clock": lambda: NOW, **facts}
     return service, instrument(service, declaration, files=folder, reference=reference, **facts)
