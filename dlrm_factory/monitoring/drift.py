@@ -1,4 +1,4 @@
-"""Samples counted into the bins of a reference, and the population stability index of the counts."""
+"""Samples counted into the bins of a reference."""
 
 from __future__ import annotations
 
@@ -15,27 +15,10 @@ from dlrm_factory.features.ids import mix_int64
 from dlrm_factory.monitoring.metrics_file import DriftPart
 from dlrm_factory.monitoring.reference import Reference
 
-__all__ = ["DriftCounter", "Observed", "drift_parts", "psi"]
+__all__ = ["DriftCounter", "Observed", "drift_parts"]
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
-
-# Added to every bin, so that an empty one does not make the index infinite.
-_PSEUDO_COUNT = 0.5
-
-
-def psi(counts: Float64, shares: Sequence[float]) -> float:
-    """Population stability index of ``counts`` [bins] against ``shares`` [bins]; 0 without counts.
-
-    Sum of (p - q) ln(p / q). Without any drift it is (bins - 1) × (1/n + 1/m) on average, for n counts and m samples of
-    the reference.
-    """
-    total = counts.sum()
-    if not total:
-        return 0.0
-    p = (counts + _PSEUDO_COUNT) / (total + _PSEUDO_COUNT * len(counts))
-    q = np.array(shares) / np.sum(shares)
-    return float(np.sum((p - q) * np.log(p / q)))
 
 
 def drift_parts(reference: Reference) -> list[DriftPart]:

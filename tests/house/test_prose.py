@@ -26,6 +26,7 @@ ROOMS = [
     "dlrm_factory/goldens",
     "dlrm_factory/host",
     "dlrm_factory/model",
+    "dlrm_factory/monitoring",
     "dlrm_factory/weights",
     "dlrm_factory/tools/*.py",
     "dlrm_factory/tools/archive",
@@ -35,6 +36,7 @@ ROOMS = [
     "dlrm_factory/tools/evaluation",
     "dlrm_factory/tools/importing",
     "dlrm_factory/tools/init",
+    "dlrm_factory/tools/monitoring",
     "dlrm_factory/tools/server",
     "dlrm_factory/tools/tuning",
 ]

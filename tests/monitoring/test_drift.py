@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from support.monitoring import NOW, counted_service, reference_of, rows
 
-from dlrm_factory.monitoring.drift import psi
 from dlrm_factory.monitoring.metrics_file import read_metrics_file
+from dlrm_factory.monitoring.stability import psi
 from dlrm_factory.requests.request import Request
 
 ALARM = 0.2  # as the alert rules have it

@@ -10,8 +10,8 @@ import pytest
 from support.monitoring import DECLARATION, reference_of
 
 from dlrm_factory.errors import WeightsError
-from dlrm_factory.monitoring.drift import psi
 from dlrm_factory.monitoring.reference import Reference, read_reference, write_reference
+from dlrm_factory.monitoring.stability import psi
 from dlrm_factory.tools.archive.reference import MIN_SAMPLES, make_reference
 from dlrm_factory.weights.held_out import HeldOut
 

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.live import Live
 
 from dlrm_factory.errors import ServingError
-from dlrm_factory.tools.cli.status_view import status_view
 from dlrm_factory.tools.server import RunDir, running_server
 
 __all__ = ["labels", "metrics", "status"]
@@ -35,6 +34,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print the status as JSON.")] = False,
 ) -> None:
     """Show workers, rates, latency, queue, memory and drift of a running server."""
+    from dlrm_factory.tools.cli.status_view import status_view
     from dlrm_factory.tools.monitoring.status import StatusReader, read_status
     from dlrm_factory.tools.monitoring.status_page import status_page
 

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from dlrm_factory.errors import ServingError
 from dlrm_factory.monitoring.families import Family
 from dlrm_factory.tools.bench.memory.smaps import Memory, memory_of
-from dlrm_factory.tools.monitoring.labels import LABELS, LabelFigures, read_figures
+from dlrm_factory.tools.monitoring.label_figures import LABELS, LabelFigures, read_figures
 from dlrm_factory.tools.monitoring.reading import DriftFigures, ModelReading, read_models
 from dlrm_factory.tools.server import RunDir, running_server
 from dlrm_factory.tools.server.management import http_client

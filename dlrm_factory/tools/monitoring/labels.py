@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -17,76 +14,17 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
-from filelock import FileLock
 
 from dlrm_factory.errors import DataError
 from dlrm_factory.host.worker_file import files_of_workers
 from dlrm_factory.monitoring.score_log import SCORES_SUFFIX, keys_of, read_scores
+from dlrm_factory.tools.monitoring.label_figures import LabelFigures, write_figures
 from dlrm_factory.tools.monitoring.reading import ModelReading, read_models
 
-__all__ = ["LABELS", "JoinedLabels", "LabelFigures", "VersionLabels", "join_labels", "read_figures"]
+__all__ = ["JoinedLabels", "VersionLabels", "join_labels"]
 
-_FILE = "labels.json"
 _COLUMNS = "request_id, label and, where requests have several samples, index"
 _MIN_PROBABILITY = 1e-15
-
-JOINED = "dlrm_labels_joined"
-MEAN_LABEL = "dlrm_labels_mean"
-CALIBRATION = "dlrm_calibration_ratio"
-ENTROPY = "dlrm_normalized_entropy_ratio"
-JOINED_AT = "dlrm_labels_timestamp_seconds"
-
-LABELS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    JOINED: ("Labels of the latest `dlrm labels` that were joined with a score.", ()),
-    MEAN_LABEL: ("Average label of these.", ()),
-    CALIBRATION: ("Average prediction over average label of these; 1 is calibrated.", ()),
-    ENTROPY: (
-        "Log loss of these over the entropy of their average label; below 1 is better than the average.",
-        (),
-    ),
-    JOINED_AT: ("Time of the latest `dlrm labels`, in seconds since the epoch.", ()),
-}
-
-
-class LabelFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """Labels of one run of `dlrm labels` and what the model had predicted.
-
-    Fields:
-        joined: labels with a score.
-        label_sum, score_sum, log_loss_sum: over these; log loss in nats.
-        when: seconds since the epoch.
-    """
-
-    joined: int
-    label_sum: float
-    score_sum: float
-    log_loss_sum: float
-    when: float
-
-    @property
-    def calibration(self) -> float | None:
-        """Average prediction over average label; None without a positive label."""
-        return self.score_sum / self.label_sum if self.label_sum else None
-
-    @property
-    def normalized_entropy(self) -> float | None:
-        """Log loss over the entropy of the average label (He et al., ADKDD 2014); None if all labels are equal."""
-        mean = self.label_sum / self.joined if self.joined else 0.0
-        if not 0 < mean < 1:
-            return None
-        entropy = -(mean * math.log(mean) + (1 - mean) * math.log(1 - mean))
-        return self.log_loss_sum / self.joined / entropy
-
-    def gauges(self) -> dict[str, float]:
-        """Values by the names of `LABELS`; undefined ones are left out."""
-        found = {
-            JOINED: float(self.joined),
-            MEAN_LABEL: self.label_sum / self.joined if self.joined else None,
-            CALIBRATION: self.calibration,
-            ENTROPY: self.normalized_entropy,
-            JOINED_AT: self.when,
-        }
-        return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,24 +77,9 @@ def join_labels(path: Path, temporary: Path | None) -> JoinedLabels:
         found |= matched
         if matched.any():
             figures = _figures(logits[matched], labels[matched])
-            _write_figures(model.folder, figures)
+            write_figures(model.folder, figures)
             versions.append(VersionLabels(model=model.model, version=model.version, figures=figures))
     return JoinedLabels(labels=len(keys), unmatched=int((~found).sum()), versions=versions)
-
-
-def read_figures(folder: Path) -> LabelFigures | None:
-    """Figures of the latest join for the workers whose files lie in ``folder``; None if there was none."""
-    try:
-        return msgspec.json.decode((folder / _FILE).read_bytes(), type=LabelFigures)
-    except (OSError, msgspec.MsgspecError):
-        return None
-
-
-def _write_figures(folder: Path, figures: LabelFigures) -> None:
-    with FileLock(folder / f"{_FILE}.lock"):
-        partial = folder / f"{_FILE}.partial"
-        partial.write_bytes(msgspec.json.encode(figures))
-        partial.replace(folder / _FILE)
 
 
 def _match(

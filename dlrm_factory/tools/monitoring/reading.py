@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dlrm_factory.host.worker_file import files_of_workers
-from dlrm_factory.monitoring.drift import psi
 from dlrm_factory.monitoring.families import Family
 from dlrm_factory.monitoring.metrics_file import SUFFIX, FamilyPlace, WorkerReading, read_metrics_file
+from dlrm_factory.monitoring.stability import psi
 
 __all__ = ["DriftFigures", "ModelReading", "quantile", "read_models"]
 

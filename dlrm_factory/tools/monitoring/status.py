@@ -28,7 +28,7 @@ from dlrm_factory.monitoring.families import (
 )
 from dlrm_factory.tools.bench.memory.smaps import memory_of
 from dlrm_factory.tools.monitoring.exporter import DRIFT_WINDOW_S
-from dlrm_factory.tools.monitoring.labels import read_figures
+from dlrm_factory.tools.monitoring.label_figures import read_figures
 from dlrm_factory.tools.monitoring.reading import ModelReading, quantile, read_models
 from dlrm_factory.tools.server import ModelVersion, RunDir, ServerState, management_client, running_server
 from dlrm_factory.weights.seal import TABLE_FILE

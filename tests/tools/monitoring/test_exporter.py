@@ -123,7 +123,7 @@ def torchserve():
 
 def test_torchserves_own_metrics_follow_ours(work, bodies, torchserve):
     found = samples(Exporter(work(bodies), torchserve=torchserve).text())
-    assert (found["Requests2XX",], found["dlrm_samples_total", "1.0", "rows"]) == (7, 20)
+    assert (found["Requests2XX_total",], found["dlrm_samples_total", "1.0", "rows"]) == (7, 20)
 
 
 def test_a_torchserve_that_does_not_answer_costs_only_its_own(work, bodies):
