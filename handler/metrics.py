@@ -14,6 +14,7 @@ from typing import Any
 
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.host.worker_file import worker_folder
+from dlrm_factory.monitoring.metrics_file import remove_orphans
 from dlrm_factory.monitoring.reference import read_reference
 from dlrm_factory.requests.instrumenting import instrument
 from dlrm_factory.requests.service import DLRMService
@@ -47,10 +48,12 @@ def count_metrics(
     """
     reference = read_reference(folder, declaration)
     try:
+        files = worker_folder(str(folder))
+        remove_orphans(files.parent)
         observer = instrument(
             service,
             declaration,
-            files=worker_folder(str(folder)),
+            files=files,
             engine=engine,
             reference=reference,
             model_dir=str(folder),

@@ -12,6 +12,7 @@ written by one worker alone, and whole: a reader may see a count whose sum comes
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import time
@@ -35,6 +36,7 @@ __all__ = [
     "MetricsFile",
     "WorkerReading",
     "read_metrics_file",
+    "remove_orphans",
 ]
 
 SUFFIX = ".metrics"
@@ -206,6 +208,16 @@ def read_metrics_file(path: Path) -> WorkerReading:
     if len(numbers) < _numbers_in(head):
         raise ValueError(f"{path} was cut short")
     return WorkerReading(head=head, numbers=numbers)
+
+
+def remove_orphans(root: Path) -> None:
+    """Remove files below ``root`` of workers that have ended and whose archive is gone, with what else they kept."""
+    for path in root.glob(f"*/*{SUFFIX}"):
+        with contextlib.suppress(OSError, ValueError):
+            reading = read_metrics_file(path)
+            if not reading.lives() and not Path(reading.head.model_dir).exists():
+                for kept in path.parent.glob(f"{path.stem}.*"):
+                    kept.unlink()
 
 
 def _first_number(head_length: int) -> int:

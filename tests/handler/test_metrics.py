@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from datetime import datetime
 from pathlib import Path
 
 import pytest
-from support.monitoring import DECLARATION, DenseScorer, reference_of
+from support.monitoring import DECLARATION, DenseScorer, counted_service, reference_of
 
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.host.worker_file import worker_folder
@@ -62,6 +63,19 @@ def test_without_a_folder_to_write_to_requests_are_answered_all_the_same(
     assert answer.status == 200
     (record,) = caplog.records
     assert "not counted" in record.getMessage()
+
+
+def test_files_of_a_version_that_is_gone_are_removed(archive: Path, tmp_path: Path) -> None:
+    gone, kept = tmp_path / "gone", tmp_path / "kept"
+    kept.mkdir()
+    for folder, pid in ((gone, 4_000_000), (kept, 4_000_001), (gone, os.getpid())):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "getpid", lambda pid=pid: pid)
+            counted_service(worker_folder(str(folder)), model_dir=str(folder))
+    count(archive)
+    left = {path.name for path in worker_folder(str(archive)).parent.glob("*/*")}
+    assert {"4000001.metrics", "4000001.scores", f"{os.getpid()}.metrics"} <= left
+    assert not any(name.startswith("4000000.") for name in left)
 
 
 @pytest.mark.parametrize("manifest", [None, {}, {"createdOn": "yesterday"}])

@@ -204,8 +204,11 @@ class _Stretches:
         self._sum, self._turns = 0.0, 0
 
     def next_turn(self, turn: int, seconds: float) -> None:
-        """Change sides when a stretch, the 16th part of ``seconds`` or half a second, is over."""
-        now = time.perf_counter()
+        """Change sides when a stretch, the 16th part of ``seconds`` or half a second, is over.
+
+        Of CPU time: a worker that has a core of its own counts once in half a second of it.
+        """
+        now = time.process_time()
         if turn and now < self._until:
             return
         if turn:

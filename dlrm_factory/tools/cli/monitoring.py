@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -42,10 +43,15 @@ def status(
     if watch and not (as_json or html):
         reader = StatusReader(found_run_dir)
         time.sleep(min(interval, 1.0))
-        with Live(status_view(reader.read()), auto_refresh=False, screen=True) as live:
+        # Ctrl-C is how one leaves.
+        with (
+            suppress(KeyboardInterrupt),
+            Live(status_view(reader.read()), auto_refresh=False, screen=True) as live,
+        ):
             while True:
                 time.sleep(interval)
                 live.update(status_view(reader.read()), refresh=True)
+        return
     while True:
         found = read_status(found_run_dir, interval)
         if html is not None:

@@ -34,8 +34,8 @@ def status_view(status: Status) -> RenderableType:
     head = Text.assemble(
         ("● ", "bold green" if all(each.ok for each in status.models) else "bold red"),
         ("serving", "bold"),
-        f" for {age(status.up_s)}   {status.inference}   pid {status.pid}   ",
-        (f"{datetime.fromtimestamp(status.when):%H:%M:%S}, rates over {status.interval_s:.0f} s", "dim"),
+        f" for {age(status.up_s)}  {status.inference}  pid {status.pid}  ",
+        (f"{datetime.fromtimestamp(status.when):%H:%M:%S}, over {status.interval_s:.0f} s", "dim"),
     )
     if not status.models:
         return Group(head, Text("no model is registered", style="yellow"))
