@@ -203,12 +203,13 @@ class ServiceObserver:
     def _note(self, read: Read, scored: Scored, answers: Sequence[Answer]) -> int:
         """Note the requests of a batch; return their samples."""
         samples = noted = 0
-        plain = not any([answer.status != 200 for answer in answers])  # noqa: C419  a list is faster
         for (places, each), found in zip(read, scored, strict=True):
             size, batch = len(places), each.batch
             shapes = [sample.shape for sample in each.samples] if isinstance(each, Gathered) else [each.shape]
             count = len(batch.dense)
             samples += count
+            # Where all scores are finite, answers are written together or fail together.
+            plain = isinstance(found, Scores) and found.finite is None and answers[places[0]].status == 200
             if plain and shapes.count(shapes[0]) == size:
                 key = shapes[0], 200
                 self._requests[key] = self._requests.get(key, 0) + size
