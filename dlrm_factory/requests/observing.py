@@ -11,6 +11,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,7 @@ EVERY_S = 0.5
 MAX_SAMPLES_FOR_DRIFT = 64
 MAX_SCORES_COUNTED = 8192
 _FEW = 8
+_ID, _SHAPE = attrgetter("id"), attrgetter("shape")
 _ROOM_OF_ONE = 4  # one sample taken out of many costs more than its share
 
 Read = Sequence[tuple[Sequence[int], DecodedRequest | Gathered]]
@@ -155,7 +157,7 @@ class ServiceObserver:
                 else:
                     samples = self._note(read, scored, answers)
                 self._pending.numbers.extend((*times, len(answers), samples))
-                if self._scores is not None and any([request.id for request in requests]):  # noqa: C419
+                if self._scores is not None and any(map(_ID, requests)):
                     self._pending.named += _named(requests, read, scored)
         except Exception:
             self._fail()
@@ -205,7 +207,7 @@ class ServiceObserver:
         samples = noted = 0
         for (places, each), found in zip(read, scored, strict=True):
             size, batch = len(places), each.batch
-            shapes = [sample.shape for sample in each.samples] if isinstance(each, Gathered) else [each.shape]
+            shapes = list(map(_SHAPE, each.samples)) if isinstance(each, Gathered) else [each.shape]
             count = len(batch.dense)
             samples += count
             # Where all scores are finite, answers are written together or fail together.
