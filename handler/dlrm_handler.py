@@ -73,7 +73,7 @@ from handler.connection import find_connection  # noqa: E402
 from handler.draining import Draining  # noqa: E402
 from handler.group import WorkerGroup, hosts_of, in_group  # noqa: E402
 from handler.guard import start_guard  # noqa: E402
-from handler.metrics import ReadMetrics  # noqa: E402
+from handler.metrics import count_metrics  # noqa: E402
 from handler.request import REQUEST_ID, request_id_of  # noqa: E402
 from handler.tap import Tap  # noqa: E402
 from handler.worker import freeze_loaded, prepare_worker, share_cores  # noqa: E402
@@ -108,7 +108,6 @@ class DLRMHandler:
                 self._group.follow()
             else:
                 self._service = _load(folder, context, self._group)
-                self._read_metrics = ReadMetrics(self._service.read_counts)
                 self._draining = Draining.for_model(str(context.system_properties["model_dir"]))
                 self._guard = _start_guard(self._draining, self._group)
                 self._tap = Tap(self._draining.file)
@@ -127,7 +126,6 @@ class DLRMHandler:
         self._draining.hold()
         started = time.perf_counter()
         answers = answer_calls(self._draining.service(self._service), data, headers, context)
-        self._read_metrics.report(context.metrics)
         self._tap.offer(data, headers, answers, started)
         again = self._draining.begin_answers(context.request_ids)
         if self._group is not None:
@@ -152,6 +150,7 @@ def _start_guard(draining: Draining, group: WorkerGroup | None) -> Popen[bytes] 
 
 
 def _load(folder: Path, context: Context, group: WorkerGroup | None) -> DLRMService:
+    started = time.perf_counter()
     scorer = Scorer.load(folder) if group is None else group.lead()
     serving = scorer.declaration.serving
     share_cores(serving, ranks=1 if group is None else group.ranks.size)
@@ -163,16 +162,26 @@ def _load(folder: Path, context: Context, group: WorkerGroup | None) -> DLRMServ
         vocabularies=scorer.vocabularies,
         waiting_groups=None if group is None else group.waiting_groups,
     )
-    goldens = read_goldens(folder)
+    goldens, difference = read_goldens(folder), 0.0
     if goldens is None:
         logger.warning("The archive in %s has no golden requests, so its scores are not proven here", folder)
         scorer.logits(_warm_up_batch(scorer.declaration))
     else:
-        replay(service, goldens, EAGER_TOLERANCE)
+        difference = replay(service, goldens, EAGER_TOLERANCE)
     if serving.compile != "off":
         # Compiled code must give the golden scores too, before it is used.
         probes = [] if goldens is None else [golden_batch(goldens, scorer.declaration, scorer.vocabularies)]
         scorer.compile(folder, background=serving.compile == "background", probes=probes)
+    count_metrics(
+        service,
+        scorer.declaration,
+        folder,
+        engine=lambda: scorer.engine,
+        manifest=context.manifest,
+        goldens=0 if goldens is None else len(goldens),
+        golden_difference=difference,
+        load_seconds=time.perf_counter() - started,
+    )
     return service
 
 

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from dlrm_factory.host.worker_file import WorkerFile, WorkerFolder, worker_folder
+from dlrm_factory.host.worker_file import WorkerFolder, worker_folder
 from dlrm_factory.requests.answers import Answer, answer_going_away
 from dlrm_factory.requests.request import Request
 from handler.calls import Service

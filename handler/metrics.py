@@ -1,64 +1,79 @@
-"""Metrics of a worker's own beside TorchServe's: requests by the reader that took them."""
+"""Metrics of a worker, in files beside those of the model's other workers, which an exporter reads.
+
+TorchServe's own way of metrics is a log line for each value, which the front end reads and parses: it costs more than a
+request, and has no histograms with buckets of one's own.
+"""
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
 
-from dlrm_factory.requests.formats.fast import ReadCounts
+from dlrm_factory.config import DLRMDeclaration
+from dlrm_factory.host.worker_file import worker_folder
+from dlrm_factory.monitoring.metrics_file import remove_orphans
+from dlrm_factory.monitoring.reference import read_reference
+from dlrm_factory.requests.instrumenting import instrument
+from dlrm_factory.requests.service import DLRMService
 
-__all__ = ["FAILURES", "FAST_READS", "REFERENCE_READS", "Metrics", "ReadMetrics"]
+__all__ = ["count_metrics", "created_at"]
 
 logger = logging.getLogger(__name__)
 
-FAST_READS, REFERENCE_READS, FAILURES = "DLRMFastReads", "DLRMReferenceReads", "DLRMFastReaderFailures"
+
+def count_metrics(
+    service: DLRMService,
+    declaration: DLRMDeclaration,
+    folder: Path,
+    *,
+    engine: Callable[[], str],
+    manifest: Mapping[str, Any] | None,
+    goldens: int,
+    golden_difference: float,
+    load_seconds: float,
+) -> None:
+    """Count what ``service`` answers from now on. Where the files cannot be made, nothing is counted, with a warning.
+
+    Args:
+        folder: of the unpacked archive.
+        engine: tells the engine that scores now.
+        manifest: of the archive.
+        goldens, golden_difference: golden requests reproduced, and the largest difference.
+        load_seconds: that loading took.
+
+    WeightsError if the archive's reference is damaged.
+    """
+    reference = read_reference(folder, declaration)
+    try:
+        files = worker_folder(str(folder))
+        remove_orphans(files.parent)
+        observer = instrument(
+            service,
+            declaration,
+            files=files,
+            engine=engine,
+            reference=reference,
+            model_dir=str(folder),
+            goldens=goldens,
+            golden_difference=golden_difference,
+            load_seconds=load_seconds,
+            archive_created=created_at(manifest),
+        )
+    except OSError as error:
+        logger.warning("Metrics of this worker are not counted: %s", error)
+        return
+    observer.start()
 
 
-class Metrics(Protocol):
-    """TorchServe's metrics of a model."""
+def created_at(manifest: Mapping[str, Any] | None) -> float:
+    """Time of the archive by its manifest, in seconds since the epoch; 0 if it tells none.
 
-    def add_counter(self, name: str, value: int, *, dimensions: list[object]) -> None: ...
-
-
-class ReadMetrics:
-    """Counters of what ``counts`` has counted since this was made."""
-
-    def __init__(
-        self, counts: ReadCounts, *, every_s: float = 1.0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._counts = counts
-        self._every_s = every_s
-        self._clock = clock
-        self._due = clock()
-        self._reported = self._now()
-
-    def report(self, metrics: Metrics | None) -> None:
-        """Add to ``metrics`` what came since the last report, at most once in ``every_s`` seconds.
-
-        TorchServe prints a line for each, which its frontend reads and parses.
-        """
-        now = self._clock()
-        if now < self._due or metrics is None:
-            return
-        self._due = now + self._every_s
-        current = self._now()
-        try:
-            for name, value in current.items():
-                if value > self._reported[name]:
-                    # TorchServe adds its own to the dimensions, in place.
-                    metrics.add_counter(name, value - self._reported[name], dimensions=[])
-        except Exception:
-            # It would fail the batch, whose answers are there.
-            logger.exception("Requests by reader cannot be reported; no more reports are made")
-            self._due = float("inf")
-        self._reported = current
-
-    def _now(self) -> dict[str, int]:
-        counts = self._counts
-        return {
-            FAST_READS: counts.fast,
-            REFERENCE_READS: counts.reference,
-            FAILURES: counts.failures,
-        }
+    torch-model-archiver writes the time of its machine without the zone.
+    """
+    try:
+        return datetime.strptime(str((manifest or {})["createdOn"]), "%d/%m/%Y %H:%M:%S").timestamp()
+    except (KeyError, ValueError, OverflowError):
+        return 0.0

@@ -46,7 +46,8 @@ def read_request(sent: Mapping[str, Any], headers: Mapping[str, Any]) -> Request
             body = _read_form(sent, headers) if body is None else _utf8(body)
         except RequestError as error:
             body, mistake = b"", error
-    return Request(body, headers, Ask.EXPLANATION if explain == "True" else Ask.SCORES, kserve, mistake)
+    ask = Ask.EXPLANATION if explain == "True" else Ask.SCORES
+    return Request(body, headers, ask, kserve, mistake, request_id_of(headers))
 
 
 def request_id_of(headers: Mapping[str, Any]) -> str | None:

@@ -27,12 +27,14 @@ from dlrm_factory.batch.shared_context import (
     with_contexts,
     without_empty_contexts,
 )
+from dlrm_factory.batch.substitutions import Substitutions
 
 __all__ = [
     "Embeddings",
     "FeatureBatch",
     "Part",
     "SharedContext",
+    "Substitutions",
     "concatenate",
     "concatenate_embeddings",
     "cut",

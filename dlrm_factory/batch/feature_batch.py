@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional
 
 from dlrm_factory.batch.jagged_indices import jagged_indices
+from dlrm_factory.batch.substitutions import Substitutions
 
 __all__ = [
     "FeatureBatch",
@@ -49,6 +50,7 @@ class FeatureBatch(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         weights: float32 [lengths.sum()], what each row is multiplied by; None where all are 1.
         one_each: every bag is known to hold one id; False says nothing.
         in_range: every value is known to be a row of its table; False says nothing.
+        substitutions: values that are not as they were sent; None says nothing. Batches made of others have none.
     """
 
     dense: npt.NDArray[np.float32]
@@ -57,6 +59,7 @@ class FeatureBatch(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     weights: npt.NDArray[np.float32] | None = None
     one_each: bool = False
     in_range: bool = False
+    substitutions: Substitutions | None = None
 
     def __len__(self) -> int:
         return int(self.dense.shape[0])

@@ -98,6 +98,14 @@ class DenseEncoder:
             pass
         raise next(self.mistakes(columns, size))
 
+    def missing(self, columns: Mapping[str, Sequence[Any]], size: int) -> npt.NDArray[np.int64] | None:
+        """Samples of ``columns`` that lack each feature: int64 [number of features]; None if none does."""
+        found = [
+            size if (column := columns.get(feature.name)) is None else column.count(None)
+            for feature in self.features
+        ]
+        return np.array(found, dtype=np.int64) if any(found) else None
+
     def encode_numbers(self, numbers: Float64) -> Float32:
         """Float32 [B, number of features] of ``numbers``: float64 [number of features, B], none missing.
 

@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from dlrm_factory.batch.feature_batch import FeatureBatch
+from dlrm_factory.batch.substitutions import Substitutions
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.features.bags import RawBags, flatten_bags, length_limits, length_mistakes
 from dlrm_factory.features.dense import DenseEncoder
 from dlrm_factory.features.feature_error import FeatureError
 from dlrm_factory.features.rows import RowEncoder
-from dlrm_factory.features.trimming import trim_bags
+from dlrm_factory.features.trimming import trim_bags, truncated_bags
 from dlrm_factory.features.vocabulary import Vocabularies
 from dlrm_factory.features.vocabulary_rows import VocabularyRows
 from dlrm_factory.features.weights import encode_weights, weight_mistakes
@@ -50,7 +51,9 @@ class FeatureEncoder:
         null is the default: a dense feature's own, and an empty bag for a sparse feature.
         """
         dense = self._dense.encode(columns, size)
-        return self._batch(dense, flatten_bags(columns, self._sparse, size))
+        return self._batch(
+            dense, flatten_bags(columns, self._sparse, size), self._dense.missing(columns, size)
+        )
 
     def encode_jagged(
         self,
@@ -65,31 +68,37 @@ class FeatureEncoder:
             lengths: int32 [F, B], none negative.
             ids: raw, feature-major; as many as ``lengths`` says.
         """
-        numbers = self._dense.encode(dense, lengths.shape[1])
-        return self._batch(numbers, _flat(lengths, ids))
+        size = lengths.shape[1]
+        return self._batch(
+            self._dense.encode(dense, size), _flat(lengths, ids), self._dense.missing(dense, size)
+        )
 
     def encode_arrays(
         self,
         dense: npt.NDArray[np.float64],
         lengths: npt.NDArray[np.int32],
         ids: npt.NDArray[np.int64],
+        missing: npt.NDArray[np.int64] | None = None,
     ) -> FeatureBatch:
-        """Samples that are arrays of numbers already, with no value missing. FeatureError as above.
+        """Samples that are arrays of numbers already, defaults in place of missing ones. FeatureError as above.
 
         Args:
             dense: float64 [number of dense features, B].
             lengths: int32 [F, B], none negative.
             ids: int64 [lengths.sum()], feature-major; the batch may keep it.
+            missing: int64 [number of dense features], samples that lacked each; None if none did.
         """
-        return self._batch(self._dense.encode_numbers(dense), RawBags(ids=ids, lengths=lengths, kinds={int}))
+        bags = RawBags(ids=ids, lengths=lengths, kinds={int})
+        return self._batch(self._dense.encode_numbers(dense), bags, missing)
 
     def encode_single_valued(
         self,
         dense: npt.NDArray[np.float64],
         ids: npt.NDArray[np.int64],
         mask: npt.NDArray[np.bool_] | None = None,
+        missing: npt.NDArray[np.int64] | None = None,
     ) -> FeatureBatch:
-        """Samples with at most one id a bag. FeatureError as above.
+        """Samples with at most one id a bag. ``missing`` and FeatureError as above.
 
         Args:
             dense: float64 [number of dense features, B].
@@ -101,13 +110,16 @@ class FeatureEncoder:
         if self._rows.are_rows(ids):
             rows = ids.reshape(-1) if mask is None else ids[mask]
             return FeatureBatch(
-                dense=numbers, lengths=lengths, values=rows, one_each=mask is None, in_range=True
+                dense=numbers,
+                lengths=lengths,
+                values=rows,
+                one_each=mask is None,
+                in_range=True,
+                substitutions=None if missing is None else Substitutions(missing=missing),
             )
-        if mask is None:
-            return self._batch(
-                numbers, RawBags(ids=ids.reshape(-1), lengths=lengths, kinds={int}, one_each=True)
-            )
-        return self._batch(numbers, RawBags(ids=ids[mask], lengths=lengths, kinds={int}))
+        flat = ids.reshape(-1) if mask is None else ids[mask]
+        bags = RawBags(ids=flat, lengths=lengths, kinds={int}, one_each=mask is None)
+        return self._batch(numbers, bags, missing)
 
     def mistakes(self, columns: Mapping[str, Sequence[Any]], size: int) -> Iterator[FeatureError]:
         """Every wrong value that `encode` would meet."""
@@ -124,18 +136,34 @@ class FeatureEncoder:
         yield from self._dense.mistakes(dense, lengths.shape[1])
         yield from self._bag_mistakes(_flat(lengths, ids))
 
-    def _batch(self, dense: npt.NDArray[np.float32], bags: RawBags) -> FeatureBatch:
+    def _batch(
+        self,
+        dense: npt.NDArray[np.float32],
+        bags: RawBags,
+        missing: npt.NDArray[np.int64] | None = None,
+    ) -> FeatureBatch:
         # max_length is at least 1
         if not bags.one_each and (bags.lengths > self._max_lengths).any():
             raise next(length_mistakes(self._sparse, bags.lengths))
         rows, lengths = self._rows.encode(bags), bags.lengths
         weights = encode_weights(self._sparse, bags.weights, lengths)
+        unknown, truncated = self._rows.unknown_ids(rows, lengths), None
         if self._trims:
+            truncated = truncated_bags(self._sparse, lengths)
             rows, lengths, weights = trim_bags(self._sparse, rows, lengths, weights)
         # An id that is left out of its bag makes the bag empty.
         one_each = bags.one_each and not self._trims
+        told = missing is not None or unknown is not None or truncated is not None
         return FeatureBatch(
-            dense=dense, lengths=lengths, values=rows, weights=weights, one_each=one_each, in_range=True
+            dense=dense,
+            lengths=lengths,
+            values=rows,
+            weights=weights,
+            one_each=one_each,
+            in_range=True,
+            substitutions=Substitutions(missing=missing, unknown_ids=unknown, truncated_bags=truncated)
+            if told
+            else None,
         )
 
     def _bag_mistakes(self, bags: RawBags) -> Iterator[FeatureError]:

@@ -63,6 +63,20 @@ class RowEncoder:
             raise next(self.mistakes(bags))
         return rows
 
+    def unknown_ids(self, rows: Int64, lengths: Lengths) -> Int64 | None:
+        """Ids among encoded ``rows`` that their vocabularies lack, by feature: int64 [F]; None if there are none.
+
+        ``lengths``: int32 [F, B] of the bags.
+        """
+        if self._vocabulary is None:
+            return None
+        counts = lengths.sum(axis=1)
+        # `DROPPED` is over any bound once seen as unsigned.
+        unknown = rows.view(np.uint64) >= np.repeat(self._vocabulary.known_rows.view(np.uint64), counts)
+        if not np.count_nonzero(unknown):
+            return None
+        return np.bincount(np.repeat(np.arange(len(counts)), counts)[unknown], minlength=len(counts))
+
     def mistakes(self, bags: RawBags) -> Iterator[FeatureError]:
         """Every id that its feature does not take, feature after feature."""
         ids = bags.ids.tolist() if isinstance(bags.ids, np.ndarray) else bags.ids

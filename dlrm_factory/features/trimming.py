@@ -11,7 +11,7 @@ import numpy.typing as npt
 from dlrm_factory.config import SparseFeature
 from dlrm_factory.features.vocabulary_rows import DROPPED
 
-__all__ = ["trim_bags"]
+__all__ = ["trim_bags", "truncated_bags"]
 
 Int64 = npt.NDArray[np.int64]
 L = TypeVar("L", npt.NDArray[np.int32], npt.NDArray[np.int64])
@@ -37,15 +37,24 @@ def trim_bags(
     if any(f.ids == "vocabulary" and not f.out_of_vocabulary_rows for f in features):
         rows, lengths, weights = _keep(rows != DROPPED, rows, lengths, weights)
     if any(feature.over_max_length == "truncate" for feature in features):
-        most = np.array(
-            [f.max_length if f.over_max_length == "truncate" else np.iinfo(np.int32).max for f in features]
-        )
+        most = _truncation_limits(features)
         if (lengths > most[:, None]).any():
             counts = lengths.reshape(-1).astype(np.int64)
             positions = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
             limits = np.repeat(most, lengths.sum(axis=1))
             rows, lengths, weights = _keep(positions < limits, rows, lengths, weights)
     return rows, lengths, weights
+
+
+def truncated_bags(features: Sequence[SparseFeature], lengths: npt.NDArray[np.int32]) -> Int64 | None:
+    """Bags of ``lengths`` [F, B] that ``over_max_length: truncate`` cuts: int64 [F]; None if there are none."""
+    over = lengths > _truncation_limits(features)[:, None]
+    return over.sum(axis=1) if over.any() else None
+
+
+def _truncation_limits(features: Sequence[SparseFeature]) -> Int64:
+    no_limit = np.iinfo(np.int32).max
+    return np.array([f.max_length if f.over_max_length == "truncate" else no_limit for f in features])
 
 
 def _keep(

@@ -38,6 +38,8 @@ class VocabularyRows:
         self._spare = np.array([f.out_of_vocabulary_rows for f in features])
         self._first_spare = np.array([declaration.table(f.table).num_embeddings for f in features])
         self._first_spare -= self._spare
+        # Int64 [F]: rows from there on are shared by ids that the vocabulary lacks.
+        self.known_rows = self._first_spare
         self._otherwise = np.array(
             [DROPPED if f.out_of_vocabulary == "drop" else UNKNOWN for f in features], dtype=np.int64
         )

@@ -29,7 +29,14 @@ from enum import IntEnum
 from hashlib import sha256
 from pathlib import Path
 
-__all__ = ["Phase", "WorkerFile", "WorkerFolder", "find_worker_file", "worker_folder"]
+__all__ = [
+    "Phase",
+    "WorkerFile",
+    "WorkerFolder",
+    "files_of_workers",
+    "find_worker_file",
+    "worker_folder",
+]
 
 _MAGIC = b"DLRMWRK2"
 _DRAIN, _HOLDING, _TURNS_AWAY, _BUSY, _TAP, _LENGTH = 8, 9, 10, 11, 12, 13
@@ -291,3 +298,8 @@ def _lives(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def files_of_workers(suffix: str, temporary: Path | None = None) -> list[Path]:
+    """Files that end in ``suffix`` of all workers of the server whose temporary folder is ``temporary``."""
+    return sorted(_root(temporary).glob(f"*/*{suffix}"))

@@ -38,6 +38,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
         ask: a description needs no body.
         error_key: an error carries its message under ``error`` too, where KServe's and Triton's clients read it.
         mistake: the error that answers it, if there is no body to read.
+        id: that the client gave, by which labels may be joined later; None if it gave none.
     """
 
     body: Any = b""
@@ -45,6 +46,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     ask: Ask = Ask.SCORES
     error_key: bool = False
     mistake: RequestError | None = None
+    id: str | None = None
 
 
 def read_bytes(request: Request, max_body_bytes: int) -> Any:

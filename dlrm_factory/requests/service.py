@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -29,12 +30,14 @@ from dlrm_factory.requests.formats.arrow import answer_arrow
 from dlrm_factory.requests.formats.fast import Gathered, ReadCounts
 from dlrm_factory.requests.formats.outputs import Scores
 from dlrm_factory.requests.formats.shape import Encoding, PathOf
+from dlrm_factory.requests.observing import ServiceObserver
 from dlrm_factory.requests.request import Ask, Request
 from dlrm_factory.requests.scoring import OutputScorer, score
 
 __all__ = ["DLRMService", "OutputScorer"]
 
 logger = logging.getLogger(__name__)
+_clock = time.perf_counter
 
 # No dense feature of this size is a measurement; layers of float32 overflow somewhere above it.
 _MAX_MEASUREMENT = 1e6
@@ -67,6 +70,7 @@ class DLRMService:
         self._scorer = scorer
         self._serving = scorer.declaration.serving
         self._plan = plan
+        self._observer: ServiceObserver | None = None
         self._waiting_groups = waiting_groups
         self._reader = RequestReader(
             encoder=FeatureEncoder(scorer.declaration, vocabularies),
@@ -101,20 +105,30 @@ class DLRMService:
         """Requests so far, by the reader that took them."""
         return self._decoder.counts
 
+    def observe(self, observer: ServiceObserver | None) -> None:
+        """Let ``observer``, or nobody, know of each batch from now on."""
+        self._observer = observer
+
     def handle(self, requests: Sequence[Request]) -> list[Answer]:
         """One answer a request, in order.
 
         A request that is wrong, or only wants a description, is answered once it is read. The samples of the others
         are scored in one batch, and each is answered with its own.
         """
+        start = _clock()
         answers, read = self._read(requests)  # bytes → format → features
-        scored = score([samples for _, samples in read], self._scorer)
+        decoded = _clock()
+        scored = list(score([samples for _, samples in read], self._scorer))
+        done = _clock()
         for (places, samples), scores in zip(read, scored, strict=True):
             answers.update(zip(places, self._answer(samples, scores), strict=True))
         for place, answer in answers.items():
             if answer.status >= 400 and requests[place].error_key:
                 answers[place] = with_error_key(answer)
-        return [answers[place] for place in range(len(requests))]
+        ordered = [answers[place] for place in range(len(requests))]
+        if self._observer is not None:
+            self._observer.observe(requests, read, scored, ordered, (start, decoded, done, _clock()))
+        return ordered
 
     def _read(self, requests: Sequence[Request]) -> tuple[dict[int, Answer], list[_Read]]:
         """The requests' samples, those of plain requests of one sample together; answers that need no score."""

@@ -33,6 +33,7 @@ __all__ = [
     "MANIFEST",
     "MODULE_FOLDER",
     "OPTIONAL_FILES",
+    "REFERENCE_FILE",
     "SEAL_FILE",
     "TABLE_FILE",
     "VOCABULARY_FILE",
@@ -57,7 +58,14 @@ VOCABULARY_FILE = "vocabularies.bin"
 GOLDENS_FILE = "goldens.json"
 HANDLER_FILE = "dlrm_handler.py"  # at the root of an archive, whose code is sealed too
 MODULE_FOLDER = "module"  # code of a dense net of the user's own
-OPTIONAL_FILES = (VOCABULARY_FILE, "held_out.safetensors", "seen_ids.safetensors", GOLDENS_FILE)
+REFERENCE_FILE = "reference.json"
+OPTIONAL_FILES = (
+    VOCABULARY_FILE,
+    "held_out.safetensors",
+    "seen_ids.safetensors",
+    REFERENCE_FILE,
+    GOLDENS_FILE,
+)
 
 _FORMAT: Final = 2  # since it lists code
 _MAX_BYTES = 4 << 20

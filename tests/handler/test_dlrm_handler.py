@@ -21,7 +21,9 @@ from support.batches import random_state
 from dlrm_factory.config import ServingOptions, tiny
 from dlrm_factory.errors import WeightsError
 from dlrm_factory.goldens import add_goldens
-from dlrm_factory.host.worker_file import WorkerFolder, worker_folder
+from dlrm_factory.host.worker_file import WorkerFolder, files_of_workers, worker_folder
+from dlrm_factory.monitoring.families import READS
+from dlrm_factory.monitoring.metrics_file import SUFFIX, read_metrics_file
 from dlrm_factory.requests.request import Request
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
@@ -191,8 +193,7 @@ from types import SimpleNamespace
 from ts.model_loader import TsModelLoader
 folder, bodies = sys.argv[1], json.load(sys.stdin)
 service = TsModelLoader().load("dlrm", folder, "dlrm_handler.py", None, 4, None)
-counters = []
-service.context.metrics = SimpleNamespace(add_time=lambda *a: None, add_counter=lambda *a, **k: counters.append(a))
+service.context.metrics = SimpleNamespace(add_time=lambda *a: None)
 service.set_cl_socket(None)
 batch = [
     {"requestId": b"%d" % i, "headers": [{"name": b"explain", "value": b"False"}], "parameters": [
@@ -201,10 +202,10 @@ batch = [
 ]
 frame = service.predict(batch)
 context = service.context
-import dlrm_factory.scorer, dlrm_factory.requests.service
+import dlrm_factory.scorer, dlrm_factory.requests.service, time
+time.sleep(1.5)  # metrics are counted twice a second
 print(json.dumps({
     "code": int.from_bytes(frame[:4], "big"),
-    "counters": counters,
     "statuses": [context.get_response_status(i) for i in range(len(bodies))],
     "code_from": [dlrm_factory.scorer.__file__, dlrm_factory.requests.service.__file__],
     "frame": frame.decode("latin-1"),
@@ -233,7 +234,12 @@ def test_torchserve_loads_the_archives_own_code(sealed: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert found["code"] == 200, done.stderr
-    assert found["counters"] == [["DLRMFastReads", 2], ["DLRMReferenceReads", 2]]
+    (path,) = files_of_workers(SUFFIX, tmp_path)
+    reading = read_metrics_file(path)
+    reads = next(place for place in reading.head.families if place.family == READS)
+    by_reader = dict(zip(reads.series, reading.family(reads)[:, 0].tolist(), strict=True))
+    assert by_reader["gathered", "read"] + by_reader["rows", "read"] + by_reader["columns", "read"] == 2
+    assert by_reader["reference", "read"] == 2
     assert [status for status, _ in found["statuses"]] == [200, 400, 200, 413]
     assert all(path.startswith(str(root)) for path in found["code_from"])
     expected = DLRMService(Scorer.load(sealed)).handle([Request(body, error_key=True) for body in BODIES])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,8 @@ from dlrm_factory.requests.request import Request
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.tools.archive.sealing import archive_model
+from dlrm_factory.tools.monitoring.exporter import exporter_of
+from dlrm_factory.tools.monitoring.status import read_status
 from dlrm_factory.tools.server import RunningServer, find_endpoint
 from dlrm_factory.weights.checkpoint import save_checkpoint
 
@@ -112,3 +115,29 @@ def test_prediction_time_is_still_measured(server: RunningServer) -> None:
     with inference_client(server) as client:
         assert post(client, "latency", body(1, 200)).status_code == 200
     assert "PredictionTime{" in httpx.get(f"{server.state.metrics}/metrics", trust_env=False).text
+
+
+def test_what_workers_answer_is_exported_beside_torchserves_own_metrics(server: RunningServer) -> None:
+    exporter = exporter_of(server.run_dir)
+    answered = 'dlrm_requests_total{code="200",model="latency",shape="rows",version="1.0"} '
+
+    def count(text: str) -> float:
+        (line,) = [line for line in text.splitlines() if line.startswith(answered)]
+        return float(line.removeprefix(answered))
+
+    before = count(exporter.text())
+    with inference_client(server) as client:
+        for i in range(5):
+            assert post(client, "latency", b'{"instances": [{}]}').status_code == 200, i
+    end = time.monotonic() + 30
+    while count(exporter.text()) < before + 5 and time.monotonic() < end:
+        time.sleep(0.2)
+    text = exporter.text()
+    assert count(text) == before + 5
+    assert 'ts_inference_requests_total{model_name="latency"' in text
+    assert 'dlrm_workers{engine="eager",model="throughput",version="1.0"} 1.0' in text
+    found = read_status(server.run_dir, 0.6)
+    assert {(each.model, each.workers, each.wanted, each.default) for each in found.models} == {
+        (model, 1, 1, True) for model in PROFILES
+    }
+    assert all(each.private_bytes > 1e8 for each in found.models)

@@ -34,7 +34,13 @@ from dlrm_factory.requests.formats.rows.fast import (
     row_type,
     single_row_path,
 )
-from dlrm_factory.requests.formats.shape import FALL_BACKS, DecodedRequest, PlainForm, RequestReader
+from dlrm_factory.requests.formats.shape import (
+    FALL_BACKS,
+    DecodedRequest,
+    PlainForm,
+    RequestReader,
+    RequestShape,
+)
 from dlrm_factory.requests.formats.torchserve.fast import UpstreamRows, upstream_row_path
 from dlrm_factory.requests.formats.torchserve.reference import FLOATS
 
@@ -62,6 +68,7 @@ class Sample(NamedTuple):
         asked: outputs that it asks for.
         form: of its answer.
         path: of a wrong value in its body.
+        shape: of its body.
     """
 
     place: int
@@ -69,6 +76,7 @@ class Sample(NamedTuple):
     asked: Asked
     form: PlainForm
     path: _SamplePath
+    shape: RequestShape
 
 
 class Gathered(NamedTuple):
@@ -139,7 +147,7 @@ class GatheringReader:
                 return self._of_rows(place, raw)
             if raw.find(_FLOATS, 0, _WITHIN) >= 0:
                 values, asked = self._upstream.read(raw)
-                return Sample(place, values, asked, PlainForm.SCORE, upstream_row_path)
+                return Sample(place, values, asked, PlainForm.SCORE, upstream_row_path, "torchserve")
         except FALL_BACKS:
             pass
         return None
@@ -152,7 +160,7 @@ class GatheringReader:
         if values == self._nothing:  # without a column nobody knows how many samples there are
             return None
         asked = asked_of(body, self._outputs)
-        return Sample(place, values, asked, PlainForm.PREDICTIONS, single_column_path)
+        return Sample(place, values, asked, PlainForm.PREDICTIONS, single_column_path, "columns")
 
     def _of_rows(self, place: int, raw: bytes | bytearray) -> Sample | None:
         if self._rows is None:
@@ -160,7 +168,7 @@ class GatheringReader:
         body = self._rows(raw)
         values = msgspec.structs.astuple(body.instances[0])
         asked = asked_of(body, self._outputs)
-        return Sample(place, values, asked, PlainForm.PREDICTIONS, single_row_path)
+        return Sample(place, values, asked, PlainForm.PREDICTIONS, single_row_path, "rows")
 
     def _join(self, samples: Sequence[Sample]) -> Iterator[Gathered]:
         """Batches of all that are right."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -28,6 +28,7 @@ __all__ = [
     "PathOf",
     "PlainForm",
     "RequestReader",
+    "RequestShape",
     "Shape",
     "check_known",
     "check_samples",
@@ -35,6 +36,8 @@ __all__ = [
     "encode_or_explain",
     "unknown_names",
 ]
+
+RequestShape = Literal["columns", "rows", "torchserve", "ranking", "kserve", "arrow"]
 
 PathOf = Callable[[FeatureError], str]
 Entry = tuple[int, dict[str, Any]]
@@ -119,6 +122,7 @@ class DecodedRequest:
         asked: outputs that it asks for.
         form: of its answer.
         path_of: the path of one of its values, for a mistake that only shows later.
+        shape: of its body.
         context: one sample whose bags all of ``batch`` share, where ``batch`` has empty ones, with the dense features
             that they share, which ``batch`` has too.
         encoding: of its answer.
@@ -128,6 +132,7 @@ class DecodedRequest:
     asked: Asked
     form: AnswerForm
     path_of: PathOf
+    shape: RequestShape
     context: FeatureBatch | None = None
     encoding: Encoding = Encoding.JSON
 

@@ -14,13 +14,17 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.errors import ArchiveError, WeightsError
 from dlrm_factory.goldens import add_goldens
+from dlrm_factory.monitoring.reference import write_reference
 from dlrm_factory.tools.archive.group_replay import replay_in_group
 from dlrm_factory.tools.archive.model_config import MODEL_CONFIG_FILE, model_config
 from dlrm_factory.tools.archive.reading import link_or_copy
+from dlrm_factory.tools.archive.reference import make_reference
 from dlrm_factory.weights.checkpoint import Checkpoint, open_checkpoint
-from dlrm_factory.weights.seal import GOLDENS_FILE, HANDLER_FILE, TABLE_FILE
+from dlrm_factory.weights.held_out import HeldOut, read_held_out
+from dlrm_factory.weights.seal import GOLDENS_FILE, HANDLER_FILE, REFERENCE_FILE, TABLE_FILE, read_seal
 from dlrm_factory.weights.sealed import SealedWeights, reseal, seal_weights
 
 __all__ = [
@@ -110,6 +114,7 @@ def fill_stage(weights: Weights, folder: Path, *, progress: Progress | None = No
     if isinstance(weights, Checkpoint):
         seal_weights(weights, folder, progress=progress, training=_figures(weights))
         add_goldens(folder, real_rows=weights.golden_rows, trained=weights)
+        _add_reference(folder, weights.held_out, weights.declaration)
     else:
         for name in weights.files:
             (folder / name).parent.mkdir(exist_ok=True)
@@ -117,10 +122,20 @@ def fill_stage(weights: Weights, folder: Path, *, progress: Progress | None = No
         reseal(folder, weights.seal)
         if GOLDENS_FILE not in weights.files:
             add_goldens(folder)
+        if REFERENCE_FILE not in weights.files:
+            _add_reference(folder, read_held_out(folder), weights.declaration)
     ranks = weights.declaration.sharding.local_world_size
     if ranks > 1:
         # This host need not have the GPUs of the one that serves.
         replay_in_group(folder, ranks, device="cpu", compiled=False)
+
+
+def _add_reference(folder: Path, held_out: HeldOut | None, declaration: DLRMDeclaration) -> None:
+    """Seal the distribution of ``held_out`` in; without enough of such samples there is none."""
+    reference = None if held_out is None else make_reference(held_out, declaration)
+    if reference is not None:
+        write_reference(reference, folder)
+        reseal(folder, read_seal(folder))
 
 
 def _figures(checkpoint: Checkpoint) -> dict[str, str]:

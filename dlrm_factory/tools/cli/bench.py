@@ -161,11 +161,20 @@ def handle(
         "total",
         "p99",
         "json alone",
+        "metrics",
         "fast",
     )
     table = Table(*(Column(header, no_wrap=True) for header in headers))
     for timing in timings:
-        parts = (timing.decode, timing.score, timing.encode, timing.total, timing.slowest, timing.json)
+        parts = (
+            timing.decode,
+            timing.score,
+            timing.encode,
+            timing.total,
+            timing.slowest,
+            timing.json,
+            timing.metrics,
+        )
         table.add_row(
             f"{timing.work.requests} x {timing.work.samples}",
             timing.work.body_format,

@@ -15,6 +15,7 @@ from dlrm_factory.tools.cli.evaluate import evaluate
 from dlrm_factory.tools.cli.importing import import_model
 from dlrm_factory.tools.cli.init import init
 from dlrm_factory.tools.cli.join import join
+from dlrm_factory.tools.cli.monitoring import labels, metrics, status
 from dlrm_factory.tools.cli.operate import autoscale, proxy, ready, rollback, rollout
 from dlrm_factory.tools.cli.plan import plan
 from dlrm_factory.tools.cli.predict import predict
@@ -52,6 +53,9 @@ for _command in (
     predict,
     ready,
     scale,
+    status,
+    metrics,
+    labels,
     autoscale,
     rollout,
     rollback,

@@ -64,7 +64,9 @@ def _decode(table: Any, reader: RequestReader) -> DecodedRequest:
             batch = _encode(columns, table.num_rows, reader)
             names = reader.outputs.chosen(sent)
             asked = Asked("logit" if output == "logit" else "probability", names)
-            return DecodedRequest(batch=batch, asked=asked, form=PlainForm.PREDICTIONS, path_of=_path_of)
+            return DecodedRequest(
+                batch=batch, asked=asked, form=PlainForm.PREDICTIONS, path_of=_path_of, shape="arrow"
+            )
         except (FeatureError, pyarrow().ArrowException):  # explained below
             pass
     try:
@@ -143,8 +145,10 @@ def _one_chunk(column: Any) -> Any:
 def _encode(columns: dict[str, Any], size: int, reader: RequestReader) -> FeatureBatch:
     declaration = reader.encoder.declaration
     dense = np.empty((len(declaration.dense_features), size), dtype=np.float64)
+    missing = np.zeros(len(dense), dtype=np.int64)
     for i, feature in enumerate(declaration.dense_features):
         column = columns.get(feature.name)
+        missing[i] = size if column is None else column.null_count
         found = np.float64(feature.default) if column is None else numbers(column, feature.default)
         if found is None:
             return _encode_lists(columns, size, reader)
@@ -157,7 +161,8 @@ def _encode(columns: dict[str, Any], size: int, reader: RequestReader) -> Featur
             return _encode_lists(columns, size, reader)
         lengths[i] = bag[0]
         parts.append(bag[1])
-    return reader.encoder.encode_arrays(dense, lengths, np.concatenate(parts))
+    told = missing if missing.any() else None
+    return reader.encoder.encode_arrays(dense, lengths, np.concatenate(parts), told)
 
 
 def _encode_lists(columns: dict[str, Any], size: int, reader: RequestReader) -> FeatureBatch:

@@ -87,7 +87,9 @@ class ColumnsReader:
         except FALL_BACKS:
             return None
         path_of = partial(_path_of, layout)
-        return DecodedRequest(batch=batch, asked=asked, form=PlainForm.PREDICTIONS, path_of=path_of)
+        return DecodedRequest(
+            batch=batch, asked=asked, form=PlainForm.PREDICTIONS, path_of=path_of, shape="columns"
+        )
 
     def _parse(self, raw: bytes, nulls: int) -> tuple[Asked, _Layout, Callable[[], FeatureBatch]]:
         """Outputs asked for, the layout, and the encoding that remains to be done.
@@ -122,12 +124,12 @@ class ColumnsReader:
         size = len((dense_columns or sparse_columns)[0])
         if size > self._max_samples:
             raise FallBack
-        dense, dense_nulls = self._dense(dense_columns, layout, size, marked=nulls > 0)
+        dense, dense_nulls, missing = self._dense(dense_columns, layout, size, marked=nulls > 0)
         if arrays == layout.columns:  # every bracket opens a column: no value is an array
             ids, there, id_nulls = self._ones(sparse_columns, layout, size, marked=nulls > 0)
             if nulls != dense_nulls + id_nulls:
                 raise FallBack
-            return partial(self._encoder.encode_single_valued, dense, ids, there)
+            return partial(self._encoder.encode_single_valued, dense, ids, there, missing)
         bags = [_bag_column(column, size, marked=nulls > 0) for column in sparse_columns]
         # Every bracket opens a column or a bag. (One in a string makes the count too large, never too small.)
         if arrays != layout.columns + sum(bag.arrays for bag in bags):
@@ -138,7 +140,7 @@ class ColumnsReader:
         for i, bag in zip(layout.sparse, bags, strict=True):
             lengths[i] = bag.lengths
         ids = np.concatenate([_NO_IDS, *(bag.ids for bag in bags)])
-        return partial(self._encoder.encode_arrays, dense, lengths, ids)
+        return partial(self._encoder.encode_arrays, dense, lengths, ids, missing)
 
     def _object(self, value: Any) -> Any:
         if type(value) is not self._simdjson.Object:
@@ -149,20 +151,26 @@ class ColumnsReader:
         if set(map(type, columns)) != {self._simdjson.Array}:
             raise FallBack
 
-    def _dense(self, columns: list[Any], layout: _Layout, size: int, *, marked: bool) -> tuple[Float64, int]:
-        """Float64 [number of dense features, size], and how many were null."""
+    def _dense(
+        self, columns: list[Any], layout: _Layout, size: int, *, marked: bool
+    ) -> tuple[Float64, int, Int64 | None]:
+        """Float64 [number of dense features, size], how many were null, and how many lack each feature."""
         parts = _buffers(columns, "d", size)
         sent = np.frombuffer(bytearray().join(parts)).reshape(len(parts), size)
-        nulls = 0
+        nulls, missing = 0, None
         if marked:
             row, sample = np.nonzero(sent == STAND_IN)
             sent[row, sample] = self._defaults[layout.dense][row]
             nulls = len(row)
+            if nulls:
+                missing = np.bincount(np.array(layout.dense)[row], minlength=len(self._defaults))
         if len(sent) == len(self._defaults):
-            return sent, nulls
+            return sent, nulls, missing
         dense = np.repeat(self._defaults, size).reshape(len(self._defaults), size)
         dense[layout.dense] = sent
-        return dense, nulls
+        absent = np.full(len(self._defaults), size)
+        absent[layout.dense] = 0
+        return dense, nulls, absent if missing is None else absent + missing
 
     def _ones(
         self, columns: list[Any], layout: _Layout, size: int, *, marked: bool

@@ -39,7 +39,9 @@ def _decode(body: Mapping[str, Any], asked: Asked, reader: RequestReader) -> Dec
         return column_path(columns, error, _PATH)
 
     batch = encode_columns(reader, columns, size, path_of)
-    return DecodedRequest(batch=batch, asked=asked, form=PlainForm.PREDICTIONS, path_of=path_of)
+    return DecodedRequest(
+        batch=batch, asked=asked, form=PlainForm.PREDICTIONS, path_of=path_of, shape="columns"
+    )
 
 
 def check_columns(

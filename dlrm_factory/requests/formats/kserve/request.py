@@ -111,7 +111,9 @@ def _decode(body: Mapping[str, Any], asked: Asked, reader: RequestReader) -> Dec
     form = KServeForm(names={"model_name": reader.model_name, **version, **answer_id}, binary=binaries)
     encoding = Encoding.BINARY if any(binaries.values()) else Encoding.JSON
     asked = Asked(output, tuple(binaries))
-    return DecodedRequest(batch=batch, asked=asked, form=form, path_of=path_of, encoding=encoding)
+    return DecodedRequest(
+        batch=batch, asked=asked, form=form, path_of=path_of, shape="kserve", encoding=encoding
+    )
 
 
 def _check_keys(body: Mapping[str, Any]) -> None:

@@ -20,8 +20,9 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
-from dlrm_factory.batch import FeatureBatch
+from dlrm_factory.batch import FeatureBatch, Substitutions
 from dlrm_factory.errors import RequestError
 from dlrm_factory.features import FeatureError, shown
 from dlrm_factory.requests.formats.columns.reference import check_columns, column_path
@@ -127,7 +128,9 @@ def _decode(body: Mapping[str, Any], asked: Asked, reader: RequestReader) -> Dec
     path = _CANDIDATES_PATH if isinstance(sent, list) else None
     order = order_of(rank_by, reader.encoder.declaration, context, columns, path)
     form = RankingForm(labels=labels, top_k=top_k, order=order)
-    return DecodedRequest(batch=batch, asked=asked, form=form, path_of=path_of, context=shared)
+    return DecodedRequest(
+        batch=batch, asked=asked, form=form, path_of=path_of, context=shared, shape="ranking"
+    )
 
 
 def _check_context(context: Any, reader: RequestReader) -> None:
@@ -225,7 +228,35 @@ def _encode(
     is_shared = [name in context for name in encoder.declaration.dense_names]
     if any(is_shared):
         batch = msgspec.structs.replace(batch, dense=np.where(is_shared, shared.dense, batch.dense))
-    return (shared if len(shared.values) or any(is_shared) else None), batch
+    told = _substitutions(shared, batch, np.array(is_shared, dtype=np.bool_))
+    return (shared if len(shared.values) or any(is_shared) else None), msgspec.structs.replace(
+        batch, substitutions=told
+    )
+
+
+def _substitutions(
+    shared: FeatureBatch, batch: FeatureBatch, is_shared: npt.NDArray[np.bool_]
+) -> Substitutions | None:
+    """Those of the context, which counts once for ids and for each candidate in dense features, and of candidates."""
+    one, many = shared.substitutions or Substitutions(), batch.substitutions or Substitutions()
+    none = np.zeros(len(is_shared), dtype=np.int64)
+    once = len(batch) * (none if one.missing is None else one.missing)
+    missing = np.where(is_shared, once, none if many.missing is None else many.missing)
+    unknown, truncated = (
+        _sum(one.unknown_ids, many.unknown_ids),
+        _sum(one.truncated_bags, many.truncated_bags),
+    )
+    if unknown is None and truncated is None and not missing.any():
+        return None
+    return Substitutions(missing=missing, unknown_ids=unknown, truncated_bags=truncated)
+
+
+def _sum(
+    one: npt.NDArray[np.int64] | None, other: npt.NDArray[np.int64] | None
+) -> npt.NDArray[np.int64] | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other
 
 
 def _candidate_path(sent: Any, error: FeatureError) -> str:

@@ -79,7 +79,9 @@ class RowsReader:
             batch = self._values.encode(rows)
         except FALL_BACKS:
             return None
-        return DecodedRequest(batch=batch, asked=asked, form=PlainForm.PREDICTIONS, path_of=_path_of)
+        return DecodedRequest(
+            batch=batch, asked=asked, form=PlainForm.PREDICTIONS, path_of=_path_of, shape="rows"
+        )
 
 
 def _path_of(error: FeatureError) -> str:
@@ -162,17 +164,19 @@ class RowValues:
         if not rows:
             return None
         try:
-            by_row, _ = _numbers("d", dense, self._defaults)
+            by_row, left_out = _numbers("d", dense, self._defaults)
             flat, ids_left_out = _numbers("q", ids, self._no_ids)
         except (TypeError, OverflowError):
             return None
         numbers = np.frombuffer(by_row).reshape(len(rows), -1).T
         by_feature = np.frombuffer(flat, dtype=np.int64).reshape(len(rows), -1).T
+        missing = np.bincount(np.array(left_out) % first, minlength=first) if left_out else None
         if not ids_left_out:
-            return self._encoder.encode_single_valued(numbers, by_feature)
+            return self._encoder.encode_single_valued(numbers, by_feature, missing=missing)
         there = np.ones(len(ids), dtype=np.bool_)
         there[ids_left_out] = False
-        return self._encoder.encode_single_valued(numbers, by_feature, there.reshape(len(rows), -1).T)
+        mask = there.reshape(len(rows), -1).T
+        return self._encoder.encode_single_valued(numbers, by_feature, mask, missing)
 
     def _any(self, rows: Sequence[Values]) -> FeatureBatch:
         """The samples of any rows."""

@@ -42,7 +42,7 @@ def _decode(body: Mapping[str, Any], asked: Asked, reader: RequestReader) -> Dec
         return row_path(rows, error, _PATH)
 
     batch = encode_columns(reader, columns_of(rows), len(rows), path_of)
-    return DecodedRequest(batch=batch, asked=asked, form=PlainForm.PREDICTIONS, path_of=path_of)
+    return DecodedRequest(batch=batch, asked=asked, form=PlainForm.PREDICTIONS, path_of=path_of, shape="rows")
 
 
 def check_rows(

@@ -53,7 +53,7 @@ def _decode(body: Mapping[str, Any], asked: Asked, reader: RequestReader) -> Dec
         lambda: reader.encoder.mistakes_jagged(*jagged),
         path_of,
     )
-    return DecodedRequest(batch=batch, asked=asked, form=PlainForm.SCORE, path_of=path_of)
+    return DecodedRequest(batch=batch, asked=asked, form=PlainForm.SCORE, path_of=path_of, shape="torchserve")
 
 
 def _list_of(body: Mapping[str, Any], key: str) -> list[Any]:

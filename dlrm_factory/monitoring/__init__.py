@@ -1,0 +1,1 @@
+"""Counts of a worker, in a file that whoever exports metrics maps; and the distribution that training had."""
