@@ -46,6 +46,9 @@ class DenseScorer:
     def logits(self, batch: FeatureBatch, shared: SharedContext | None = None) -> np.ndarray:
         return batch.dense[:, 0].copy()
 
+    def outputs(self, batch: FeatureBatch, shared: SharedContext | None = None) -> np.ndarray:
+        return self.logits(batch, shared)[:, None]
+
 
 def columns(size: int, seed: int) -> dict[str, list[Any]]:
     """Raw values by feature of ``size`` samples, always of the same distribution: popular ids and rare ones."""

@@ -305,11 +305,11 @@ def match(source: Source, declaration: DLRMDeclaration, source_format: SourceFor
         named, names = by_prefixes(source, prefixes, expected)
     else:
         named = name_weights(source, source_format)
+        if named.naming == "dlrm_s_pytorch":
+            check_declared(declaration, {n: w.shape for n, w in named.weights.items()}, source.place)
         names = names_of(named.naming, declaration, expected)
     found = named.weights
     shapes = {name: weight.shape for name, weight in found.items()}
-    if named.naming == "dlrm_s_pytorch":
-        check_declared(declaration, shapes, source.place)
     wanted = {names[ours]: shape for ours, shape in expected.items()}
     problems = [f"  missing: {name} {list(shape)}" for name, shape in wanted.items() if name not in found]
     problems += [f"  not of this model: {name} {list(shapes[name])}" for name in found if name not in wanted]

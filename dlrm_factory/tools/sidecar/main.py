@@ -10,6 +10,7 @@ from types import FrameType
 from urllib.parse import urlsplit
 
 from dlrm_factory.errors import ServingError
+from dlrm_factory.tools.monitoring.exporter import exporter_of
 from dlrm_factory.tools.rollout import remove_kept
 from dlrm_factory.tools.server import ManagementClient, RunDir, ServerState, management_client, running_server
 from dlrm_factory.tools.sidecar.autoscaling import Autoscaler
@@ -44,7 +45,8 @@ def run(path: Path) -> None:
     try:
         with management_client(run_dir, state) as client:
             autoscaler = Autoscaler(run_dir, state, client)
-            probes.metrics.append(autoscaler.metrics)
+            # Models first, TorchServe's own behind them; then what this process does.
+            probes.metrics += [exporter_of(run_dir).text, autoscaler.metrics]
             while running_server(path) is not None and not stop.wait(_EVERY_S):
                 _work(run_dir, state, client, autoscaler)
     finally:

@@ -78,7 +78,7 @@ def test_a_whole_model_imports_and_scores_as_it_did(wrapper, tmp_path):
     assert (report.naming, report.weights) == ("prefixes", len(state))
     assert report.ignored == ["optimizer.state.model.net.a", "step"]
 
-    batch = random_batch(declaration, 6, longest=1)
+    batch = random_batch(declaration, 6, longest=1, steps=1)
     checkpoint = open_checkpoint(tmp_path / "c.safetensors")
     found = Scorer(DLRMFactory(declaration).build(mode="float", weights=checkpoint)).outputs(batch)
     whole = Whole(declaration)
@@ -148,6 +148,7 @@ def test_the_longest_prefix_of_whole_parts_counts():
     assert name_before("x", {"model.ebc": "tables"}) == "x"
 
 
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
 def test_torchrec_s_deepfm_and_transformer_import_by_their_own_names(tmp_path):
     for name in ("deepfm", "dlrm_transformer"):
         declaration = trusted(name)
