@@ -161,6 +161,11 @@ class RankedScorer:
         return self.scorer.engine
 
     @property
+    def eager_reason(self) -> str | None:
+        """Reason why the leader must score eagerly; None if there is none."""
+        return self.scorer.eager_reason
+
+    @property
     def precision(self) -> Precision:
         return self.scorer.precision
 

@@ -162,9 +162,15 @@ class DLRMService:
             return answer_internal_error("the request could not be decoded; the server's log says why")
 
     def _describe(self) -> Answer:
-        if self._waiting_groups is None:
-            return answer_json(self._description)
-        return answer_json({**self._description, "waiting_groups": self._waiting_groups()})
+        found = dict(self._description)
+        # What scores now: code may be taken into use later. Scorers of tests have no engine.
+        for name in ("engine", "eager_reason"):
+            value = getattr(self._scorer, name, None)
+            if value is not None:
+                found[name] = value
+        if self._waiting_groups is not None:
+            found["waiting_groups"] = self._waiting_groups()
+        return answer_json(found)
 
     @cached_property
     def _description(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support.batches import random_batch
-from support.nets import trusted
+from support.nets import outputs_by_hand, trusted
 from support.nets_by_hand import BY_HAND
 
 from dlrm_factory.batch import FeatureBatch, concatenate, split
@@ -21,30 +21,6 @@ from dlrm_factory.requests.replay import replay_with
 from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer
 from dlrm_factory.tools.bench.score import RandomWeights
 from dlrm_factory.weights.sealed import seal_weights
-
-
-def by_hand(
-    declaration: DLRMDeclaration, weights: RandomWeights, batch: FeatureBatch, name: str
-) -> np.ndarray:
-    """All outputs' columns, [B, C], in float64."""
-    dense = {key: tensor.double().numpy() for key, tensor in weights.dense_state().items()}
-    tables = {
-        table.name: weights.table_rows(table.name, 0, table.num_embeddings).double().numpy()
-        for table in declaration.tables
-    }
-    pooling = {f.name: declaration.table(f.table).pooling for f in declaration.sparse_features}
-    found = []
-    for sample in split(batch, 1):
-        ends = np.cumsum(sample.lengths[:, 0])
-        vectors = {
-            feature.name: tables[feature.table][sample.values[end - length : end]]
-            for feature, end, length in zip(
-                declaration.sparse_features, ends, sample.lengths[:, 0], strict=True
-            )
-        }
-        outputs = BY_HAND[name](dense, sample.dense[0].astype(np.float64), vectors, pooling)
-        found.append(np.concatenate([np.reshape(outputs[o.name], -1) for o in declaration.all_outputs]))
-    return np.stack(found)
 
 
 def batch_of(declaration: DLRMDeclaration, samples: int) -> FeatureBatch:
@@ -70,7 +46,7 @@ def test_served_outputs_are_those_by_hand_alone_and_in_a_batch(
 ) -> None:
     scorer, weights = served
     batch = batch_of(scorer.declaration, 7)
-    expected = by_hand(scorer.declaration, weights, batch, name)
+    expected = outputs_by_hand(name, scorer.declaration, weights, batch)
     assert np.abs(expected).max() > 0.01
     direct = scorer.interact(torch.from_numpy(batch.dense), scorer.look_up(batch))
     alone = np.concatenate([scorer.outputs(sample) for sample in split(batch, 1)])
@@ -85,7 +61,7 @@ def test_every_sharding_of_sequences_and_pooled_tables_gives_the_same(sharding: 
     declaration = trusted("din")
     weights = RandomWeights(declaration)
     batch = batch_of(declaration, 5)
-    expected = by_hand(declaration, weights, batch, "din")
+    expected = outputs_by_hand("din", declaration, weights, batch)
     state = weights.dense_state() | {
         f"sparse_arch.embedding_{kind}.{table.name}.weight": weights.table_rows(
             table.name, 0, table.num_embeddings

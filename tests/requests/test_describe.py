@@ -33,6 +33,10 @@ def test_schema_limits_plan_and_versions() -> None:
     assert found["sparse_features"][2]["max_length"] == 8
     assert [table["dtype"] for table in found["tables"]] == [table.dtype for table in tiny().tables]
     assert found["limits"] == {"max_samples": 5000, "max_body_bytes": 6_553_500}
+    assert found["engine"] == "eager"
+    assert "eager_reason" not in found
+    scorer.eager_reason = "No C++ compiler on this host"
+    assert describe(service)["eager_reason"] == scorer.eager_reason
     assert found["package_versions"]["torch"] == torch.__version__
     assert found["package_versions"]["torchserve-dlrm"] == dlrm_factory.__version__
     assert [table["sharding"] for table in found["plan"]["tables"]] == ["table_wise"] * 3
