@@ -60,7 +60,7 @@ def order_three(seed: int, rows: int, ids: int = 16, rank: int = 4) -> Truth:
     return labelled(random, {"price": random.normal(size=rows), **drawn}, click=1.5 * products.sum(axis=1))
 
 
-def all_pairs(seed: int, rows: int, ids: int = 30, features: int = 6) -> Truth:
+def all_pairs(seed: int, rows: int, ids: int = 20, features: int = 6) -> Truth:
     """A click follows the products of every two of the features' numbers: the square of their sum, with one weight.
 
     Features are called ``f_0``, ``f_1``, ….
@@ -110,7 +110,10 @@ def bought(seed: int, rows: int, users: int = 300, items: int = 200) -> Truth:
 
 
 def in_history(seed: int, rows: int, ids: int = 40, longest: int = 10) -> Truth:
-    """A click follows whether the item is one of a history of ``longest`` ids or half as many, as it is in half of the rows."""
+    """A click follows whether the item is one of a history, as it is in half of the rows.
+
+    Histories have ``longest`` ids, or fewer down to half as many.
+    """
     random = np.random.default_rng(seed)
     item = random.integers(0, ids, rows)
     lengths = random.integers(longest // 2, longest + 1, rows)
