@@ -28,6 +28,8 @@ from dlrm_factory.tools.metrics.metrics import auc
 from dlrm_factory.weights.checkpoint import open_checkpoint
 
 SEEDS = (1, 2, 3) if DEPTH == "deep" else (1,)
+# Two or three trainings each, of ten seconds.
+deep = pytest.mark.skipif(DEPTH != "deep", reason="trains for half a minute; ./scripts/test --deep runs it")
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +132,7 @@ def reached(trial: Trial, logits: np.ndarray, label: str = "click") -> tuple[flo
     return auc(labels, logits), auc(labels, trial.best(label))
 
 
+@deep
 def test_crosses_learn_interactions_of_order_three(seed: int, tmp_path: Path) -> None:
     trial = Trial(truths.order_three(seed, 15_000), 12_000, tmp_path)
     ids = {"user": 16, "item": 16, "place": 16}
@@ -143,6 +146,7 @@ def test_crosses_learn_interactions_of_order_three(seed: int, tmp_path: Path) ->
     assert found > best - 0.03
 
 
+@deep
 def test_deepfm_learns_all_pairs_of_its_features_as_a_dlrm_does(seed: int, tmp_path: Path) -> None:
     trial = Trial(truths.all_pairs(seed, 13_000), 10_000, tmp_path)
     ids = {f"f_{i}": 20 for i in range(6)}
@@ -177,6 +181,7 @@ def test_history_weighted_by_the_target_learns_what_a_sum_hides(seed: int, tmp_p
     assert found > best - 0.1
 
 
+@deep
 def test_purchases_are_learnt_beside_clicks(seed: int, tmp_path: Path) -> None:
     trial = Trial(truths.bought(seed, 18_000), 12_000, tmp_path)
     ids = {"user": 300, "item": 200}
@@ -204,6 +209,7 @@ def test_purchases_are_learnt_beside_clicks(seed: int, tmp_path: Path) -> None:
     assert joint > joint_best - 0.05
 
 
+@deep
 def test_two_towers_learn_a_truth_of_low_rank_and_score_by_their_dot_product(
     seed: int, tmp_path: Path
 ) -> None:
