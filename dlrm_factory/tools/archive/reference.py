@@ -8,7 +8,7 @@ import numpy.typing as npt
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.features.ids import mix_int64
 from dlrm_factory.monitoring.reference import MAX_CELLS, IdBins, NumberBins, Reference
-from dlrm_factory.weights.held_out import HeldOut
+from dlrm_factory.weights.held_out import UNLABELLED, HeldOut
 
 __all__ = ["MIN_SAMPLES", "make_reference"]
 
@@ -30,7 +30,8 @@ def make_reference(held_out: HeldOut, declaration: DLRMDeclaration) -> Reference
     if samples < MIN_SAMPLES:
         return None
     batch = held_out.batch
-    logits = held_out.logits.astype(np.float64)
+    # Of the first probability, by which scores are watched.
+    labels, logits = held_out.labels[:, 0], held_out.logits[:, 0]
     ends = np.cumsum(batch.lengths.sum(axis=1))
     sparse = {}
     for f, feature in enumerate(declaration.sparse_features):
@@ -39,9 +40,9 @@ def make_reference(held_out: HeldOut, declaration: DLRMDeclaration) -> Reference
         sparse[feature.name] = _id_bins(batch.values[start : int(ends[f])], batch.lengths[f], rows)
     return Reference(
         samples=samples,
-        mean_label=float(held_out.labels.mean()),
-        mean_score=float((1 / (1 + np.exp(-logits))).mean()),
-        scores=_number_bins(held_out.logits),
+        mean_label=float(labels[labels != UNLABELLED].mean()),
+        mean_score=float((1 / (1 + np.exp(-logits.astype(np.float64)))).mean()),
+        scores=_number_bins(logits),
         dense={name: _number_bins(batch.dense[:, i]) for i, name in enumerate(declaration.dense_names)},
         sparse=sparse,
     )
