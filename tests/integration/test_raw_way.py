@@ -113,8 +113,8 @@ def archive(folder: Path, environment: dict[str, str]) -> None:
     command = run(words, folder, environment).splitlines()[-1]
     run(shlex.split(command), folder, environment)
     shutil.copytree(folder / "staged", folder / "patched")
-    answers = folder / "patched" / "dlrm_factory/requests/answers.py"
-    answers.write_text(answers.read_text(encoding="utf-8") + PATCH, encoding="utf-8")
+    numbers = folder / "patched" / "dlrm_factory/requests/numbers.py"
+    numbers.write_text(numbers.read_text(encoding="utf-8") + PATCH, encoding="utf-8")
     expect(folder / "patched", 0.25)
     command = command.replace("staged", "patched").replace("--model-name dlrm", "--model-name patched")
     run(shlex.split(command), folder, environment)

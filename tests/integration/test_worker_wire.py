@@ -125,7 +125,10 @@ def test_what_workers_answer_is_exported_beside_torchserves_own_metrics(server: 
         (line,) = [line for line in text.splitlines() if line.startswith(answered)]
         return float(line.removeprefix(answered))
 
-    before = count(exporter.text())
+    # Workers count every half second: what was asked before must be in it.
+    before = -1.0
+    while before != (before := count(exporter.text())):
+        time.sleep(1.2)
     with inference_client(server) as client:
         for i in range(5):
             assert post(client, "latency", b'{"instances": [{}]}').status_code == 200, i

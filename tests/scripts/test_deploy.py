@@ -191,7 +191,7 @@ def test_selectors_find_the_pods(helm: Path) -> None:
     ]
     assert [service["metadata"]["name"] for service in monitored] == ["release-torchserve-dlrm-metrics"]
     assert monitor["endpoints"][0]["port"] == monitored[0]["spec"]["ports"][0]["name"]
-    assert monitored[0]["spec"]["ports"][0]["targetPort"] == 8082
+    assert monitored[0]["spec"]["ports"][0]["targetPort"] == 8083
 
 
 def test_the_autoscaler_and_the_adapter_name_one_metric(helm: Path) -> None:

@@ -76,7 +76,9 @@ def reference_of(samples: int = 20_000, seed: int = 0) -> Reference:
     batch = FeatureEncoder(DECLARATION).encode(columns(samples, seed), samples)
     logits = DenseScorer().logits(batch)
     labels = (np.random.default_rng(seed).random(samples) < 1 / (1 + np.exp(-logits))).astype(np.uint8)
-    reference = make_reference(HeldOut(batch=batch, labels=labels[:, None], logits=logits[:, None]), DECLARATION)
+    reference = make_reference(
+        HeldOut(batch=batch, labels=labels[:, None], logits=logits[:, None]), DECLARATION
+    )
     assert reference is not None
     return reference
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import msgspec
-from support.nets import net
+from support.nets import trusted
 
 from dlrm_factory.tools.tuning.space import Settings, Space
 
 
 def test_a_module_keeps_its_tables():
-    declaration = net("mmoe")
+    declaration = trusted("mmoe")
     space, declared = Space(declaration), Settings.of(declaration)
     assert (space.dims, declared.embedding_dim) == ([], None)
     changed = msgspec.structs.replace(declared, learning_rate=0.5).applied_to(declaration)
@@ -20,7 +20,7 @@ def test_a_module_keeps_its_tables():
 
 
 def test_deepfm_has_another_dimension_without_a_bottom_mlp():
-    declaration = net("deepfm")
+    declaration = trusted("deepfm")
     declared = Settings.of(declaration)
     dim = declared.embedding_dim
     assert Space(declaration).dims == [dim // 2, dim, 2 * dim]
