@@ -423,6 +423,7 @@ def _try_out(dense):
 def test_a_net_that_cannot_be_exported_is_scored_eagerly_and_says_why(tmp_path, host_cache, monkeypatch):
     monkeypatch.setenv("DLRM_CACHE_DIR", str(host_cache))
     declaration = trusted("branching")
+    torch.set_num_threads(declaration.serving.threads)  # as verifying does; code is for a number of threads
     folder = seal(declaration, tmp_path)
     add_goldens(folder)  # else there is nothing to verify with
     scorer = Scorer.load(folder)
