@@ -137,8 +137,8 @@ def measure_handling(
 
 def _random_samples(scorer: Scorer) -> HeldOut:
     batch = one_hot_batch(scorer.declaration, _REFERENCE_SAMPLES)
-    labels = np.zeros(len(batch), dtype=np.uint8)
-    return HeldOut(batch=batch, labels=labels, logits=scorer.logits(batch))
+    labels = np.zeros((len(batch), 1), dtype=np.uint8)
+    return HeldOut(batch=batch, labels=labels, logits=scorer.logits(batch)[:, None])
 
 
 def _measure(
