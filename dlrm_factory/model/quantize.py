@@ -38,6 +38,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.model.dtypes import DATA_TYPES
 from dlrm_factory.model.model import RankingModel, tables_of
+from dlrm_factory.model.row_wise_means import divide_row_wise_means_alone
 
 __all__ = [
     "QuantizedEmbeddingBag",
@@ -249,7 +250,7 @@ class QuantizedEmbeddingBagCollectionSharder(EmbeddingBagCollectionSharder):
         device: torch.device | None = None,
         module_fqn: str | None = None,
     ) -> QuantizedShardedEmbeddingBagCollection:
-        return QuantizedShardedEmbeddingBagCollection(
+        sharded = QuantizedShardedEmbeddingBagCollection(
             module=module,
             table_name_to_parameter_sharding=params,
             env=env,
@@ -258,6 +259,8 @@ class QuantizedEmbeddingBagCollectionSharder(EmbeddingBagCollectionSharder):
             qcomm_codecs_registry=self.qcomm_codecs_registry,
             module_fqn=module_fqn,
         )
+        divide_row_wise_means_alone(sharded)
+        return sharded
 
     @property
     def sharded_module_type(self) -> type[QuantizedShardedEmbeddingBagCollection]:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.global_settings import set_propogate_device
 from torchrec.distributed.types import ModuleSharder, ShardingEnv
 
@@ -22,6 +22,7 @@ from dlrm_factory.model.quantize import (
     QuantizedEmbeddingBagCollectionSharder,
     QuantizedEmbeddingCollectionSharder,
 )
+from dlrm_factory.model.row_wise_means import divide_row_wise_means_alone
 
 __all__ = ["FloatEmbeddingBagCollectionSharder", "make_sharders", "process_group", "shard_model"]
 
@@ -29,10 +30,15 @@ _TIMEOUT = timedelta(minutes=5)
 
 
 class FloatEmbeddingBagCollectionSharder(EmbeddingBagCollectionSharder):
-    """TorchRec's sharder, which on CPU does not name row_wise although it computes it rightly."""
+    """TorchRec's sharder, which on CPU does not name row_wise, and divides too much beside row_wise means."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         return SUPPORTED_SHARDING_TYPES
+
+    def shard(self, *args: Any, **kwargs: Any) -> ShardedEmbeddingBagCollection:
+        sharded: ShardedEmbeddingBagCollection = super().shard(*args, **kwargs)
+        divide_row_wise_means_alone(sharded)
+        return sharded
 
 
 def make_sharders(mode: Mode) -> list[ModuleSharder[Any]]:

@@ -14,13 +14,26 @@ from support.nets import outputs_by_hand, trusted
 from support.nets_by_hand import BY_HAND
 
 from dlrm_factory.batch import FeatureBatch, concatenate, split
-from dlrm_factory.config import DLRMDeclaration
+from dlrm_factory.config import DLRMDeclaration, Output
+from dlrm_factory.config.trust import trust_code
+from dlrm_factory.errors import WeightsError
 from dlrm_factory.factory import DLRMFactory
-from dlrm_factory.goldens import add_goldens, read_goldens
+from dlrm_factory.goldens import Goldens, add_goldens, read_goldens
 from dlrm_factory.requests.replay import replay_with
 from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer
 from dlrm_factory.tools.bench.score import RandomWeights
 from dlrm_factory.weights.sealed import seal_weights
+
+ONE_TOWER = """
+
+class OneTower(nn.Module):
+    def __init__(self, inputs) -> None:
+        super().__init__()
+        self.tower = nn.Linear(inputs.pooled["user"], inputs.outputs["user"])
+
+    def forward(self, pooled_by_name):
+        return self.tower(pooled_by_name["user"])
+"""
 
 
 def batch_of(declaration: DLRMDeclaration, samples: int) -> FeatureBatch:
@@ -87,6 +100,53 @@ def test_golden_requests_of_every_model_are_reproduced(
     asks = len(scorer.declaration.all_outputs) > 1
     assert all((golden.outputs is not None) == asks for golden in goldens.requests)
     assert replay_with(scorer, goldens, EAGER_TOLERANCE) < 1e-5
+
+
+def test_a_wrong_number_among_several_outputs_is_found(tmp_path: Path) -> None:
+    seal_weights(RandomWeights(trusted("two_towers")), tmp_path)
+    goldens = add_goldens(tmp_path)
+    first, *others = goldens.requests
+    assert first.outputs is not None
+    vector = first.outputs["item"]
+    assert isinstance(vector, list)
+    wrong = first.outputs | {"item": [*vector[:-1], vector[-1] + 0.01]}
+    spoilt = Goldens(requests=[msgspec.structs.replace(first, outputs=wrong), *others])
+    with pytest.raises(WeightsError, match="golden request 1 of 16"):
+        replay_with(Scorer.load(tmp_path), spoilt, EAGER_TOLERANCE)
+
+
+def test_a_model_of_one_vector_has_golden_requests_too(tmp_path: Path) -> None:
+    towers = trusted("two_towers")
+    assert towers.module is not None
+    code = towers.module.sources["two_towers.py"] + ONE_TOWER  # type: ignore[index]
+    module = msgspec.structs.replace(
+        towers.module, module="two_towers.py:OneTower", arguments={}, sources={"two_towers.py": code}
+    )
+    outputs = [Output(name="user", kind="vector", size=6)]
+    declaration = msgspec.structs.replace(towers, architecture=module, outputs=outputs)
+    trust_code(declaration)
+    seal_weights(RandomWeights(declaration), tmp_path)
+    goldens = add_goldens(tmp_path)
+    assert all(golden.expected is None and golden.outputs is not None for golden in goldens.requests)
+    assert replay_with(Scorer.load(tmp_path), goldens, EAGER_TOLERANCE) < 1e-5
+
+
+def test_a_module_that_reads_past_the_lengths_is_refused(tmp_path: Path) -> None:
+    din = trusted("din")
+    assert din.module is not None
+    assert din.module.sources is not None
+    # T is that of the longest history of the batch.
+    careless = din.module.sources["din.py"].replace(
+        "(self.attention(pairs) * inside * history).sum(dim=1)",
+        "target[:, 0] * history.shape[1]",
+    )
+    assert careless != din.module.sources["din.py"]
+    module = msgspec.structs.replace(din.module, sources=din.module.sources | {"din.py": careless})
+    declaration = msgspec.structs.replace(din, architecture=module)
+    trust_code(declaration)
+    seal_weights(RandomWeights(declaration), tmp_path)
+    with pytest.raises(WeightsError, match=r"din\.py:DIN: golden sample .* mask by lengths"):
+        add_goldens(tmp_path)
 
 
 def test_batches_join(tmp_path: Path) -> None:

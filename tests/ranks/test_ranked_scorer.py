@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from support import ranked
 from support.batches import random_batch, random_state
+from support.nets import trusted
 from support.processes import end_of, ranks
 from support.sharding import TOLERANCE, mixed_shardings
 
+from dlrm_factory.errors import PlanError
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.goldens import add_goldens
 from dlrm_factory.model.hardware import Hardware
+from dlrm_factory.ranks import RankGroup, load_rank
 from dlrm_factory.ranks.traffic import plan_traffic
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.tools.bench.score import RandomWeights
@@ -57,7 +60,7 @@ def alone(declaration) -> Scorer:
 @pytest.mark.parametrize("size", ranked.SIZES)
 def test_ranks_equal_one_process(found: dict[str, dict], size: int) -> None:
     cases = dict(ranked.cases(size))
-    assert len(cases) == 17
+    assert len(cases) == 18
     spread = []
     for name, declaration in cases.items():
         expected = ranked.score_cases(alone(declaration), size)
@@ -70,6 +73,12 @@ def test_ranks_equal_one_process(found: dict[str, dict], size: int) -> None:
         spread.append(np.ptp(expected[2]))
     # So that another sample's score, or another row's, would show.
     assert min(spread) > 1000 * TOLERANCE
+
+
+def test_a_model_with_sequences_is_refused_by_name(tmp_path: Path) -> None:
+    seal_weights(RandomWeights(trusted("din")), tmp_path)
+    with pytest.raises(PlanError, match=r"sequence features \(item, history\) .* sharding\.world_size to 1"):
+        load_rank(tmp_path, RankGroup.join(timeout_s=60))
 
 
 @pytest.mark.parametrize("size", ranked.SIZES)

@@ -24,8 +24,9 @@ from dlrm_factory.errors import DLRMError, GroupError, RankError
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.goldens import read_goldens
 from dlrm_factory.model.model import load_dense, make_model
+from dlrm_factory.model.quantize import kernels_of
 from dlrm_factory.ranks import RankedScorer, RankGroup, follow, load_rank
-from dlrm_factory.ranks.lookup import RankLookup, kernels_of
+from dlrm_factory.ranks.lookup import RankLookup
 from dlrm_factory.ranks.messages import Messages
 from dlrm_factory.requests.replay import replay_with
 from dlrm_factory.requests.service import DLRMService
@@ -33,6 +34,7 @@ from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer
 from dlrm_factory.weights.sealed import read_dense
 from support.batches import random_batch, random_state
 from support.handed import handle
+from support.nets import trusted
 from support.sharding import ARCHITECTURES, DTYPES, POOLINGS, SHARDINGS, declared, mixed_shardings, weighted
 
 SIZES = (2, 3, 4)
@@ -58,6 +60,18 @@ def cases(size: int) -> Iterator[tuple[str, DLRMDeclaration]]:
             yield f"{name}-weighted", weighted(declaration)
     yield "mixed", mixed_shardings()
     yield "mixed-weighted", weighted(mixed_shardings())
+    yield "towers", several_outputs()
+
+
+def several_outputs() -> DLRMDeclaration:
+    """Two towers: a logit and two vectors, of tables of two widths and three shardings."""
+    declaration = trusted("two_towers")
+    shardings = ("row_wise", "column_wise", "table_wise")
+    tables = [
+        msgspec.structs.replace(table, sharding=sharding)
+        for table, sharding in zip(declaration.tables, shardings, strict=True)
+    ]
+    return msgspec.structs.replace(declaration, tables=tables)
 
 
 def batches(declaration: DLRMDeclaration, size: int) -> Iterator[tuple[FeatureBatch, SharedContext | None]]:
@@ -82,10 +96,10 @@ def without(batch: FeatureBatch, features: list[int]) -> FeatureBatch:
 
 
 def score_cases(scorer: Scorer | RankedScorer, size: int) -> list[list[float]]:
-    """Logits of every batch of a case."""
-    found = [scorer.logits(batch, shared) for batch, shared in batches(scorer.declaration, size)]
+    """Outputs of every batch of a case, sample after sample."""
+    found = [scorer.outputs(batch, shared) for batch, shared in batches(scorer.declaration, size)]
     found.append(scorer.reference_logits(random_batch(scorer.declaration, 5, seed=7)))
-    return [logits.tolist() for logits in found]
+    return [outputs.reshape(-1).tolist() for outputs in found]
 
 
 def score_large(scorer: Scorer | RankedScorer) -> list[list[float]]:

@@ -62,6 +62,8 @@ def cases() -> Iterator[tuple[str, DLRMDeclaration]]:
         yield mode, declared("row_wise", "mean", DTYPES[4], architecture)
     yield "quantized", mixed_shardings()
     yield "float", mixed_shardings()
+    yield "quantized", mixed_poolings()
+    yield "float", mixed_poolings()
     for sharding, pooling in itertools.product(SHARDINGS, POOLINGS):
         yield "float", weighted(declared(sharding, pooling, DTYPES[0]))
         yield "quantized", weighted(declared(sharding, pooling, DTYPES[4]))
@@ -91,6 +93,17 @@ def mixed_shardings() -> DLRMDeclaration:
     ]
     shared = msgspec.structs.replace(base.sparse_features[0], name="seller_id")
     return msgspec.structs.replace(base, tables=tables, sparse_features=[*base.sparse_features, shared])
+
+
+def mixed_poolings() -> DLRMDeclaration:
+    """A row_wise mean beside a table_wise sum and a column_wise mean."""
+    base = mixed_shardings()
+    kinds = (("row_wise", "mean"), ("table_wise", "sum"), ("column_wise", "mean"))
+    tables = [
+        msgspec.structs.replace(table, sharding=sharding, pooling=pooling)
+        for table, (sharding, pooling) in zip(base.tables, kinds, strict=True)
+    ]
+    return msgspec.structs.replace(base, tables=tables)
 
 
 def largest_difference(mode: str, declaration: DLRMDeclaration, *, rank: int = 0) -> float:
