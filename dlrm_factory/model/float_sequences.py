@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.batched_embedding_kernel import BatchedDenseEmbedding
-from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
 from torchrec.distributed.embedding_lookup import GroupedEmbeddingsLookup
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel, GroupedEmbeddingConfig
-from torchrec.distributed.types import ParameterSharding, ShardingEnv
-from torchrec.modules.embedding_modules import EmbeddingCollection
+from torchrec.distributed.types import ShardingEnv
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from dlrm_factory.model.sequence_sharding import SequenceSharder, ShardedSequences
 
 __all__ = ["FloatEmbeddingCollectionSharder"]
 
@@ -50,42 +50,13 @@ class _Lookup(GroupedEmbeddingsLookup):
         return super()._create_embedding_kernel(config, pg, device, env)
 
 
-class FloatShardedEmbeddingCollection(ShardedEmbeddingCollection):
+class FloatShardedEmbeddingCollection(ShardedSequences):
     """ShardedEmbeddingCollection that trains rightly on CPU too."""
 
-    def _create_lookups(self) -> None:
-        for sharding in self._sharding_type_to_sharding.values():
-            self._lookups.append(
-                _Lookup(
-                    grouped_configs=sharding._grouped_embedding_configs,
-                    pg=self._env.process_group,
-                    device=self._device,
-                    env=self._env,
-                )
-            )
+    lookup = _Lookup
 
 
-class FloatEmbeddingCollectionSharder(EmbeddingCollectionSharder):
+class FloatEmbeddingCollectionSharder(SequenceSharder):
     """TorchRec's sharder of sequence tables, for training."""
 
-    def shard(
-        self,
-        module: EmbeddingCollection,
-        params: dict[str, ParameterSharding],
-        env: ShardingEnv,
-        device: torch.device | None = None,
-        module_fqn: str | None = None,
-    ) -> FloatShardedEmbeddingCollection:
-        return FloatShardedEmbeddingCollection(
-            module,
-            params,
-            env,
-            self.fused_params,
-            device,
-            qcomm_codecs_registry=self.qcomm_codecs_registry,
-            module_fqn=module_fqn,
-        )
-
-    @property
-    def sharded_module_type(self) -> type[FloatShardedEmbeddingCollection]:
-        return FloatShardedEmbeddingCollection
+    sharded = FloatShardedEmbeddingCollection

@@ -22,7 +22,6 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import (
 from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTableBatchedEmbeddingBagsCodegen
 from torch import nn
 from torchrec.distributed.batched_embedding_kernel import pooling_type_to_pooling_mode
-from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
 from torchrec.distributed.embedding_lookup import GroupedEmbeddingsLookup, GroupedPooledEmbeddingsLookup
 from torchrec.distributed.embedding_types import (
     EmbeddingComputeKernel,
@@ -32,13 +31,14 @@ from torchrec.distributed.embedding_types import (
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.types import ParameterSharding, ShardingEnv, ShardingType
 from torchrec.modules.embedding_configs import data_type_to_sparse_type
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.model.dtypes import DATA_TYPES
 from dlrm_factory.model.model import RankingModel, tables_of
 from dlrm_factory.model.row_wise_means import divide_row_wise_means_alone
+from dlrm_factory.model.sequence_sharding import SequenceSharder, ShardedSequences
 
 __all__ = [
     "QuantizedEmbeddingBag",
@@ -201,19 +201,10 @@ class _QuantizedSequenceLookup(GroupedEmbeddingsLookup):
         return QuantizedEmbeddingBag(config, sharding_type=None, device=device, pools=False)
 
 
-class QuantizedShardedEmbeddingCollection(ShardedEmbeddingCollection):
+class QuantizedShardedEmbeddingCollection(ShardedSequences):
     """ShardedEmbeddingCollection whose lookups are `QuantizedEmbeddingBag`s, for inference only."""
 
-    def _create_lookups(self) -> None:
-        for sharding in self._sharding_type_to_sharding.values():
-            self._lookups.append(
-                _QuantizedSequenceLookup(
-                    grouped_configs=sharding._grouped_embedding_configs,
-                    pg=self._env.process_group,
-                    device=self._device,
-                    env=self._env,
-                )
-            )
+    lookup = _QuantizedSequenceLookup
 
     def init_data_parallel(self) -> None:
         """Inference has no gradients to average, so no DistributedDataParallel."""
@@ -267,33 +258,13 @@ class QuantizedEmbeddingBagCollectionSharder(EmbeddingBagCollectionSharder):
         return QuantizedShardedEmbeddingBagCollection
 
 
-class QuantizedEmbeddingCollectionSharder(EmbeddingCollectionSharder):
+class QuantizedEmbeddingCollectionSharder(SequenceSharder):
     """Shards an EmbeddingCollection whose tables `quantize_tables` has marked."""
+
+    sharded = QuantizedShardedEmbeddingCollection
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         return SUPPORTED_SHARDING_TYPES
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
         return [EmbeddingComputeKernel.QUANT.value]
-
-    def shard(
-        self,
-        module: EmbeddingCollection,
-        params: dict[str, ParameterSharding],
-        env: ShardingEnv,
-        device: torch.device | None = None,
-        module_fqn: str | None = None,
-    ) -> QuantizedShardedEmbeddingCollection:
-        return QuantizedShardedEmbeddingCollection(
-            module,
-            params,
-            env,
-            self.fused_params,
-            device,
-            qcomm_codecs_registry=self.qcomm_codecs_registry,
-            module_fqn=module_fqn,
-        )
-
-    @property
-    def sharded_module_type(self) -> type[QuantizedShardedEmbeddingCollection]:
-        return QuantizedShardedEmbeddingCollection
