@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from dlrm_factory.config.declaration import ServingOptions
+from dlrm_factory.config.options import ServingOptions
 from handler.wire import install_reads, install_whole_messages
 
 __all__ = [

@@ -5,12 +5,10 @@ from dlrm_factory.config.declaration import (
     DLRMDeclaration,
     ModuleArchitecture,
     Output,
-    ServingOptions,
-    ShardingOptions,
     SparseFeature,
     Table,
-    TrainingOptions,
 )
+from dlrm_factory.config.options import ServingOptions, ShardingOptions, TrainingOptions
 from dlrm_factory.config.presets import CRITEO_NUM_EMBEDDINGS, PRESETS, criteo, demo, preset, tiny
 from dlrm_factory.config.reading import dump_declaration, parse_declaration, read_declaration
 from dlrm_factory.config.sizes import format_bytes, parse_bytes

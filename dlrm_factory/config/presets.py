@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dlrm_factory.config.declaration import (
-    DenseFeature,
-    DLRMDeclaration,
-    ServingOptions,
-    SparseFeature,
-    Table,
-    TableDtype,
-    TrainingOptions,
-)
+from dlrm_factory.config.declaration import DenseFeature, DLRMDeclaration, SparseFeature, Table, TableDtype
+from dlrm_factory.config.options import ServingOptions, TrainingOptions
 from dlrm_factory.errors import ConfigError, near_matches
 
 __all__ = ["CRITEO_NUM_EMBEDDINGS", "PRESETS", "criteo", "demo", "preset", "tiny"]

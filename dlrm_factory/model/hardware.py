@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from dlrm_factory.config.declaration import ShardingOptions
+from dlrm_factory.config.options import ShardingOptions
 from dlrm_factory.config.sizes import parse_bytes
 from dlrm_factory.errors import PlanError
 from dlrm_factory.host.memory_limit import physical_memory

@@ -28,7 +28,8 @@ from dlrm_factory.config import (
     tiny,
 )
 from dlrm_factory.config.checks import problems_of
-from dlrm_factory.config.declaration import ServingProfile, Sharding, TableDtype
+from dlrm_factory.config.declaration import Sharding, TableDtype
+from dlrm_factory.config.options import ServingProfile
 from dlrm_factory.errors import ConfigError
 
 

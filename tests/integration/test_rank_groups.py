@@ -23,7 +23,7 @@ from support.hosts import listens_everywhere
 from support.server import ask, serving
 
 from dlrm_factory.config import tiny
-from dlrm_factory.config.declaration import ShardingOptions
+from dlrm_factory.config.options import ShardingOptions
 from dlrm_factory.rendezvous import write_secret
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer

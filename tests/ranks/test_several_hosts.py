@@ -21,7 +21,7 @@ from support.hosts import Host, hosts, listens_everywhere
 from support.sharding import TOLERANCE
 
 from dlrm_factory.config import tiny
-from dlrm_factory.config.declaration import ShardingOptions
+from dlrm_factory.config.options import ShardingOptions
 from dlrm_factory.rendezvous import meeting_variables, write_secret
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.tools.archive.sealing import archive_model

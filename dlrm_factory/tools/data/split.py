@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dlrm_factory.config.declaration import TrainingOptions
+from dlrm_factory.config.options import TrainingOptions
 from dlrm_factory.errors import DataError
 from dlrm_factory.features import shown
 from dlrm_factory.features.arrow import is_number, is_text

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch.distributed as dist
 
-from dlrm_factory.config.declaration import TrainingOptions
+from dlrm_factory.config.options import TrainingOptions
 from dlrm_factory.errors import ConfigError
 from dlrm_factory.tools.data.dataset import ClickDataset, Int64, slices
 from dlrm_factory.tools.data.labels import counts_for

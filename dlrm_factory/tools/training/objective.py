@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from dlrm_factory.batch import to_dense, to_keyed_jagged_tensors
-from dlrm_factory.config.declaration import DLRMDeclaration, TrainingOptions
+from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.config.options import TrainingOptions
 from dlrm_factory.factory import BuiltDLRM, DLRMFactory
 from dlrm_factory.tools.data.dataset import ClickDataset, Int64, slices
 from dlrm_factory.tools.data.progress import Observer, Progress

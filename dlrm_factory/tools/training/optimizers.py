@@ -16,7 +16,8 @@ from torch.distributed.optim import (
 )
 from torchrec.optim import RowWiseAdagrad
 
-from dlrm_factory.config.declaration import DLRMDeclaration, TrainingOptions
+from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.config.options import TrainingOptions
 from dlrm_factory.factory import BuiltDLRM, TableOptimizer
 from dlrm_factory.model.model import is_table_key, state_key
 from dlrm_factory.model.plan import has_fused_optimizer

@@ -8,7 +8,7 @@ import msgspec
 import yaml
 
 from dlrm_factory.config import tiny
-from dlrm_factory.config.declaration import ShardingOptions
+from dlrm_factory.config.options import ShardingOptions
 from dlrm_factory.tools.archive.listing import read_archive_listing
 from dlrm_factory.tools.archive.model_config import model_config
 from dlrm_factory.tools.archive.sealing import archive_model

@@ -16,7 +16,7 @@ from support.hosts import listens_everywhere
 from support.sharding import mixed_shardings
 from typer.testing import CliRunner
 
-from dlrm_factory.config.declaration import ShardingOptions
+from dlrm_factory.config.options import ShardingOptions
 from dlrm_factory.errors import DLRMError, WeightsError
 from dlrm_factory.goldens import Goldens, add_goldens, read_goldens
 from dlrm_factory.goldens.file import write_goldens

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from dlrm_factory.config import tiny
-from dlrm_factory.config.declaration import ShardingOptions
+from dlrm_factory.config.options import ShardingOptions
 from dlrm_factory.errors import ArchiveError
 from dlrm_factory.tools.archive import staging
 from dlrm_factory.tools.archive.model_config import group_of, model_config, with_ranks
