@@ -29,11 +29,11 @@ from dlrm_factory.batch import (
 )
 from dlrm_factory.compiled import (
     CompiledDense,
+    ContextNets,
     DirectLookup,
     Precision,
     best_precision,
     compiled_dense,
-    context_net,
     eager_reason,
     pooled_dtype,
 )
@@ -93,10 +93,10 @@ class Scorer:
         self.vocabularies = vocabularies
         self._lookup = lookup
         self._compiled: SizedDense | None = None
-        self._context_net = (
+        self._context_nets = (
             None
             if lookup is None or few_pages is not None
-            else context_net(built.model.module.net.module, built.declaration, lookup)
+            else ContextNets(built.model.module.net.module, built.declaration, lookup)
         )
         # Why `compile` found that this host must score eagerly; None if it has not, or it need not.
         self.eager_reason: str | None = None
@@ -174,7 +174,9 @@ class Scorer:
         """
         if self._lookup is None:
             return
-        # Here, not in the thread: TorchRec's forward must not run in two threads at once.
+        # All here, not in the thread: TorchRec's forward must not run in two threads at once.
+        if self._context_nets is not None:
+            self._context_nets.expect(self.reference_outputs)
         scored = [
             (batch, self.comparable(self.reference_outputs(batch)))
             for batch in [*probe_batches(self.declaration), *probes]
@@ -211,13 +213,14 @@ class Scorer:
     def _shared_outputs(self, batch: FeatureBatch, shared: SharedContext) -> Float32:
         if self._net.shares:
             return self._interact_once(batch, shared)
-        if self._context_net is None or self.pooled_dtype is not torch.float32:
+        once = None if self._context_nets is None else self._context_nets.of(self.pooled_dtype)
+        if once is None:
             return self.joint_outputs(batch, shared)
-        apart = self._context_net.worthwhile(batch, shared)
+        apart = once.worthwhile(batch, shared)
         outputs = np.empty((len(batch), self.declaration.output_columns), dtype=np.float32)
         for part in part_rankings(batch, shared, apart=apart):
             if apart and part.context is not None and (part.rows[0], part.rows[-1] + 1) in apart:
-                outputs[part.rows] = self._context_net(part.samples, part.context)
+                outputs[part.rows] = once(part.samples, part.context)
             else:
                 outputs[part.rows] = self.joint_outputs(part.samples, part.shared)
         return outputs
@@ -349,6 +352,8 @@ class Scorer:
         dense_code = compiled_dense(folder, self.declaration, precision, try_out=try_out, build=build)
         self.eager_reason = eager_reason(folder, self.declaration, precision)
         if dense_code is not None:
+            if self._context_nets is not None:
+                self._context_nets.use(precision, TOLERANCE[precision])
             self._compiled = SizedDense(dense_code, dtype)
             logger.info("Scoring with compiled dense parts in %s, within %.1e of eager", precision, found[0])
 

@@ -1,6 +1,7 @@
 """The fast path on CPU: one lookup over the mapped tables, and the dense parts compiled by AOTInductor."""
 
 from dlrm_factory.compiled.context_net import ContextNet, context_net
+from dlrm_factory.compiled.context_nets import ContextNets
 from dlrm_factory.compiled.dense_library import CompiledDense, compiled_dense, eager_reason, library_path
 from dlrm_factory.compiled.dense_net import (
     DTYPES,
@@ -17,6 +18,7 @@ __all__ = [
     "DTYPES",
     "CompiledDense",
     "ContextNet",
+    "ContextNets",
     "DenseNet",
     "DirectLookup",
     "Precision",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import platform
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ __all__ = [
     "best_precision",
     "cpu_capability",
     "make_dense_net",
+    "narrow_bottom",
     "pooled_dtype",
 ]
 
@@ -92,7 +94,7 @@ class AnyNet(nn.Module):
         self.dtype = torch.float32
         if precision == "bf16":
             for name, linear in [each for each in net.named_modules() if type(each[1]) is nn.Linear]:
-                if linear.weight.numel() > MAX_FLOAT_WEIGHTS:
+                if _is_large(linear):
                     net.set_submodule(name, FloatEndsLinear(linear, torch.bfloat16))
 
     def forward(
@@ -131,7 +133,7 @@ class DenseNet(nn.Module):
             self.inter_arch = interaction
         self.dtype = DTYPES[precision]
         if precision == "bf16":
-            _narrow(self.dense_arch, lambda linear: linear.weight.numel() > MAX_FLOAT_WEIGHTS, few_samples)
+            _narrow(self.dense_arch, _is_large, few_samples)
             last = _linears(self.over_arch)[-1]
             _narrow(self.over_arch, lambda linear: linear is not last, few_samples)
             self.inter_arch.to(self.dtype)
@@ -152,6 +154,15 @@ class DenseNet(nn.Module):
         embedded = self.dense_arch(dense).to(self.dtype)
         logits: torch.Tensor = self.over_arch(self.inter_arch(embedded, vectors))
         return logits.reshape(-1, 1).float()
+
+
+def narrow_bottom(dense_arch: nn.Module, precision: Precision) -> nn.Module:
+    """The bottom MLP as `DenseNet` computes it in ``precision``: itself, or a copy with large layers in bfloat16."""
+    if precision == "fp32":
+        return dense_arch
+    narrowed = copy.deepcopy(dense_arch)
+    _narrow(narrowed, _is_large, few_samples=False)
+    return narrowed
 
 
 class CastLinear(nn.Linear):
@@ -237,6 +248,10 @@ def _narrow(module: nn.Module, is_narrowed: Callable[[nn.Linear], bool], few_sam
         kind = WrittenOutLinear if few_samples and not is_narrowed(linear) else CastLinear
         dtype = torch.bfloat16 if is_narrowed(linear) else torch.float32
         module.set_submodule(name, kind(linear, dtype))
+
+
+def _is_large(linear: nn.Linear) -> bool:
+    return linear.weight.numel() > MAX_FLOAT_WEIGHTS
 
 
 def _linears(module: nn.Module) -> list[nn.Linear]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import copy
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -12,21 +12,21 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import torch
 from support.batches import random_batch
 from support.compiled import seal
 from support.sharding import DTYPES, declared, mixed_shardings, weighted
 
 from dlrm_factory.batch import FeatureBatch, SharedContext, join_contexts, tile_context
 from dlrm_factory.batch import concatenate as joined
-from dlrm_factory.compiled import ContextNet, context_net
-from dlrm_factory.compiled.context_net import MAX_SETS
+from dlrm_factory.compiled import ContextNet, DenseNet, context_net
+from dlrm_factory.compiled.context_net import BREAK_EVEN, MAX_SETS, SLOWER
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.requests.request import Request
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import Scorer
 
 TOLERANCE = 1e-5
-context_net_module = importlib.import_module("dlrm_factory.compiled.context_net")
 
 
 def cases() -> Iterator[DLRMDeclaration]:
@@ -34,6 +34,7 @@ def cases() -> Iterator[DLRMDeclaration]:
     yield declared("auto", "mean", DTYPES[4])
     yield mixed_shardings()
     yield weighted(mixed_shardings())
+    yield msgspec.structs.replace(declared("auto", "sum", DTYPES[0]), over_arch_layer_sizes=[32, 24, 16, 1])
 
 
 def only(batch: FeatureBatch, features: Sequence[int]) -> FeatureBatch:
@@ -67,8 +68,9 @@ def ask(service: DLRMService, body: object) -> Any:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the rankings whose context was computed once; as many as share something are, whatever they gain."""
-    monkeypatch.setattr(context_net_module, "BREAK_EVEN", 1e-9)
-    monkeypatch.setattr(context_net_module, "SLOWER", 0.0)
+    for precision in ("fp32", "bf16"):
+        monkeypatch.setitem(BREAK_EVEN, precision, 1e-9)
+        monkeypatch.setitem(SLOWER, precision, 0.0)
     found: list[int] = []
     whole = ContextNet.__call__
 
@@ -80,7 +82,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("declaration", list(cases()), ids=["fp32", "mean", "order", "weighted"])
+@pytest.mark.parametrize("declaration", list(cases()), ids=["fp32", "mean", "order", "weighted", "deep"])
 def test_every_set_of_shared_features_scores_as_tiled(
     tmp_path: Path, declaration: DLRMDeclaration, calls: list[int]
 ) -> None:
@@ -96,6 +98,58 @@ def test_every_set_of_shared_features_scores_as_tiled(
         assert np.ptp(found) > 1e-2
     # All but the set that shares nothing, if only because a bag of the context may be empty.
     assert len(calls) >= 2 * len(sets) - 1
+
+
+@pytest.mark.parametrize("declaration", list(cases()), ids=["fp32", "mean", "order", "weighted", "deep"])
+def test_in_bf16_every_set_of_shared_features_scores_as_the_dense_parts_do(
+    tmp_path: Path, declaration: DLRMDeclaration
+) -> None:
+    scorer = Scorer.load(seal(declaration, tmp_path))
+    lookup = scorer._lookup
+    assert lookup is not None
+    module = scorer.built.model.module
+    net = context_net(module.net.module, declaration, lookup, "bf16")
+    assert net is not None
+    dense_net = DenseNet(copy.deepcopy(module.net.module), declaration, "bf16")
+    features = range(len(declaration.sparse_features))
+    sets = [s for size in range(len(features)) for s in itertools.combinations(features, size)]
+    for (context, dense), size in itertools.product(itertools.product(sets, (True, False)), (40, 600)):
+        samples, one = ranking(declaration, size, context, dense=dense)
+        tiled = tile_context(samples, SharedContext(bags=one, spans=[(0, size)]))
+        exact = scorer.reference_outputs(tiled)
+        with torch.no_grad():
+            narrow = dense_net(torch.from_numpy(tiled.dense), lookup.look_up(tiled, torch.bfloat16).pooled)
+        found = net(samples, one)
+        assert found.shape == (size, 1)
+        assert found.dtype == np.float32
+        # As near as what scores candidate by candidate in this precision, and not in float32.
+        bound = max(2 * np.abs(narrow.numpy() - exact).max(), 4e-3 * np.abs(exact).max())
+        assert 0 < np.abs(found - exact).max() <= bound
+        assert np.ptp(found) > 10 * bound
+
+
+def test_a_net_that_scores_otherwise_is_not_used(
+    tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    declaration = declared("auto", "sum", DTYPES[0])
+    scorer = Scorer.load(seal(declaration, tmp_path))
+    nets = scorer._context_nets
+    assert nets is not None
+    nets.expect(scorer.reference_outputs)
+    nets.use("fp32", TOLERANCE)
+    nets.use("bf16", 2e-2)
+    assert calls == [150, 150]
+    assert nets.of(torch.float32) is not None
+    assert nets.of(torch.bfloat16) is not None
+    wrong = ContextNet.__call__
+    monkeypatch.setattr(ContextNet, "__call__", lambda *args: wrong(*args) + np.float32(0.5))
+    nets.use("bf16", 2e-2)
+    assert nets.of(torch.float32) is not None
+    assert nets.of(torch.bfloat16) is None
+    assert "computed once in bf16" in caplog.text
+    monkeypatch.setattr(ContextNet, "__call__", lambda *args: wrong(*args) * np.float32(np.nan))
+    nets.use("fp32", TOLERANCE)
+    assert nets.of(torch.float32) is None
 
 
 def test_rankings_and_plain_requests_in_one_batch(tmp_path: Path, calls: list[int]) -> None:
@@ -180,7 +234,8 @@ def test_sets_that_were_not_used_for_long_are_dropped(tmp_path: Path, calls: lis
         shared = SharedContext(bags=one, spans=[(0, 40)])
         expected = scorer.reference_outputs(tile_context(samples, shared))
         np.testing.assert_allclose(scorer.outputs(samples, shared), expected, rtol=0, atol=TOLERANCE)
-    net = scorer._context_net
+    assert scorer._context_nets is not None
+    net = scorer._context_nets.of(torch.float32)
     assert net is not None
     assert len(net._sets) == MAX_SETS
 
