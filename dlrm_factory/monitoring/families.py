@@ -79,7 +79,7 @@ SHAPES = ("columns", "rows", "torchserve", "ranking", "kserve", "arrow", "unread
 CODES = ("200", "400", "413", "500", "503")
 STAGES = ("decode", "score", "encode")
 ENGINES = ("eager", "compiled")
-READERS = ("gathered", "columns", "rows")
+READERS = ("gathered", "columns", "rows", "ranking")
 
 REQUESTS = Family(
     name="dlrm_requests_total",

@@ -11,14 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.depth import examples
-from support.json_bodies import bodies, damaged
+from support.json_bodies import bodies, damaged, ranking_bodies
 from support.references import reference
 
+from dlrm_factory.batch import FeatureBatch
 from dlrm_factory.config import DLRMDeclaration, tiny
 from dlrm_factory.features import FeatureEncoder, FeatureError
 from dlrm_factory.requests.formats import DecodedRequest, RequestReader
 from dlrm_factory.requests.formats.columns.fast import ColumnsReader
 from dlrm_factory.requests.formats.fast import FastReaders
+from dlrm_factory.requests.formats.ranking.fast import RankingReader
+from dlrm_factory.requests.formats.ranking.order import ByExpression
+from dlrm_factory.requests.formats.ranking.reference import RankingForm
 from dlrm_factory.requests.formats.rows.fast import RowsReader
 
 DECLARATION = tiny()
@@ -37,19 +41,23 @@ READERS = [
 
 
 COLUMNS = [ColumnsReader(reader) for reader in READERS]
+RANKINGS = [RankingReader(reader) for reader in READERS]
 
 
 def fast(raw: bytes, reader: RequestReader) -> DecodedRequest | None:
     """Request that the fast readers of either shape make of ``raw``; they must not depend on being asked rightly.
 
-    The reader of columns expects what it met before: nulls, or none. So it is asked in either mood.
+    The reader of columns expects what it met before: nulls, or none. So it is asked in either mood. The reader of
+    rankings expects the last one's features in the context.
     """
-    columns = COLUMNS[READERS.index(reader)]
+    columns, rankings = COLUMNS[READERS.index(reader)], RANKINGS[READERS.index(reader)]
     answers = [
         columns.read(raw),
         columns.read(raw),
         FastReaders(reader).read(raw),
         RowsReader(reader).read(raw),
+        rankings.read(raw),
+        RankingReader(reader).read(raw),
     ]
     found = [answer for answer in answers if answer is not None]
     for answer in found[1:]:
@@ -73,10 +81,31 @@ def assert_same(one: DecodedRequest, other: DecodedRequest) -> None:
         assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), field
     assert one.batch.values.flags.writeable
     assert one.batch.weights is other.batch.weights is None
-    assert (one.asked, one.form, one.context) == (other.asked, other.form, other.context)
+    assert (one.asked, one.shape) == (other.asked, other.shape)
+    assert plain(one) == plain(other)
     for sample in range(len(one.batch)):
         error = FeatureError("", feature="price", sample=sample)
         assert one.path_of(error) == other.path_of(error)
+
+
+def told_of(batch: FeatureBatch) -> dict[str, list[int]]:
+    found = {} if batch.substitutions is None else msgspec.structs.asdict(batch.substitutions)
+    return {name: counts.tolist() for name, counts in found.items() if counts is not None and counts.any()}
+
+
+def plain(request: DecodedRequest) -> Any:
+    """What cannot be compared as it is: substitutions, the context, and a ranking's order by an expression."""
+    batches = [each for each in (request.batch, request.context) if each is not None]
+    told = [told_of(each) for each in batches]
+    context = [(each.dense.tobytes(), each.lengths.tolist(), each.values.tolist()) for each in batches[1:]]
+    form: Any = request.form
+    if isinstance(form, RankingForm):
+        order: Any = form.order
+        if isinstance(order, ByExpression):
+            dense = {name: (values.shape, values.tolist()) for name, values in order.dense.items()}
+            order = (order.expression, dense, order.defaults, order.path)
+        form = (form.labels, form.top_k, order)
+    return told, context, form
 
 
 @given(bodies())
@@ -88,6 +117,18 @@ def test_the_same_batch_or_left_to_the_reference(raw: bytes) -> None:
 @given(bodies(), st.randoms(use_true_random=False))
 @settings(max_examples=examples(300))
 def test_the_same_for_damaged_bodies(raw: bytes, rng: random.Random) -> None:
+    check(damaged(raw, rng))
+
+
+@given(ranking_bodies())
+@settings(max_examples=examples(600))
+def test_the_same_ranking_or_left_to_the_reference(raw: bytes) -> None:
+    check(raw)
+
+
+@given(ranking_bodies(), st.randoms(use_true_random=False))
+@settings(max_examples=examples(300))
+def test_the_same_for_damaged_rankings(raw: bytes, rng: random.Random) -> None:
     check(damaged(raw, rng))
 
 
@@ -133,6 +174,101 @@ def test_rows_that_are_taken(rows_: Any) -> None:
     assert quick is not None
     assert slow is not None
     assert_same(quick, slow)
+
+
+USER = {"price": 2.5, "user_id": "u1"}
+RANKINGS_TAKEN: dict[str, dict[str, Any]] = {
+    "ids": {"context": USER, "candidates": [{"id": "a", "item_id": 1}, {"id": 7, "item_id": 2}]},
+    "some ids": {"context": USER, "candidates": [{"item_id": 1, "id": "ä"}, {"item_id": 2, "id": None}, {}]},
+    "no context": {"candidates": [{"price": 1, "item_tags": [1, 2]}, {"user_id": "x"}]},
+    "context of null": {"context": None, "candidates": [{"item_id": 1}]},
+    "nulls": {"context": {"price": None, "user_id": None}, "candidates": [{"item_id": None}, {"item_id": 3}]},
+    "bags": {"context": {"item_tags": [1, 2]}, "candidates": [{"item_id": [1]}, {"age_days": 2}, {}]},
+    "all dense": {"context": {"price": 1, "age_days": 2}, "candidates": [{"item_id": 1}, {"item_id": 2}]},
+    "nothing": {"context": {**USER, "age_days": 1, "item_id": 2, "item_tags": 3}, "candidates": [{}, {}]},
+    "columns": {"context": USER, "candidates": {"item_id": [1, None, 3], "age_days": [1, 2.5, None]}},
+    "columns of bags": {"context": USER, "candidates": {"id": ["x", 2], "item_tags": [[1, 2], []]}},
+    "columns of ids": {"context": USER, "candidates": {"id": ["x", None]}},
+    "best": {"top_k": 2, "context": USER, "candidates": [{"item_id": 1}] * 3},
+    "by a price": {
+        "rank_by": "score / price + age_days",
+        "context": USER,
+        "candidates": [{"age_days": 3}, {}],
+    },
+    "by columns": {"rank_by": "price", "context": {}, "candidates": {"price": [None, 3]}, "output": "logit"},
+}
+
+
+@pytest.mark.parametrize("name", RANKINGS_TAKEN)
+def test_rankings_that_are_taken(name: str) -> None:
+    raw = json.dumps(RANKINGS_TAKEN[name]).encode()
+    quick, slow = FastReaders(READERS[0]).read(raw), reference(raw, READERS[0])
+    assert quick is not None
+    assert slow is not None
+    assert_same(quick, slow)
+
+
+def test_rankings_with_any_context_in_turn() -> None:
+    readers = FastReaders(READERS[0])
+    values: dict[str, Any] = {"price": 2.5, "age_days": 3, "user_id": "u1", "item_id": 7, "item_tags": [3, 9]}
+    for places in range(2 ** len(values) + 3):
+        names = [name for i, name in enumerate(values) if places >> i & 1]
+        own = {name: value for name, value in values.items() if name not in names}
+        body = {"context": {name: values[name] for name in names}, "candidates": [own, own]}
+        raw = json.dumps(body).encode()
+        for _ in range(2):
+            quick, slow = readers.read(raw), reference(raw, READERS[0])
+            assert quick is not None
+            assert slow is not None
+            assert_same(quick, slow)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"context": {"price": 1}, "candidates": [{"price": 2}]}',
+        '{"context": {"price": 1}, "candidates": {"price": [2]}}',
+        '{"context": {"id": 1}, "candidates": [{}]}',
+        '{"context": [], "candidates": [{}]}',
+        '{"context": {}, "candidates": []}',
+        '{"context": {}, "candidates": {}}',
+        '{"context": {}, "candidates": null}',
+        '{"context": {}}',
+        '{"context": {}, "candidates": [{}, 1]}',
+        '{"context": {}, "candidates": {"price": [1], "item_id": [1, 2]}}',
+        '{"context": {}, "candidates": {"id": ["a"], "item_id": [1, 2]}}',
+        '{"context": {}, "candidates": {"price": null}}',
+        '{"context": {}, "candidates": [{}, {}, {}, {}, {}, {}, {}]}',
+        '{"context": {}, "candidates": [{"id": true}]}',
+        '{"context": {}, "candidates": [{"id": 1.0}]}',
+        '{"context": {}, "candidates": [{"id": 9223372036854775808}]}',
+        '{"context": {}, "candidates": [{"id": "\\ud800"}]}',
+        '{"context": {}, "candidates": [{"price": 1e39}]}',
+        '{"context": {"price": 1e39}, "candidates": [{}]}',
+        '{"context": {}, "candidates": [{"item_id": 100000}]}',
+        '{"context": {}, "candidates": [{"itm": 1}]}',
+        '{"context": {}, "candidates": [{}], "top_k": 0}',
+        '{"context": {}, "candidates": [{}], "top_k": 1.0}',
+        '{"context": {}, "candidates": [{}], "top_k": true}',
+        '{"context": {}, "candidates": [{}], "rank_by": "score *"}',
+        '{"context": {}, "candidates": [{}], "rank_by": 1}',
+        '{"context": {}, "candidates": [{}], "outputs": ["cvr"]}',
+        '{"context": {}, "candidates": [{}], "inputs": {}}',
+        '{"context": {}, "candidates": [{}], "topk": 1}',
+        '{"context": {}, "candidates": [{}]} x',
+    ],
+)
+def test_rankings_that_are_left(text: str) -> None:
+    assert FastReaders(READERS[0]).read(text.encode()) is None
+
+
+def test_a_feature_called_id_leaves_rankings_to_the_reference() -> None:
+    raw = b'{"context": {"price per unit": 2}, "candidates": [{"id": 3}]}'
+    for name, taken in (("id", False), ("ad", True)):
+        reader = renamed("price per unit", "1", "class", name, "last")
+        quick, slow = FastReaders(reader).read(raw), reference(raw, reader)
+        assert slow is not None
+        assert (quick is not None) == taken
 
 
 @pytest.mark.parametrize(

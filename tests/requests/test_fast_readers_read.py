@@ -43,6 +43,12 @@ def columns(values: dict[str, Any], samples: int) -> dict[str, Any]:
     return {"inputs": {name: [value] * samples for name, value in values.items()}}
 
 
+def ranking(values: dict[str, Any], samples: int) -> dict[str, Any]:
+    context = {name: values[name] for name in ("user_id", "age_days") if name in values}
+    own = {name: value for name, value in values.items() if name not in context}
+    return {"context": context, "candidates": [{"id": f"sku-{i}", **own} for i in range(samples)]}
+
+
 def upstream(values: dict[str, Any], samples: int) -> dict[str, Any]:
     assert samples == 1
     bags = [values.get(name) for name in ("user_id", "item_id", "item_tags")]
@@ -56,7 +62,7 @@ def upstream(values: dict[str, Any], samples: int) -> dict[str, Any]:
 
 # simdjson's buffers hold no strings: the reference reads columns of them.
 SLOW = {("columns", "strings", 5), ("columns", "bags of strings", 5)}
-SHAPES = {"columns": columns, "rows": rows, "upstream": upstream}
+SHAPES = {"columns": columns, "rows": rows, "upstream": upstream, "ranking": ranking}
 CASES = [
     (shape, kind, samples)
     for shape in SHAPES
@@ -80,7 +86,7 @@ def taken_by(case: tuple[str, str, int], body: dict[str, Any]) -> list[str]:
     taken = [name for name, count in found.counts.taken.items() if count]
     assert found.counts.failures == 0
     assert bool(taken) != bool(found.counts.reference)
-    assert taken in ([], ["gathered"] if samples == 1 else [shape])
+    assert taken in ([], ["gathered"] if samples == 1 and shape != "ranking" else [shape])
     return taken
 
 
@@ -92,7 +98,7 @@ def test_common_bodies_are_read_fast(case: tuple[str, str, int], output: dict[st
     assert bool(taken_by(case, body)) == (case not in SLOW)
 
 
-@pytest.mark.parametrize("shape", ["columns", "rows"])
+@pytest.mark.parametrize("shape", ["columns", "rows", "ranking"])
 @pytest.mark.parametrize("kind", sorted(VALUES))
 def test_a_request_alone_is_read_fast_too(shape: str, kind: str) -> None:
     found = decoder()
@@ -112,7 +118,8 @@ class Zeros:
 
 @pytest.mark.parametrize("error", [AttributeError, TypeError, RuntimeError, ZeroDivisionError])
 @pytest.mark.parametrize(
-    ("name", "samples", "shape"), [("gathered", 1, rows), ("columns", 2, columns), ("rows", 2, rows)]
+    ("name", "samples", "shape"),
+    [("gathered", 1, rows), ("columns", 2, columns), ("rows", 2, rows), ("ranking", 2, ranking)],
 )
 def test_a_reader_that_breaks_costs_no_answer_and_is_seen(
     error: type[Exception],
@@ -129,7 +136,7 @@ def test_a_reader_that_breaks_costs_no_answer_and_is_seen(
     requests = [Request(json.dumps(shape(NUMBERS, samples)).encode())] * 3
     expected = service.handle(requests)
     before = service.read_counts.fast
-    reader = {"gathered": "_gathering", "columns": "_columns", "rows": "_rows"}[name]
+    reader = {"gathered": "_gathering"}.get(name, f"_{name}")
     monkeypatch.setattr(getattr(service._decoder._fast, reader), "read", fail)
     assert service.handle(requests) == expected
     assert service.handle(requests) == expected

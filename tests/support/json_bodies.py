@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dlrm_factory.config import tiny
 
-__all__ = ["bodies", "damaged", "upstream_bodies"]
+__all__ = ["bodies", "damaged", "ranking_bodies", "upstream_bodies"]
 
 NUMBER = st.one_of(  # of what only looks like a number, too
     st.integers(-(2**70), 2**70).map(str),
@@ -106,6 +106,33 @@ def bodies(draw: st.DrawFn, sizes: Any = SIZES) -> bytes:
     )
     text = draw(SPACE) + "{" + ",".join(draw(st.permutations(parts))) + "}" + draw(SPACE)
     return text.encode()
+
+
+@st.composite
+def ranking_bodies(draw: st.DrawFn, sizes: Any = SIZES) -> bytes:
+    """Rankings of so many candidates, right and wrong."""
+    wild = draw(st.booleans())
+    value = ANY if wild else GOOD
+    all_names = [*tiny().dense_names, *tiny().sparse_names]
+    shared = draw(st.lists(st.sampled_from(all_names), max_size=4, unique=True))
+    own = [name for name in all_names if name not in shared or (wild and draw(st.booleans()))] or ["price"]
+    context_names = st.sampled_from(shared) if shared else st.nothing()
+    kind = draw(st.sampled_from([rows, columns]))
+    parts = [
+        f'"candidates":{draw(kind(st.sampled_from([*own, "id"]), value, sizes, unique=not wild))}',
+        *draw(st.sampled_from([[], ['"context":null'], ['"context": {}']]) if not shared else st.just([])),
+    ]
+    if shared:
+        parts.append(f'"context": {draw(members(context_names, value, unique=not wild))}')
+    more = [
+        '"top_k": 2',
+        '"output": "logit"',
+        '"rank_by": "score * price + age_days"',
+        '"outputs": ["score"]',
+    ]
+    parts += draw(st.lists(st.sampled_from(more), max_size=2, unique=True))
+    parts += draw(st.sampled_from([[], [], [], ['"top_k": 0'], ['"rank_by": "x"'], parts[:1]]))
+    return ("{" + ",".join(draw(st.permutations(parts))) + "}").encode()
 
 
 @st.composite

@@ -23,6 +23,7 @@ from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.features import FeatureError
 from dlrm_factory.requests.formats.columns.fast import ColumnsReader, single_column_path
 from dlrm_factory.requests.formats.outputs import Asked
+from dlrm_factory.requests.formats.ranking.fast import RankingReader
 from dlrm_factory.requests.formats.rows.fast import (
     ABSENT,
     RowsReader,
@@ -44,15 +45,18 @@ from dlrm_factory.requests.formats.shape import (
 from dlrm_factory.requests.formats.torchserve.fast import UpstreamRows, upstream_row_path
 from dlrm_factory.requests.formats.torchserve.reference import FLOATS
 
-__all__ = ["FastReaders", "Gathered", "GatheringReader", "ReadCounts", "Sample"]
+__all__ = ["READERS", "FastReaders", "Gathered", "GatheringReader", "ReadCounts", "Sample"]
 
 logger = logging.getLogger(__name__)
+
+READERS = ("gathered", "columns", "rows", "ranking")
 
 # The key that tells the shape stands early, unless "output" is written before it.
 _WITHIN = 64
 # Longer bodies hold more than one sample, or bags so long that parsing is all that counts.
 _MAX_BYTES_A_FEATURE = 256
 
+_CONTEXT, _CANDIDATES = b'"context"', b'"candidates"'
 _INPUTS, _INSTANCES, _FLOATS = b'"inputs"', b'"instances"', f'"{FLOATS}"'.encode()
 
 # (error, declaration, the sample's values) → path.
@@ -187,7 +191,7 @@ class ReadCounts:
     """Requests in JSON since the worker started, by the reader that took them.
 
     Fields:
-        taken: fast reader → requests that it read: "gathered" (one sample each), "columns" or "rows".
+        taken: fast reader → requests that it read: "gathered" (one sample each), "columns", "rows" or "ranking".
         left: fast reader → requests of its shape that it left to the next reader, for all that they hold.
         failed: fast reader → requests that it left by a fault of its own.
         reference: requests that the reference read or refused.
@@ -196,7 +200,7 @@ class ReadCounts:
     __slots__ = ("failed", "left", "reference", "taken")
 
     def __init__(self) -> None:
-        self.taken, self.left, self.failed = ({"gathered": 0, "columns": 0, "rows": 0} for _ in range(3))
+        self.taken, self.left, self.failed = (dict.fromkeys(READERS, 0) for _ in range(3))
         self.reference = 0
 
     @property
@@ -221,6 +225,7 @@ class FastReaders:
         self._gathering = GatheringReader(reader)
         self._columns = ColumnsReader(reader)
         self._rows = RowsReader(reader)
+        self._ranking = RankingReader(reader)
         self._logged: set[tuple[str, type[Exception]]] = set()
 
     @property
@@ -242,11 +247,13 @@ class FastReaders:
 
     def read(self, raw: bytes) -> DecodedRequest | None:
         """The request in ``raw``, or None if only the reference reader can tell."""
-        reader: ColumnsReader | RowsReader
+        reader: ColumnsReader | RowsReader | RankingReader
         if raw.find(_INPUTS, 0, _WITHIN) >= 0:
             name, reader = "columns", self._columns
         elif raw.find(_INSTANCES, 0, _WITHIN) >= 0:
             name, reader = "rows", self._rows
+        elif raw.find(_CONTEXT, 0, _WITHIN) >= 0 or raw.find(_CANDIDATES, 0, _WITHIN) >= 0:
+            name, reader = "ranking", self._ranking
         else:
             return None
         try:

@@ -13,7 +13,7 @@ looked up and pooled once, and so is what the model computes of it alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dlrm_factory.batch import FeatureBatch, Substitutions
+from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.errors import RequestError
 from dlrm_factory.features import FeatureError, shown
 from dlrm_factory.requests.formats.columns.reference import check_columns, column_path
@@ -41,9 +42,10 @@ from dlrm_factory.requests.formats.shape import (
     encode_or_explain,
 )
 
-__all__ = ["RANKING"]
+__all__ = ["ID", "RANKING", "RankingForm", "is_wrong_id", "with_context"]
 
-_CONTEXT, _CANDIDATES, _TOP_K, _RANK_BY, _ID = "context", "candidates", "top_k", "rank_by", "id"
+ID = "id"
+_CONTEXT, _CANDIDATES, _TOP_K, _RANK_BY = "context", "candidates", "top_k", "rank_by"
 _CONTEXT_PATH, _CANDIDATES_PATH = "$.context", "$.candidates"
 _MAX_ID = 2**63 - 1
 
@@ -145,13 +147,13 @@ def _check_context(context: Any, reader: RequestReader) -> None:
 def _candidate_columns(sent: Any, reader: RequestReader) -> tuple[dict[str, Sequence[Any]], int]:
     """The candidates' values by name, their ids too, and how many candidates there are."""
     if isinstance(sent, dict):
-        return sent, check_columns(sent, reader, _CANDIDATES_PATH, also={_ID})
+        return sent, check_columns(sent, reader, _CANDIDATES_PATH, also={ID})
     if not isinstance(sent, list):
         found = "are missing" if sent is None else f"are {shown(sent)}"
         raise RequestError(
             f"the candidates {found}; send a list of objects, or an object of lists", _CANDIDATES_PATH
         )
-    check_rows(sent, reader, _CANDIDATES_PATH, also={_ID})
+    check_rows(sent, reader, _CANDIDATES_PATH, also={ID})
     return columns_of(sent), len(sent)
 
 
@@ -175,26 +177,27 @@ def _check_apart(context: Mapping[str, Any], sent: Any, columns: Columns) -> Non
 
 def _labels(sent: Any, columns: Columns, reader: RequestReader) -> list[dict[str, Any]]:
     """``{"id": …}`` a candidate, ``{}`` where it has none; an empty list if no candidate has one."""
-    ids = columns.get(_ID)
+    ids = columns.get(ID)
     if ids is None:
         return []
-    if _ID not in reader.encoder.known:  # else the feature's own checks hold
+    if ID not in reader.encoder.known:  # else the feature's own checks hold
         mistakes = Mistakes()
         mistakes.add_all(_wrong_ids(sent, ids))
         mistakes.check()
-    return [{} if _is_wrong_id(label) or label is None else {_ID: label} for label in ids]
+    return [{} if is_wrong_id(label) or label is None else {ID: label} for label in ids]
 
 
 def _wrong_ids(sent: Any, ids: Iterable[Any]) -> Iterator[RequestError]:
     for i, label in enumerate(ids):
-        if _is_wrong_id(label):
+        if is_wrong_id(label):
             yield RequestError(
                 f"{shown(label)} is not a candidate's id; send a string or an int64, or leave it out",
-                _candidate_path(sent, FeatureError("", feature=_ID, sample=i)),
+                _candidate_path(sent, FeatureError("", feature=ID, sample=i)),
             )
 
 
-def _is_wrong_id(label: Any) -> bool:
+def is_wrong_id(label: Any) -> bool:
+    """True unless ``label`` is null, an int64, or a string that can be written back."""
     if isinstance(label, str):
         # Ascii is the common case; half a surrogate pair cannot be written back.
         return not label.isascii() and any("\ud800" <= character <= "\udfff" for character in label)
@@ -225,7 +228,17 @@ def _encode(
         lambda: chain(encoder.mistakes(one, 1), encoder.mistakes(columns, size)),
         path_of,
     )
-    is_shared = [name in context for name in encoder.declaration.dense_names]
+    return with_context(encoder.declaration, context, shared, batch)
+
+
+def with_context(
+    declaration: DLRMDeclaration, context: Container[str], shared: FeatureBatch, batch: FeatureBatch
+) -> tuple[FeatureBatch | None, FeatureBatch]:
+    """``shared``, the context's one sample, or None if it holds nothing; and candidates with its dense features.
+
+    ``context``: names of the features in it, which the candidates in ``batch`` lack.
+    """
+    is_shared = [name in context for name in declaration.dense_names]
     if any(is_shared):
         batch = msgspec.structs.replace(batch, dense=np.where(is_shared, shared.dense, batch.dense))
     told = _substitutions(shared, batch, np.array(is_shared, dtype=np.bool_))

@@ -29,6 +29,8 @@ from dlrm_factory.requests.formats.shape import (
 __all__ = [
     "ABSENT",
     "ASKED_FIELDS",
+    "Bag",
+    "Number",
     "RowValues",
     "RowsReader",
     "Values",
@@ -38,6 +40,7 @@ __all__ = [
     "row_type",
     "sent_values",
     "single_row_path",
+    "struct_of",
 ]
 
 # In place of a value that a row leaves out; null is a value.
@@ -90,12 +93,12 @@ def _path_of(error: FeatureError) -> str:
 
 def row_type(dense: Sequence[str], sparse: Sequence[str]) -> Any:
     """A struct of one row, values by name, `ABSENT` for what is left out. None if msgspec cannot look for a name."""
-    return _struct(dense, sparse, Number, Bag, ABSENT)
+    return struct_of(dense, sparse, Number, Bag, ABSENT)
 
 
 def column_type(dense: Sequence[str], sparse: Sequence[str]) -> Any:
     """A struct of columns with one value each, ``(ABSENT,)`` where there is no column. None as above."""
-    return _struct(dense, sparse, tuple[Number], tuple[Bag], (ABSENT,))
+    return struct_of(dense, sparse, tuple[Number], tuple[Bag], (ABSENT,))
 
 
 def body_decoder(key: str, kind: Any) -> msgspec.json.Decoder[Any]:
@@ -126,8 +129,21 @@ def single_row_path(error: FeatureError, declaration: DLRMDeclaration, values: V
     return value_path(sent_values(declaration, values), error, element("$.instances", 0))
 
 
-def _struct(dense: Sequence[str], sparse: Sequence[str], number: Any, bag: Any, absent: Any) -> Any:
-    kinds: list[tuple[str, Any]] = [*((name, number) for name in dense), *((name, bag) for name in sparse)]
+def struct_of(
+    dense: Sequence[str],
+    sparse: Sequence[str],
+    number: Any,
+    bag: Any,
+    absent: Any,
+    also: Sequence[tuple[str, Any]] = (),
+) -> Any:
+    """A struct of values by name, each ``absent`` where it is left out. None if msgspec cannot look for a name.
+
+    Args:
+        number, bag: types of a dense and of a sparse feature's value.
+        also: names and types of further fields; they come last.
+    """
+    kinds = [*((name, number) for name in dense), *((name, bag) for name in sparse), *also]
     try:
         return msgspec.defstruct(
             "Row",
