@@ -94,7 +94,7 @@ def told_of(batch: FeatureBatch) -> dict[str, list[int]]:
 
 
 def plain(request: DecodedRequest) -> Any:
-    """What cannot be compared as it is: substitutions, the context, and a ranking's order by an expression."""
+    """Values to compare of what holds arrays: substitutions, the context, and a ranking's order by an expression."""
     batches = [each for each in (request.batch, request.context) if each is not None]
     told = [told_of(each) for each in batches]
     context = [(each.dense.tobytes(), each.lengths.tolist(), each.values.tolist()) for each in batches[1:]]

@@ -167,7 +167,7 @@ class RankingReader:
 
 
 class _Layout:
-    """What a body is decoded to when its context holds certain features, and candidates may hold the others."""
+    """Types that a body is decoded to when its context holds certain features, and candidates may hold the others."""
 
     def __init__(
         self, context: Any, dense: Sequence[str], sparse: Sequence[str], in_context: tuple[bool, ...]
