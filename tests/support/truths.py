@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = ["Truth", "all_pairs", "bought", "in_history", "low_rank", "order_three", "write"]
+__all__ = ["Truth", "bought", "by_kind", "in_history", "low_rank", "order_three", "write"]
 
 Column = np.ndarray | list[list[int]]
 
@@ -60,16 +60,16 @@ def order_three(seed: int, rows: int, ids: int = 16, rank: int = 4) -> Truth:
     return labelled(random, {"price": random.normal(size=rows), **drawn}, click=1.5 * products.sum(axis=1))
 
 
-def all_pairs(seed: int, rows: int, ids: int = 20, features: int = 6) -> Truth:
-    """A click follows the products of every two of the features' numbers: the square of their sum, with one weight.
+def by_kind(seed: int, rows: int, ids: int = 40, kinds: int = 6, features: int = 3) -> Truth:
+    """Every id is of one of ``kinds``, and the kinds of a row's ids have a logit of their own, drawn at random.
 
     Features are called ``f_0``, ``f_1``, ….
     """
     random = np.random.default_rng(seed)
     drawn = {f"f_{i}": random.integers(0, ids, rows) for i in range(features)}
-    numbers = np.stack([random.normal(size=ids)[column] for column in drawn.values()])
-    pairs = (numbers.sum(axis=0) ** 2 - (numbers**2).sum(axis=0)) / 2
-    return labelled(random, {"price": random.normal(size=rows), **drawn}, click=pairs / np.sqrt(features))
+    row_kinds = [random.permutation(np.arange(ids) % kinds)[column] for column in drawn.values()]
+    logits = 2.5 * random.normal(size=(kinds,) * features)
+    return labelled(random, {"price": random.normal(size=rows), **drawn}, click=logits[tuple(row_kinds)])
 
 
 def low_rank(seed: int, rows: int, users: int = 100, items: int = 80, rank: int = 3) -> Truth:
