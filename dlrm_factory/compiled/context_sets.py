@@ -232,7 +232,7 @@ class ProjectionSet(SharedSet):
         )
 
     def of_context(self, context: FeatureBatch) -> Sequence[torch.Tensor]:
-        """What the shared vectors add to the branches' first layers, and to the top MLP's, biases included."""
+        """Parts that the shared vectors add to the branches' first layers, and to the top MLP's, biases included."""
         vectors = self._context_vectors(context)
         added = [torch.addmv(bias, weight, vectors.flatten()) for weight, bias in self._of_context]
         over = torch.addmv(self._bias, self._of_dense, vectors[0]) if self._dense_shared else self._bias
@@ -289,7 +289,7 @@ class _Pairs:
 
 
 def linears(net: nn.Module) -> list[nn.Linear]:
-    """Its linear layers, in order."""
+    """List the linear layers of ``net``, in order."""
     return [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
 
 
