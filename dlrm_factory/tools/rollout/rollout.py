@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from dlrm_factory.errors import ServingError
-from dlrm_factory.tools.rollout.judging import MIN_REQUESTS, RolloutBounds, population_stability, problems_of
+from dlrm_factory.tools.rollout.judging import MIN_REQUESTS, RolloutBounds, problems_of
 from dlrm_factory.tools.rollout.shadow import compare_on_live_requests
 from dlrm_factory.tools.rollout.state import (
     CanaryShare,
@@ -42,6 +42,7 @@ from dlrm_factory.tools.rollout.versions import (
     remove_version,
 )
 from dlrm_factory.tools.rollout.watching import Watch
+from dlrm_factory.tools.rollout.words import count, figures_of, live_line, reason_of, shadow_line
 from dlrm_factory.tools.server import (
     ManagementClient,
     ModelVersion,
@@ -244,7 +245,7 @@ class _Rollout:
         )
         seconds = time.monotonic() - start
         self._steps["bring"] = {"workers": workers, "seconds": round(seconds, 2)}
-        self._tell(f"bring     {_count(workers, 'worker')} ready, golden requests replayed ({seconds:.1f} s)")
+        self._tell(f"bring     {count(workers, 'worker')} ready, golden requests replayed ({seconds:.1f} s)")
 
     def _shadow(self) -> None:
         options, old, new = self._options, self._old.version, self._new.version
@@ -262,10 +263,10 @@ class _Rollout:
         self._steps["shadow"] = figures = found.as_dict()
         if found.old.requests < MIN_REQUESTS:
             raise ServingError(
-                f"--shadow got {_count(found.old.requests, 'request')} of clients in {options.shadow_s:g} s, and needs "
+                f"--shadow got {count(found.old.requests, 'request')} of clients in {options.shadow_s:g} s, and needs "
                 f"{MIN_REQUESTS}: send it requests (JSON to /predictions/{self._model}), or roll out without it"
             )
-        self._tell(f"shadow    {_shadow_line(figures)}")
+        self._tell(f"shadow    {shadow_line(figures)}")
         self._judge("shadow", problems_of(found.old, found.new, options.bounds))
 
     def _canary(self) -> None:
@@ -281,13 +282,13 @@ class _Rollout:
                 self._look("canary", watch, new, options.canary_s)
             finally:
                 self._file.change(self._model, canary=None)
-            self._steps["canary"] = figures = _figures(watch, old, new)
+            self._steps["canary"] = figures = figures_of(watch, old, new)
         if figures["new"]["requests"] < MIN_REQUESTS:
             raise ServingError(
-                f"the canary got {_count(figures['new']['requests'], 'request')} in {options.canary_s:g} s, and needs "
+                f"the canary got {count(figures['new']['requests'], 'request')} in {options.canary_s:g} s, and needs "
                 f"{MIN_REQUESTS}: clients must send it its share (DLRMClient(canary=…), or `dlrm proxy`), or more of it"
             )
-        self._tell(f"canary    {_live_line(figures)}")
+        self._tell(f"canary    {live_line(figures)}")
 
     def _switch(self) -> None:
         model, old, new = self._model, self._old.version, self._new.version
@@ -306,8 +307,8 @@ class _Rollout:
                 self._client.set_default(model, old)
                 self._tell(f"switch    back to {old}")
                 raise
-            self._steps["watch"] = _figures(watch, old, new)
-        self._tell(f"watch     {_live_line(self._steps['watch'])}")
+            self._steps["watch"] = figures_of(watch, old, new)
+        self._tell(f"watch     {live_line(self._steps['watch'])}")
 
     def _done(self) -> RolloutResult:
         options, old, new = self._options, self._old.version, self._new.version
@@ -336,7 +337,7 @@ class _Rollout:
                 self._start,
                 archive=str(self._new.path),
                 steps=self._steps,
-                reason=_reason(error),
+                reason=reason_of(error),
             ),
         )
         self._tell(f"abort     removing {self._new.version}")
@@ -358,7 +359,7 @@ class _Rollout:
     def _aborted(self, error: BaseException) -> BaseException:
         if isinstance(error, KeyboardInterrupt | ServingError):
             return ServingError(
-                f"{self._model} {self._new.version} was not rolled out: {_reason(error)}\n"
+                f"{self._model} {self._new.version} was not rolled out: {reason_of(error)}\n"
                 f"{self._model} {self._old.version} answers as before"
             )
         return error
@@ -373,7 +374,7 @@ class _Rollout:
             self._judge(step, problems_of(old, new, self._options.bounds))
             if time.monotonic() - told >= _TELL_EVERY_S and end - time.monotonic() > 1:
                 told = time.monotonic()
-                self._tell(f"{step:9} {_count(new.requests, 'request')}, {end - told:.0f} s to go")
+                self._tell(f"{step:9} {count(new.requests, 'request')}, {end - told:.0f} s to go")
 
     def _judge(self, step: str, problems: list[str]) -> None:
         if problems:
@@ -441,18 +442,6 @@ def _entry(model: str, old: str, new: str, outcome: str, start: float, **others:
     }
 
 
-def _figures(watch: Watch, old: str, new: str) -> dict[str, Any]:
-    before, now = watch.figures(old), watch.figures(new)
-    psi = population_stability(before.scores, now.scores)
-    return {"old": before.as_dict(), "new": now.as_dict(), "psi": None if psi is None else round(psi, 4)}
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
-        return "it was interrupted"
-    return str(error) or type(error).__name__
-
-
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -461,38 +450,3 @@ def _uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _shadow_line(figures: dict[str, Any]) -> str:
-    top = figures["kept_of_top_10"]
-    return (
-        f"{figures['old']['requests']} live requests scored by both: {_score_line(figures)}, "
-        f"top 10 kept {'–' if top is None else f'{top:.1%}'}, {_time_line(figures)}"
-    )
-
-
-def _live_line(figures: dict[str, Any]) -> str:
-    old, new = figures["old"], figures["new"]
-    return (
-        f"{new['requests']:,} requests ({old['requests']:,} of the old version), {new['errors']} errors: "
-        f"{_score_line(figures)}, in the worker {_time_line(figures)}"
-    )
-
-
-def _score_line(figures: dict[str, Any]) -> str:
-    old, new = figures["old"]["mean_score"], figures["new"]["mean_score"]
-    psi = figures["psi"]
-    means = "no scores" if old is None or new is None else f"mean {old:.4f} → {new:.4f}"
-    return f"PSI {'– (too few scores)' if psi is None else f'{psi:.3f}'}, {means}"
-
-
-def _time_line(figures: dict[str, Any]) -> str:
-    parts = []
-    for name in ("p50", "p99"):
-        old, new = figures["old"][f"{name}_ms"], figures["new"][f"{name}_ms"]
-        parts.append(f"{name} " + ("–" if old is None or new is None else f"{old:.2f} → {new:.2f} ms"))
-    return ", ".join(parts)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
