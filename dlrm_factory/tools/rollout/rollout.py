@@ -24,6 +24,7 @@ import psutil
 
 from dlrm_factory.errors import ServingError
 from dlrm_factory.tools.rollout.judging import MIN_REQUESTS, RolloutBounds, problems_of
+from dlrm_factory.tools.rollout.removing import remove_version
 from dlrm_factory.tools.rollout.shadow import compare_on_live_requests
 from dlrm_factory.tools.rollout.state import (
     CanaryShare,
@@ -39,7 +40,6 @@ from dlrm_factory.tools.rollout.versions import (
     check_group,
     new_folder,
     open_version,
-    remove_version,
 )
 from dlrm_factory.tools.rollout.watching import Watch
 from dlrm_factory.tools.rollout.words import count, figures_of, live_line, reason_of, shadow_line
@@ -233,6 +233,8 @@ class _Rollout:
             folders={**self._file.model(model).folders, version: str(self._folder)},
         )
         workers = max(self._old.wanted, 1)
+        # It has a part in the removal of versions: of the old one later, or of this one.
+        launch_sidecar(self._run_dir)
         bring_version(
             self._client,
             self._new,
@@ -315,7 +317,6 @@ class _Rollout:
         kept = KeptVersion(version=old, until=time.time() + options.keep_s)
         others = (KeptVersion(version=each.version, until=0.0) for each in self._file.model(self._model).kept)
         self._file.change(self._model, running=None, kept=(kept, *others))
-        launch_sidecar(self._run_dir)
         seconds = time.monotonic() - self._start
         add_history(
             self._run_dir,
