@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ import msgspec
 import pytest
 from support.batches import random_state
 from support.clients import Clients
+from support.commands import WITHOUT_TORCH
 from support.depth import examples
 from support.server import ask, inference_client, serving
 
@@ -103,6 +106,22 @@ def test_a_shadow_then_the_switch_then_back(server: RunningServer, score: float)
     assert sorted(answered(clients)) == pytest.approx(sorted(both), abs=1e-4)
     assert done.steps["watch"]["old"]["requests"] > 0
     assert done.steps["watch"]["new"]["requests"] > 0
+
+
+@pytest.mark.parametrize(
+    "command", ["ready", "status --interval 0.2", "scale 1", "metrics", "rollback", "autoscale --off"]
+)
+def test_light_commands_do_their_work_without_torch(server: RunningServer, command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *command.split(), "--run-dir", str(server.run_dir.root)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    # Nothing is kept to go back to, which the server was asked.
+    assert done.returncode == (1 if command == "rollback" else 0), done.stderr
+    assert "none is kept" in done.stderr or command != "rollback"
 
 
 def test_a_worse_version_is_taken_back_while_clients_go_on(server: RunningServer, score: float) -> None:

@@ -15,7 +15,7 @@ from dlrm_factory.host.worker_file import WorkerFile, parking_path
 from dlrm_factory.tools.server import ManagementClient, ModelVersion
 from dlrm_factory.tools.server.draining import wait_for_quiet, worker_files
 
-__all__ = ["FOLDER", "remove_version"]
+__all__ = ["FOLDER", "processes_of", "remove_version"]
 
 FOLDER = "rollout-"  # start of the name of a folder that a rollout has made
 # A batch that is begun is answered, and what waits; then it is turned away.
@@ -55,6 +55,18 @@ def remove_version(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def processes_of(found: ModelVersion) -> Iterator[psutil.Process]:
+    """All processes of the workers, ranks too, but their guards: those in the folder that TorchServe starts them in."""
+    folders = set()
+    for worker in found.workers:
+        with contextlib.suppress(psutil.Error):
+            folders.add(psutil.Process(worker.pid).cwd())
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.cwd() in folders and not any(_GUARD in word for word in process.cmdline()):
+                yield process
+
+
 def _can_retire(found: ModelVersion, files: Sequence[WorkerFile], temporary: Path) -> bool:
     """True if all workers are ready, and the process beside the server takes their connections."""
     all_ready = 0 < len(found.workers) == found.ready == len(files)
@@ -70,7 +82,7 @@ def _somebody_parks(temporary: Path) -> bool:
 
 def _retire(client: ManagementClient, found: ModelVersion, files: Sequence[WorkerFile]) -> None:
     """Close the version's queue, let its workers answer what they have, and end them when nothing can come."""
-    processes = list(_processes_of(found))
+    processes = list(processes_of(found))
     client.close_queue(found.model, found.version, len(found.workers))
     if not wait_for_quiet(client, [found], files, _ANSWER_S, settle_s=_SETTLE_S):
         _turn_away(client, found, files)
@@ -99,18 +111,6 @@ def _turn_away(client: ManagementClient, found: ModelVersion, files: Sequence[Wo
     for file in files:
         file.turns_away = True
     wait_for_quiet(client, [found], files, _QUIET_S)
-
-
-def _processes_of(found: ModelVersion) -> Iterator[psutil.Process]:
-    """All processes of the workers, ranks too, but their guards: those in the folder that TorchServe starts them in."""
-    folders = set()
-    for worker in found.workers:
-        with contextlib.suppress(psutil.Error):
-            folders.add(psutil.Process(worker.pid).cwd())
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.cwd() in folders and not any(_GUARD in word for word in process.cmdline()):
-                yield process
 
 
 def _start_last_workers(client: ManagementClient, model: str, version: str, workers: int) -> None:

@@ -16,15 +16,16 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from dlrm_factory.errors import ServingError
+from dlrm_factory.tools.rollout.checking import check_alone, check_version, clear_interrupted
 from dlrm_factory.tools.rollout.judging import MIN_REQUESTS, RolloutBounds, problems_of
 from dlrm_factory.tools.rollout.removing import remove_version
+from dlrm_factory.tools.rollout.room import check_room
 from dlrm_factory.tools.rollout.shadow import compare_on_live_requests
 from dlrm_factory.tools.rollout.state import (
     CanaryShare,
@@ -32,15 +33,9 @@ from dlrm_factory.tools.rollout.state import (
     RolloutFile,
     RunningRollout,
     add_history,
+    history_entry,
 )
-from dlrm_factory.tools.rollout.versions import (
-    NewVersion,
-    bring_version,
-    check_body_limit,
-    check_group,
-    new_folder,
-    open_version,
-)
+from dlrm_factory.tools.rollout.versions import NewVersion, bring_version, new_folder, open_version
 from dlrm_factory.tools.rollout.watching import Watch
 from dlrm_factory.tools.rollout.words import count, figures_of, live_line, reason_of, shadow_line
 from dlrm_factory.tools.server import (
@@ -84,6 +79,7 @@ class RolloutOptions:
         keep_s: seconds for which the old version stays, so that `dlrm rollback` can go back to it.
         bounds: of the new version's figures.
         timeout: seconds until the new version's workers must be ready.
+        may_lack_memory: roll out also where the new version's workers do not fit in memory.
     """
 
     archive: Path
@@ -98,6 +94,7 @@ class RolloutOptions:
     keep_s: float = 600.0
     bounds: RolloutBounds = field(default_factory=RolloutBounds)
     timeout: float = 600.0
+    may_lack_memory: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,11 +131,12 @@ def roll_out(
         )
     new = open_version(options.archive, options.model, state)
     file = RolloutFile(run_dir)
-    _check_alone(file)
+    check_alone(file)
     with file.held(_REMOVAL_S), management_client(run_dir, state) as client:
-        _clear_interrupted(file, state, client, options.model)
+        clear_interrupted(file, state, client, options.model)
         old = client.describe(options.model)
-        _check(client, new, old, run_dir, state)
+        check_version(client, new, old, run_dir, state)
+        check_room(new.path, old, state, may_lack=options.may_lack_memory, tell=tell)
         return _Rollout(options, run_dir, state, client, file, old, new, tell, tell_workers).run()
 
 
@@ -181,7 +179,7 @@ def roll_back(
             file.change(model, kept=(left, *kept[1:]), canary=None)
     add_history(
         run_dir,
-        _entry(model, now.version, back, "rolled back", start, reason="dlrm rollback"),
+        history_entry(model, now.version, back, "rolled back", start, reason="dlrm rollback"),
     )
     launch_sidecar(run_dir)
     return now.version, back
@@ -320,7 +318,7 @@ class _Rollout:
         seconds = time.monotonic() - self._start
         add_history(
             self._run_dir,
-            _entry(
+            history_entry(
                 self._model, old, new, "done", self._start, archive=str(self._new.path), steps=self._steps
             ),
         )
@@ -330,7 +328,7 @@ class _Rollout:
         """Remove the new version, also when an interrupt comes meanwhile."""
         add_history(
             self._run_dir,
-            _entry(
+            history_entry(
                 self._model,
                 self._old.version,
                 self._new.version,
@@ -390,57 +388,6 @@ class _Rollout:
         }
         with Watch(self._temporary, pids, bodies_of=bodies_of) as watch:
             yield watch
-
-
-def _check_alone(file: RolloutFile) -> None:
-    for model, each in file.models().items():
-        if each.running is not None and each.running.lives():
-            raise ServingError(
-                f"a rollout of {model} {each.running.version} runs (pid {each.running.pid}); wait for it, or end it "
-                "with `dlrm rollback`"
-            )
-
-
-def _check(
-    client: ManagementClient, new: NewVersion, old: ModelVersion, run_dir: RunDir, state: ServerState
-) -> None:
-    """ServingError for a version that cannot be brought beside the ``old`` one."""
-    there = [each.version for each in client.versions(old.model)]
-    if new.version in there:
-        raise ServingError(
-            f"{old.model} {new.version} is registered already ({', '.join(there)} are): make the archive with another "
-            "`dlrm archive --version`, or wait until it is removed"
-        )
-    if not old.ready:
-        raise ServingError(f"{old.model} {old.version} has no worker that is ready; see `dlrm ready`")
-    check_group(new, Path(state.model_store) / old.location)
-    check_body_limit(new, run_dir)
-
-
-def _clear_interrupted(file: RolloutFile, state: ServerState, client: ManagementClient, model: str) -> None:
-    """Remove what a rollout left that was killed. For whoever holds the file."""
-    found = file.model(model)
-    if found.running is None:
-        return
-    version = found.running.version
-    if client.describe(model).version != version:
-        folder = found.folders.get(version)
-        remove_version(
-            client, model, version, temporary=Path(state.tmp), folder=None if folder is None else Path(folder)
-        )
-    file.change(model, running=None, canary=None)
-
-
-def _entry(model: str, old: str, new: str, outcome: str, start: float, **others: Any) -> dict[str, Any]:
-    return {
-        "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "model": model,
-        "from": old,
-        "to": new,
-        "outcome": outcome,
-        "seconds": round(time.monotonic() - start, 2),
-        **others,
-    }
 
 
 @contextlib.contextmanager

@@ -10,16 +10,14 @@ from uuid import uuid4
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.errors import ArchiveError, ServingError, WeightsError
 from dlrm_factory.tools.archive.listing import read_text
-from dlrm_factory.tools.archive.model_config import group_of
 from dlrm_factory.tools.archive.reading import read_archive_declaration, unpack_archive
 from dlrm_factory.tools.rollout.removing import FOLDER
 from dlrm_factory.tools.server import LogMarks, ManagementClient, Progress, RunDir, ServerState
 from dlrm_factory.tools.server.readiness import wait_for_workers
-from dlrm_factory.tools.server.settings import load_properties
 from dlrm_factory.tools.server.store import ServedModel, find_models
 from dlrm_factory.weights.seal import MANIFEST
 
-__all__ = ["NewVersion", "bring_version", "check_body_limit", "check_group", "new_folder", "open_version"]
+__all__ = ["NewVersion", "bring_version", "new_folder", "open_version"]
 
 
 class NewVersion:
@@ -76,33 +74,3 @@ def new_folder(state: ServerState) -> Path:
     """Path of a new folder for a version, whose name is that of no archive in the model store."""
     # TorchServe looks for the last part of the path in its model store first.
     return Path(state.tmp).resolve() / f"{FOLDER}{uuid4().hex[:12]}"
-
-
-def check_group(new: NewVersion, old: Path) -> None:
-    """ServingError if ``new`` has other ranks or hosts than the archive ``old``, or several hosts."""
-    ranks, hosts = group_of(new.path)
-    if hosts > 1:
-        raise ServingError(
-            f"{new.path} is served by {hosts} hosts, which a rollout cannot bring: start a second server, and move "
-            "its clients"
-        )
-    try:
-        before = group_of(old)
-    except ArchiveError:
-        return
-    if before != (ranks, hosts):
-        raise ServingError(
-            f"{new.path} has {ranks} ranks a worker, and the version that is served has {before[0]}: make the archive "
-            "with as many"
-        )
-
-
-def check_body_limit(new: NewVersion, run_dir: RunDir) -> None:
-    """ServingError if the server refuses bodies that ``new`` takes: its limit holds until it stops."""
-    limit = int(load_properties(run_dir.config_file).get("max_request_size", "0"))
-    wanted = new.declaration.serving.max_body_bytes
-    if 0 < limit < wanted:
-        raise ServingError(
-            f"version {new.version} takes bodies of {wanted:,} bytes, and the server was started with a limit of "
-            f"{limit:,}: lower serving.max_body_bytes, or start the server with the new archive"
-        )

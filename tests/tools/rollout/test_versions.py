@@ -12,13 +12,8 @@ import pytest
 
 from dlrm_factory.config import dump_declaration, tiny
 from dlrm_factory.errors import ServingError
-from dlrm_factory.tools.rollout.versions import (
-    NewVersion,
-    check_body_limit,
-    check_group,
-    new_folder,
-    open_version,
-)
+from dlrm_factory.tools.rollout.checking import check_body_limit, check_group
+from dlrm_factory.tools.rollout.versions import NewVersion, new_folder, open_version
 from dlrm_factory.tools.server import RunDir
 
 
