@@ -200,10 +200,22 @@ class StatusReader:
 
 
 def read_status(
-    run_dir: RunDir, interval_s: float = 2.0, *, pause: Callable[[float], None] = time.sleep
+    run_dir: Path = Path(".dlrm"), interval_s: float = 2.0, *, pause: Callable[[float], None] = time.sleep
 ) -> Status:
-    """The status of the server in ``run_dir`` over the next ``interval_s``. ServingError if none runs."""
-    reader = StatusReader(run_dir)
+    """Look at a running server for a while, as `dlrm status` does.
+
+    Args:
+        run_dir: of the server.
+        interval_s: seconds that rates are taken over.
+        pause: waits for so long.
+
+    Returns:
+        Workers, rates, latency, memory, drift and labels of each model version; `Status.as_dict` for JSON.
+
+    Raises:
+        ServingError: no server runs there, or it is too busy to answer.
+    """
+    reader = StatusReader(RunDir.at(run_dir))
     pause(interval_s)
     return reader.read()
 

@@ -48,7 +48,7 @@ def run(path: Path) -> None:
         with management_client(run_dir, state) as client:
             autoscaler = Autoscaler(run_dir, state, client)
             # Models first, TorchServe's own behind them; then what this process does.
-            probes.metrics |= {"models": exporter_of(run_dir).text, "autoscale": autoscaler.metrics}
+            probes.metrics |= {"models": exporter_of(path).text, "autoscale": autoscaler.metrics}
             while running_server(path) is not None and not stop.wait(_EVERY_S):
                 _work(run_dir, state, client, autoscaler)
     finally:
