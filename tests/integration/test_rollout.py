@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 from support.batches import random_state
 from support.clients import Clients
@@ -27,6 +28,7 @@ from dlrm_factory.tools.archive.sealing import archive_model
 from dlrm_factory.tools.rollout import RolloutBounds, RolloutOptions, read_history, roll_back, roll_out
 from dlrm_factory.tools.rollout.state import RolloutFile
 from dlrm_factory.tools.server import RunningServer, management_client
+from dlrm_factory.tools.server.processes import server_processes
 from dlrm_factory.weights.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.integration
@@ -70,6 +72,17 @@ def default_of(server: RunningServer) -> str:
         return client.describe("dlrm").version
 
 
+def worker_errors(server: RunningServer) -> int:
+    return server.run_dir.ts_log.read_text(encoding="utf-8").count("Backend worker error")
+
+
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return any(word.endswith("model_service_worker.py") for word in process.cmdline())
+    except psutil.Error:
+        return False
+
+
 def wait_until_removed(server: RunningServer) -> None:
     end = time.monotonic() + 120
     with management_client(server.run_dir, server.state) as client:
@@ -109,7 +122,7 @@ def test_a_shadow_then_the_switch_then_back(server: RunningServer, score: float)
 
 
 @pytest.mark.parametrize(
-    "command", ["ready", "status --interval 0.2", "scale 1", "metrics", "rollback", "autoscale --off"]
+    "command", ["ready", "status --interval 0.6", "scale 1", "metrics", "rollback", "autoscale --off"]
 )
 def test_light_commands_do_their_work_without_torch(server: RunningServer, command: str) -> None:
     done = subprocess.run(
@@ -190,12 +203,19 @@ def test_round_after_round_nothing_is_lost(server: RunningServer, score: float) 
     versions = [None] * CLIENTS + ["1.0", "2.0"]
     bodies = [json.dumps(REQUEST).encode()] * len(versions)
     # Who asks a version by its name while it loads waits for it.
+    failed = worker_errors(server)
     with Clients(server, "dlrm", bodies, versions=versions, timeout_s=300.0) as clients:
         for _ in range(ROUNDS):
             for version in ("2.0", "1.0"):
                 roll_out(options(server, version, watch_s=0.0, keep_s=0.0))
                 wait_until_removed(server)
     assert clients.lost == []
+    # TorchServe starts none anew of the workers that were removed, whose processes are gone.
+    assert worker_errors(server) == failed
+    end = time.monotonic() + 20
+    while len(workers := [each for each in server_processes(server.run_dir) if is_worker(each)]) > 1:
+        assert time.monotonic() < end, workers
+        time.sleep(0.1)
     by_version: dict[str | None, set[float]] = {version: set() for version in versions}
     for client, status, body in clients.answers:
         if status == 200:
