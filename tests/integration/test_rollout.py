@@ -154,10 +154,17 @@ def test_an_archive_that_does_not_load_changes_nothing(server: RunningServer, tm
     shutil.unpack_archive(Path(server.state.model_store) / "v2.mar", broken, "zip")
     weights = next(broken.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-8] + b"\1" * 8)
-    with pytest.raises(
-        ServingError, match=r"(?s)dlrm 2\.0 was not rolled out: .*dlrm 1\.0 answers as before"
+    # Who asks for the version by its name while it loads waits for it, in vain.
+    with (
+        Clients(
+            server, "dlrm", [json.dumps(REQUEST).encode()] * 3, versions=["2.0"], timeout_s=120
+        ) as clients,
+        pytest.raises(ServingError, match=r"(?s)dlrm 2\.0 was not rolled out: .*dlrm 1\.0 answers as before"),
     ):
         roll_out(RolloutOptions(archive=broken, run_dir=server.run_dir.root, watch_s=0.0))
+    assert clients.lost == []
+    assert {status for _, status, _ in clients.answers} == {404, 503}
+    assert any(b"GoingAway" in body for _, _, body in clients.answers)
     with management_client(server.run_dir, server.state) as client:
         assert [each.version for each in client.versions("dlrm")] == ["1.0"]
     with inference_client(server) as client:

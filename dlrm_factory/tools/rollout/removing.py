@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import socket
 import time
@@ -14,6 +15,7 @@ import psutil
 from dlrm_factory.host.worker_file import WorkerFile, parking_path
 from dlrm_factory.tools.server import ManagementClient, ModelVersion
 from dlrm_factory.tools.server.draining import wait_for_quiet, worker_files
+from dlrm_factory.weights.seal import MANIFEST
 
 __all__ = ["FOLDER", "processes_of", "remove_version"]
 
@@ -27,6 +29,9 @@ _SETTLE_S = 1.0
 _LAST_WORKERS = 2
 _STARTED_S = 2.0
 _ENDED_S = 5.0
+# TorchServe starts a worker again after some seconds, and each imports torch.
+_STAND_IN_S = 90.0
+_TURNS_AWAY = Path(__file__).with_name("turning_away.py")
 _POLL_S = 0.02
 _GUARD = "guard_process.py"
 
@@ -44,7 +49,9 @@ def remove_version(
         temporary: the server's temporary folder.
         folder: that the version was unpacked into, to be removed; None for none.
     """
-    found = next((each for each in client.versions(model) if each.version == version), None)
+    found = _find(client, model, version)
+    if found is not None and folder is not None and not found.ready:
+        found = _with_stand_in(client, found, folder)
     if found is not None:
         with worker_files([worker.pid for worker in found.workers], temporary) as files:
             if _can_retire(found, files, temporary):
@@ -61,10 +68,43 @@ def processes_of(found: ModelVersion) -> Iterator[psutil.Process]:
     for worker in found.workers:
         with contextlib.suppress(psutil.Error):
             folders.add(psutil.Process(worker.pid).cwd())
+    yield from _processes_in(folders)
+
+
+def _processes_in(folders: set[str]) -> Iterator[psutil.Process]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.cwd() in folders and not any(_GUARD in word for word in process.cmdline()):
                 yield process
+
+
+def _find(client: ManagementClient, model: str, version: str) -> ModelVersion | None:
+    return next((each for each in client.versions(model) if each.version == version), None)
+
+
+def _with_stand_in(client: ManagementClient, found: ModelVersion, folder: Path) -> ModelVersion | None:
+    """The version with a worker that turns away what waits for those that have not come up; as it is if nothing does.
+
+    TorchServe never answers what waits in the queue of a version without a worker, and starts failed workers again.
+    """
+    if not folder.name.startswith(FOLDER) or not client.describe(found.model, found.version).waiting:
+        return found
+    try:
+        handler = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["model"]["handler"]
+        partial = folder / ".handler.partial"
+        shutil.copyfile(_TURNS_AWAY, partial)
+        partial.replace(folder / Path(handler).name)
+    except (OSError, ValueError, LookupError, TypeError):
+        return found
+    for process in _processes_in({str(folder.resolve())}):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    end = time.monotonic() + _STAND_IN_S
+    now: ModelVersion | None = found
+    while now is not None and not now.ready and time.monotonic() < end:
+        time.sleep(_POLL_S)
+        now = _find(client, found.model, found.version)
+    return now
 
 
 def _can_retire(found: ModelVersion, files: Sequence[WorkerFile], temporary: Path) -> bool:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -14,8 +15,10 @@ import pytest
 from support.management import InMemoryManagement, version_of
 
 from dlrm_factory.host.worker_file import WorkerFile, WorkerFolder, worker_folder
-from dlrm_factory.tools.rollout import removing
+from dlrm_factory.requests.answers import answer_going_away
+from dlrm_factory.tools.rollout import removing, turning_away
 from dlrm_factory.tools.rollout.removing import remove_version
+from dlrm_factory.tools.server.management import Worker
 from dlrm_factory.tools.sidecar.parking import Parking
 
 
@@ -143,3 +146,65 @@ def test_a_version_without_a_ready_worker_or_gone_is_removed_too(tmp_path: Path)
         remove_version(client, "dlrm", "1.0", temporary=tmp_path, folder=keep)
     assert client.calls == [("unregister", "1.0")]
     assert keep.exists()
+
+
+class NeverReady(InMemoryManagement):
+    """Server whose version 1.0 has a worker only once its handler turns requests away."""
+
+    def __init__(self, folder: Path, waiting: int) -> None:
+        super().__init__(version_of("2.0", pids=(101,)), version_of("1.0", pids=(0,), ready=False))
+        self._folder, self._waits = folder, waiting
+
+    def describe(self, model: str, version: str | None = None) -> Any:
+        return replace(super().describe(model, version), waiting=0 if self._turns_away() else self._waits)
+
+    def versions(self, model: str) -> list[Any]:
+        if "1.0" in self.found and self._turns_away():
+            self.found["1.0"] = version_of("1.0", pids=(201,))
+        return super().versions(model)
+
+    def workers(self, model: str, version: str | None = None) -> list[Any]:
+        return [Worker(id=str(i), pid=i, ready=False) for i in range(1, 4)]
+
+    def unregister(self, model: str, version: str) -> None:
+        self.calls.append(("turns away", self._turns_away()))
+        super().unregister(model, version)
+
+    def _turns_away(self) -> bool:
+        return "TurnsAway" in (self._folder / "h.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "waiting", "stands_in"), [("rollout-1", 2, True), ("rollout-1", 0, False), ("x", 2, False)]
+)
+def test_who_waits_for_a_version_that_never_comes_up_is_turned_away(
+    tmp_path: Path, name: str, waiting: int, stands_in: bool
+) -> None:
+    folder = tmp_path / name
+    (folder / "MAR-INF").mkdir(parents=True)
+    (folder / "MAR-INF" / "MANIFEST.json").write_text('{"model": {"handler": "h.py"}}')
+    (folder / "h.py").write_text("raise SystemExit")
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], cwd=folder) as hangs:
+        client = NeverReady(folder, waiting)
+        remove_version(client, "dlrm", "1.0", temporary=tmp_path, folder=folder)
+        # One that hangs while it loads is started again by TorchServe.
+        assert lives(hangs.pid) is not stands_in
+        hangs.kill()
+    assert client.calls[-2:] == [("turns away", stands_in), ("unregister", "1.0")]
+
+
+def test_the_handler_that_stands_in_answers_as_workers_do() -> None:
+    told: list[tuple[Any, ...]] = []
+    context = SimpleNamespace(
+        set_response_status=lambda *given: told.append(given),
+        set_response_content_type=lambda *given: told.append(given),
+    )
+    handler = turning_away.TurnsAway()
+    handler.initialize(context)
+    expected = answer_going_away()
+    assert handler.handle([{}, {}], context) == [expected.body] * 2
+    phrase = "Service Unavailable"
+    assert told[:2] == [(expected.status, phrase, 0), (0, expected.content_type)]
+    # TorchServe takes the one class of a handler's file.
+    classes = [each for each in vars(turning_away).values() if isinstance(each, type)]
+    assert [each for each in classes if each.__module__ == turning_away.__name__] == [turning_away.TurnsAway]
