@@ -17,6 +17,7 @@ from dlrm_factory.monitoring.families import (
     BATCH_REQUESTS,
     BATCH_SECONDS,
     COUNTED_AT,
+    DRIFT_REFERENCE,
     GOLDENS,
     REQUESTS,
     SAMPLES,
@@ -109,6 +110,7 @@ class VersionStatus:
         private_bytes, tables_resident_bytes, tables_bytes: memory of the workers, and of the tables.
         goldens: that every worker reproduced.
         archive_created: seconds since the epoch; None if not known.
+        reference_samples: held-out samples of the archive's reference of drift; 0 if it has none, None if not known.
         drift: None where the archive has no reference.
         labels: figures of the latest labels.
     """
@@ -131,6 +133,7 @@ class VersionStatus:
     tables_bytes: int
     goldens: int
     archive_created: float | None
+    reference_samples: int | None
     drift: DriftStatus | None
     labels: dict[str, float | int | None] | None
 
@@ -242,6 +245,7 @@ def _version_status(
     scores = _histogram(now, SCORES)
     engines = {} if now is None else {labels[0]: int(n[0]) for labels, n in now.numbers(WORKERS).items()}
     created, goldens = _fact(now, ARCHIVE_CREATED), _fact(now, GOLDENS)
+    reference = _fact(now, DRIFT_REFERENCE)
     return VersionStatus(
         model=version.model,
         version=version.version,
@@ -261,6 +265,7 @@ def _version_status(
         tables_bytes=_table_bytes(now),
         goldens=int(goldens or 0),
         archive_created=created or None,
+        reference_samples=None if reference is None else int(reference),
         drift=_drift(now, when),
         labels=_labels(now),
     )
