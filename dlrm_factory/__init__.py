@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from dlrm_factory.tools.importing import first_declaration, import_weights
     from dlrm_factory.tools.init import draft_declaration
     from dlrm_factory.tools.join import JoinOptions, join_leader
+    from dlrm_factory.tools.monitoring.exporter import read_metrics
+    from dlrm_factory.tools.monitoring.labels import join_labels
+    from dlrm_factory.tools.monitoring.status import read_status
     from dlrm_factory.tools.plan_picture import draw_plan
     from dlrm_factory.tools.rollout import RolloutBounds, RolloutOptions, roll_back, roll_out
     from dlrm_factory.tools.server import ServeOptions, health_of, scale_workers, start_server, stop_server
@@ -76,10 +79,13 @@ _HOMES = {
     "health_of": "tools.server",
     "hosts_for": "tools.capacity",
     "import_weights": "tools.importing",
+    "join_labels": "tools.monitoring.labels",
     "join_leader": "tools.join",
     "open_checkpoint": "weights.checkpoint",
     "preset": "config",
     "read_declaration": "config",
+    "read_metrics": "tools.monitoring.exporter",
+    "read_status": "tools.monitoring.status",
     "roll_back": "tools.rollout",
     "roll_out": "tools.rollout",
     "save_checkpoint": "weights.checkpoint",
@@ -127,10 +133,13 @@ __all__ = [
     "health_of",
     "hosts_for",
     "import_weights",
+    "join_labels",
     "join_leader",
     "open_checkpoint",
     "preset",
     "read_declaration",
+    "read_metrics",
+    "read_status",
     "roll_back",
     "roll_out",
     "save_checkpoint",

@@ -2,7 +2,7 @@
 
 TorchServe answers a batch whose connection has ended with 500 or 507, "Worker died.", which clients do not send again.
 The guard holds the connection too, so it does not end with the worker. It reads the ids of the batch in the worker's
-file, answers them with 503, and ends.
+file, answers them with 503, and ends. A worker of a version that was removed has no batch: its connection is parked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
 
-from dlrm_factory.host.worker_file import Phase, WorkerFile
+from dlrm_factory.host.worker_file import Phase, WorkerFile, parking_path
 from dlrm_factory.requests.answers import Answer
 from handler.wire import Observers, error_tail, observers_of
 
@@ -48,6 +48,7 @@ def start_guard(
         logger.warning("Requests that this worker has when it is killed will get 500, not 503: %s", error)
         return None
     note_phases(file, observers)
+    file.parks = True
     return guard
 
 
@@ -76,7 +77,7 @@ def _start(file: WorkerFile, connections: Sequence[int], lost: Answer) -> subpro
     try:
         arguments = [os.getpid(), own, *file.PLACES, *connections]
         guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(script), *map(str, arguments)],
+            [sys.executable, "-I", "-S", str(script), str(parking_path()), *map(str, arguments)],
             stdin=subprocess.PIPE,
             # TorchServe takes the end of these for that of the worker.
             stdout=subprocess.DEVNULL,

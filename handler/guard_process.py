@@ -2,7 +2,8 @@
 
 Imports a few modules of Python's own alone: each worker has such a process, which should take little memory.
 
-    guard_process.py <pid of the worker> <its file> <places in the file: ids' length, ids, phase, by HTTP>
+    guard_process.py <socket to park connections at> <pid of the worker> <its file>
+                     <places in the file: ids' length, ids, phase, by HTTP, retired>
                      <connections, the worker's own first>
 
 Files and connections are descriptors. Standard input has what follows a request's id in the answer to it.
@@ -19,7 +20,7 @@ import sys
 import time
 from typing import Final
 
-__all__ = ["HeldBatch", "Messages", "stand_in"]
+__all__ = ["HeldBatch", "Messages", "park", "stand_in"]
 
 # Phases of `dlrm_factory.host.worker_file`.
 IDLE: Final = 0
@@ -49,9 +50,17 @@ _CHUNK_BYTES = 1 << 18
 class HeldBatch:
     """The worker's file, as far as its batch is concerned."""
 
-    def __init__(self, file: mmap.mmap, length: int, ids: int, phase: int, by_http: int) -> None:
+    def __init__(
+        self, file: mmap.mmap, length: int, ids: int, phase: int, by_http: int, retired: int
+    ) -> None:
         """Places in ``file``."""
         self._file, self._length, self._ids, self._phase, self._by_http = file, length, ids, phase, by_http
+        self._retired = retired
+
+    @property
+    def retired(self) -> bool:
+        """True if TorchServe has forgotten the worker, which was then ended."""
+        return self._file[self._retired] != 0
 
     @property
     def phase(self) -> int:
@@ -165,6 +174,20 @@ def stand_in(messages: Messages, batch: HeldBatch) -> None:
     messages.end()
 
 
+def park(path: str, connections: list[socket.socket]) -> bool:
+    """Hand the connections of a retired worker to the socket ``path``, and return False if nobody listens there.
+
+    TorchServe starts a worker anew whose connection ends, again and again for minutes, unless it ended the worker.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.connect(path)
+            socket.send_fds(sender, [b"+"], [each.fileno() for each in connections])
+    except OSError:
+        return False
+    return True
+
+
 def _poll(connection: socket.socket, events: int, within_s: float) -> bool:
     """True if one of ``events`` happens, or the other side has ended the connection."""
     poll = select.poll()
@@ -188,12 +211,14 @@ def _wait_for_end(worker: int, connection: socket.socket) -> None:
 
 
 def _main() -> None:
-    worker, file, *others = map(int, sys.argv[1:])
-    places, connections = others[:4], [socket.socket(fileno=each) for each in others[4:]]
+    worker, file, *others = map(int, sys.argv[2:])
+    places, connections = others[:5], [socket.socket(fileno=each) for each in others[5:]]
     tail = sys.stdin.buffer.read()
     batch = HeldBatch(mmap.mmap(file, 0, prot=mmap.PROT_READ), *places)
     try:
         _wait_for_end(worker, connections[0])
+        if batch.retired and park(sys.argv[1], connections):
+            return
         stand_in(Messages(connections[0], tail), batch)
         time.sleep(_LAST_READ_S if len(connections) > 1 else 0)
     except (OSError, struct.error):

@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path, PurePosixPath
 
-__all__ = ["memory_limit", "physical_memory"]
+__all__ = ["memory_available", "memory_limit", "physical_memory"]
 
-_PROC, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+_PROC, _CGROUPS, _MACHINE = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"), Path("/proc/meminfo")
+# Beside a group's limit: what it has taken, and of that the pages of files, some of which are no file's.
+_TAKEN = {
+    "memory.max": ("memory.current", "file", "shmem"),
+    "memory.limit_in_bytes": ("memory.usage_in_bytes", "total_cache", "total_shmem"),
+}
 
 
 def physical_memory() -> int:
@@ -28,6 +33,34 @@ def memory_limit(*, membership: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
         except (OSError, ValueError):  # there is no such file, or it says "max"
             continue
     return min(found)
+
+
+def memory_available(*, membership: Path = _PROC, cgroups: Path = _CGROUPS, machine: Path = _MACHINE) -> int:
+    """Bytes of memory that a process may still take; pages of files count as free, for the kernel drops them.
+
+    Of control groups the tightest counts. ``membership``, ``cgroups``, ``machine``: where the kernel tells of the
+    process's groups, of all groups, and of the machine's memory.
+    """
+    found = [1024 * _fields(machine).get("MemAvailable:", physical_memory() // 1024)]
+    for file in _limit_files(membership, cgroups):
+        taken, files, shared = _TAKEN[file.name]
+        try:
+            limit = int(file.read_text(encoding="ascii"))
+            used = int((file.parent / taken).read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            continue
+        fields = _fields(file.parent / "memory.stat")
+        found.append(limit - used + max(fields.get(files, 0) - fields.get(shared, 0), 0))
+    return max(min(found), 0)
+
+
+def _fields(file: Path) -> dict[str, int]:
+    """Numbers by name, of a file with a name and a number on each line."""
+    try:
+        words = [line.split() for line in file.read_text(encoding="ascii").splitlines()]
+    except (OSError, ValueError):
+        return {}
+    return {each[0]: int(each[1]) for each in words if len(each) > 1 and each[1].isdecimal()}
 
 
 def _limit_files(membership: Path, cgroups: Path) -> list[Path]:

@@ -11,8 +11,8 @@ One file a worker, mapped by whoever needs it::
     └── <pid>.worker
         | magic | drain | holding | turns away | busy | tap |
           8       1       1         1            1      1
-        | length of ids | time of last answer | ids, one a line | … | phase | by HTTP |
-          4               8                     length of ids         1       1
+        | length of ids | time of last answer | ids, one a line | … | retired | parks | phase | by HTTP |
+          4               8                     length of ids         1         1       1       1
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ __all__ = [
     "WorkerFolder",
     "files_of_workers",
     "find_worker_file",
+    "parking_path",
     "worker_folder",
 ]
 
@@ -45,10 +46,11 @@ _LENGTH_OF_IDS, _TIME = struct.Struct("<I"), struct.Struct("<d")
 _TIME_PLACE = _LENGTH + _LENGTH_OF_IDS.size
 _IDS = _LENGTH + _HEAD.size
 _FILE_BYTES = 1 << 20  # mostly a hole: only pages that are written take room
-_PHASE, _BY_HTTP = _FILE_BYTES - 2, _FILE_BYTES - 1
-_MAX_IDS_BYTES = _PHASE - _IDS
+_RETIRED, _PARKS, _PHASE, _BY_HTTP = range(_FILE_BYTES - 4, _FILE_BYTES)
+_MAX_IDS_BYTES = _RETIRED - _IDS
 _ROOT = "dlrm-workers"
 _SUFFIX = ".worker"
+_PARKING = ".dlrm.parking"
 # A request that is queued again comes back within seconds, or when somebody scales up from none.
 _KEEP_DEAD_S = 600.0
 # A worker's file is there seconds before its first request is, and a look costs system calls: not each batch has one.
@@ -75,10 +77,10 @@ class Phase(IntEnum):
 class WorkerFile:
     """The mapped file of one worker, at ``path``. Whoever maps it sees what the others write at once.
 
-    ``PLACES``: of the ids' length, the ids, the phase, and of `by_http`, for who maps it without this class.
+    ``PLACES``: of the ids' length, the ids, the phase, `by_http` and `retired`, for who maps it without this class.
     """
 
-    PLACES = (_LENGTH, _IDS, _PHASE, _BY_HTTP)
+    PLACES = (_LENGTH, _IDS, _PHASE, _BY_HTTP, _RETIRED)
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
         """Map ``path``, made anew with ``create``. Raises OSError, or ValueError where it is no such file."""
@@ -144,6 +146,24 @@ class WorkerFile:
     @tap.setter
     def tap(self, value: int) -> None:
         self._map[_TAP] = value
+
+    @property
+    def parks(self) -> bool:
+        """True if the worker has a guard, which parks the connection of a worker that is retired."""
+        return self._map[_PARKS] != 0
+
+    @parks.setter
+    def parks(self, value: bool) -> None:
+        self._map[_PARKS] = value
+
+    @property
+    def retired(self) -> bool:
+        """True once the worker's version is removed: no request comes any more, and its process is being ended."""
+        return self._map[_RETIRED] != 0
+
+    @retired.setter
+    def retired(self, value: bool) -> None:
+        self._map[_RETIRED] = value
 
     @property
     def phase(self) -> int:
@@ -266,6 +286,11 @@ def find_worker_file(pid: int, temporary: Path | None = None) -> WorkerFile | No
         with contextlib.suppress(OSError, ValueError):
             return WorkerFile(path)
     return None
+
+
+def parking_path(temporary: Path | None = None) -> Path:
+    """Socket that takes connections of retired workers, of the server with this temporary folder or this process's."""
+    return (temporary or Path(tempfile.gettempdir())) / _PARKING
 
 
 def _root(temporary: Path | None) -> Path:

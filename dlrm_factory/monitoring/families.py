@@ -16,6 +16,7 @@ __all__ = [
     "BATCH_SECONDS",
     "CODES",
     "COUNTED_AT",
+    "DRIFT_REFERENCE",
     "ENGINES",
     "FAMILIES",
     "GOLDENS",
@@ -197,6 +198,12 @@ ARCHIVE_CREATED = Family(
     help="Time at which the archive was made, in seconds since the epoch.",
     merge="max",
 )
+DRIFT_REFERENCE = Family(
+    name="dlrm_drift_reference_samples",
+    kind="gauge",
+    help="Held-out samples that the archive's reference of drift is made of; 0 if it has none, and so no drift.",
+    merge="min",
+)
 
 FAMILIES = (
     REQUESTS,
@@ -217,6 +224,7 @@ FAMILIES = (
     COUNTED_AT,
     LOAD_SECONDS,
     ARCHIVE_CREATED,
+    DRIFT_REFERENCE,
 )
 
 

@@ -11,6 +11,7 @@ from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.monitoring.drift import DriftCounter, drift_parts
 from dlrm_factory.monitoring.families import (
     ARCHIVE_CREATED,
+    DRIFT_REFERENCE,
     FAMILIES,
     GOLDEN_DIFFERENCE,
     GOLDENS,
@@ -75,6 +76,7 @@ def instrument(
         GOLDEN_DIFFERENCE: golden_difference,
         LOAD_SECONDS: load_seconds,
         ARCHIVE_CREATED: archive_created,
+        DRIFT_REFERENCE: 0 if reference is None else reference.samples,
         STARTED: clock(),
     }
     for family, value in facts.items():

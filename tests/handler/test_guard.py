@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
 import socket
 import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ from support.worker_wire import fresh_module, inference, request
 
 from dlrm_factory.host.worker_file import Phase, WorkerFile
 from dlrm_factory.requests.answers import answer_group_lost, answer_worker_lost
+from dlrm_factory.tools.sidecar.parking import Parking
 from handler import guard, guard_process
 from handler.guard import note_phases, start_guard
 from handler.guard_process import HeldBatch, Messages, stand_in
@@ -218,6 +223,59 @@ time.sleep(60)
 """
 
 
+def watches(pid: int) -> bool:
+    """Return True once the guard ``pid`` hears of its worker's end."""
+    found = []
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(str(each.readlink()))
+    return any("pidfd" in each for each in found)
+
+
+def wait_until_it_watches(pid: int) -> None:
+    end = time.monotonic() + 20
+    while not watches(pid):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("somebody_parks", [True, False])
+def test_the_connection_of_a_retired_worker_stays_where_it_is_parked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, somebody_parks: bool
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    parking = Parking(tmp_path) if somebody_parks else None
+    ends = [socket.socketpair() for _ in range(2)]
+    descriptors = [worker.fileno() for worker, _ in ends]
+    command = [sys.executable, "-c", WORKER, str(tmp_path / "1.worker"), *map(str, descriptors)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, pass_fds=descriptors) as process:
+        assert process.stdout is not None
+        guard_pid = int(process.stdout.readline())
+        wait_until_it_watches(guard_pid)
+        for worker, _ in ends:
+            worker.close()
+        file = WorkerFile(tmp_path / "1.worker")
+        file.phase = Phase.SENDING
+        file.retired = True
+        process.kill()
+    watched = os.pidfd_open(guard_pid)
+    assert select.select([watched], [], [], 20)[0]
+    os.close(watched)
+    for _, frontend in ends:
+        frontend.settimeout(20)
+        if parking is not None:
+            # Nothing has come, not even the end.
+            assert select.select([frontend], [], [], 0.1)[0] == []
+    if parking is not None:
+        assert len(parking) == 2
+        parking.close()
+    # The guard's own way: nobody waited, so nothing is sent.
+    assert [take(frontend, 1) for _, frontend in ends] == [b"", b""]
+    for _, frontend in ends:
+        frontend.close()
+
+
 @pytest.mark.slow
 def test_the_guard_of_a_killed_worker_answers_and_ends(tmp_path: Path) -> None:
     ends = [socket.socketpair() for _ in range(2)]
@@ -231,6 +289,7 @@ def test_the_guard_of_a_killed_worker_answers_and_ends(tmp_path: Path) -> None:
         # TorchServe reads a worker's output to its end.
         taken = [Path(f"/proc/{pid}/fd/{number}").readlink() for number in (1, 2)]
         assert taken == [Path("/dev/null")] * 2
+        wait_until_it_watches(pid)
         process.kill()
     assert read_message(ends[0][1]) == last_of(b"a")
     ends[0][1].close()

@@ -43,6 +43,7 @@ def test_a_worker_tells_of_itself_and_compares_with_the_archives_reference(archi
     found = {place.family.name: reading.family(place)[:, 0].tolist() for place in reading.head.families}
     assert (found["dlrm_goldens"], found["dlrm_load_duration_seconds"]) == ([16.0], [2.5])
     assert found["dlrm_workers"] == [0.0, 1.0]
+    assert found["dlrm_drift_reference_samples"] == [2000.0]
     assert found["dlrm_archive_created_timestamp_seconds"] == [datetime(2026, 11, 30, 10).timestamp()]
     assert reading.head.model_dir == str(archive)
     assert reading.head.drift is not None

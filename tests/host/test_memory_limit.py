@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dlrm_factory.host.memory_limit import memory_limit, physical_memory
+from dlrm_factory.host.memory_limit import memory_available, memory_limit, physical_memory
 
 MB = 1 << 20
 
@@ -53,3 +53,41 @@ def test_without_a_limit_it_is_the_machines_memory(kernel, membership: str):
 def test_without_control_groups_it_is_the_machines_memory(tmp_path: Path):
     assert memory_limit(membership=tmp_path / "none", cgroups=tmp_path) == physical_memory()
     assert 0 < memory_limit() <= physical_memory()
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "expected"),
+    [
+        # Pages of files are free, but for those of tmpfs.
+        (
+            "0::/app\n",
+            {"memory.max": 1000, "memory.current": 900, "memory.stat": "anon 200\nfile 700\nshmem 100\n"},
+            700,
+        ),
+        (
+            "4:memory:/app\n",
+            {
+                "memory.limit_in_bytes": 1000,
+                "memory.usage_in_bytes": 950,
+                "memory.stat": "cache 1\ntotal_cache 500\ntotal_shmem 0\n",
+            },
+            550,
+        ),
+        ("0::/app\n", {"memory.max": "max", "memory.current": 900}, 4096),
+        ("0::/app\n", {"memory.max": 1000, "memory.current": 1200, "memory.stat": "file 100\nshmem 0\n"}, 0),
+    ],
+)
+def test_what_is_left_is_the_tightest_group_s_or_the_machine_s(
+    tmp_path: Path, membership: str, files: dict[str, int | str], expected: int
+) -> None:
+    (tmp_path / "self").write_text(membership)
+    (tmp_path / "meminfo").write_text("MemTotal:  9 kB\nMemAvailable:  4 kB\nHugePages_Total: 0\n")
+    folder = tmp_path / "cgroup" / ("memory/app" if "memory:" in membership else "app")
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name).write_text(f"{text}\n")
+    found = memory_available(
+        membership=tmp_path / "self", cgroups=tmp_path / "cgroup", machine=tmp_path / "meminfo"
+    )
+    assert found == expected
+    assert 0 < memory_available() <= physical_memory()

@@ -14,7 +14,8 @@ def test_exports_are_pinned():
         "RolloutOptions", "Scorer", "ServeOptions", "ServingCosts", "ServingHosts", "archive_model",
         "autoscale_model", "best_use", "capacity_of", "criteo", "draft_declaration", "draw_plan",
         "draw_tuning", "dump_declaration", "evaluate", "first_declaration", "health_of", "hosts_for",
-        "import_weights", "join_leader", "open_checkpoint", "preset", "read_declaration", "roll_back",
+        "import_weights", "join_labels", "join_leader", "open_checkpoint", "preset", "read_declaration", "read_metrics",
+        "read_status", "roll_back",
         "roll_out", "save_checkpoint", "scale_workers", "stage", "start_server", "stop_server",
         "traffic_of", "train", "trust_code", "tune", "verify", "write_report",
     ]  # fmt: skip

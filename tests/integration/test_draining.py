@@ -115,3 +115,38 @@ def test_after_the_bound_what_waits_is_turned_away(store: Path, tmp_path: Path) 
     assert clients.lost == []
     assert kinds(clients) == {(200, ""), (503, "the server, or this version of")}
     assert clients.scored == 1
+
+
+def test_a_server_scales_itself_and_shows_all_metrics_at_one_address(store: Path, tmp_path: Path) -> None:
+    run_dir = RunDir.at(tmp_path / "run")
+    arguments = ["serve", "--json", "--model-store", str(store), "--models", "patient.mar"]
+    arguments += ["--run-dir", str(run_dir.root), "--ready-port", "0"]
+    # The archive asks for one worker, and the queue is empty: only the bound adds one.
+    arguments += ["--autoscale", "2:3", "--queue-ms", "1000"]
+    arguments += [word for name in ("port", "management-port", "metrics-port") for word in (f"--{name}", "0")]
+    command = [sys.executable, "-c", "from dlrm_factory.cli import main; main()", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    try:
+        assert done.returncode == 0, done.stderr
+        told = json.loads(done.stdout)
+        assert (told["autoscale"]["min_workers"], told["autoscale"]["max_workers"]) == (2, 3)
+        state = run_dir.read_state()
+        assert state is not None
+        server = RunningServer(run_dir=run_dir, state=state, workers={"patient": 1})
+        with Clients(server, "patient", [b"0.005"]) as clients:
+            end = time.monotonic() + 60
+            added = 'dlrm_autoscale_changes_total{model="patient",direction="up"} 1'
+            while added not in (text := httpx.get(f"{told['ready']}/metrics", trust_env=False).text):
+                assert time.monotonic() < end, text
+                time.sleep(0.2)
+        assert clients.lost == []
+        assert {status for _, status, _ in clients.answers} == {200}
+        lines = text.splitlines()
+        assert 'dlrm_autoscale_workers{model="patient"} 2' in lines
+        assert {"dlrm_server_ready 1", 'dlrm_metrics_up{source="models"} 1'} <= set(lines)
+        assert any(line.startswith("ts_inference_requests_total{") for line in lines)
+    finally:
+        stop_server(run_dir.root, drain_seconds=0)
+    # What scales has ended with the server, and the next server is another matter.
+    assert server_processes(run_dir) == []
+    assert not run_dir.autoscale_file.exists()

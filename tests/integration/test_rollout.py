@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 from support.batches import random_state
 from support.clients import Clients
+from support.commands import WITHOUT_TORCH
 from support.depth import examples
 from support.server import ask, inference_client, serving
 
@@ -24,6 +28,7 @@ from dlrm_factory.tools.archive.sealing import archive_model
 from dlrm_factory.tools.rollout import RolloutBounds, RolloutOptions, read_history, roll_back, roll_out
 from dlrm_factory.tools.rollout.state import RolloutFile
 from dlrm_factory.tools.server import RunningServer, management_client
+from dlrm_factory.tools.server.processes import server_processes
 from dlrm_factory.weights.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.integration
@@ -67,6 +72,17 @@ def default_of(server: RunningServer) -> str:
         return client.describe("dlrm").version
 
 
+def worker_errors(server: RunningServer) -> int:
+    return server.run_dir.ts_log.read_text(encoding="utf-8").count("Backend worker error")
+
+
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return any(word.endswith("model_service_worker.py") for word in process.cmdline())
+    except psutil.Error:
+        return False
+
+
 def wait_until_removed(server: RunningServer) -> None:
     end = time.monotonic() + 120
     with management_client(server.run_dir, server.state) as client:
@@ -105,6 +121,22 @@ def test_a_shadow_then_the_switch_then_back(server: RunningServer, score: float)
     assert done.steps["watch"]["new"]["requests"] > 0
 
 
+@pytest.mark.parametrize(
+    "command", ["ready", "status --interval 0.6", "scale 1", "metrics", "rollback", "autoscale --off"]
+)
+def test_light_commands_do_their_work_without_torch(server: RunningServer, command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *command.split(), "--run-dir", str(server.run_dir.root)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    # Nothing is kept to go back to, which the server was asked.
+    assert done.returncode == (1 if command == "rollback" else 0), done.stderr
+    assert "none is kept" in done.stderr or command != "rollback"
+
+
 def test_a_worse_version_is_taken_back_while_clients_go_on(server: RunningServer, score: float) -> None:
     strict = RolloutBounds(max_psi=0.25, max_p99_ratio=1000.0)
     with Clients(server, "dlrm", [json.dumps(REQUEST).encode()] * CLIENTS, pause_s=0.001) as clients:
@@ -122,10 +154,17 @@ def test_an_archive_that_does_not_load_changes_nothing(server: RunningServer, tm
     shutil.unpack_archive(Path(server.state.model_store) / "v2.mar", broken, "zip")
     weights = next(broken.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-8] + b"\1" * 8)
-    with pytest.raises(
-        ServingError, match=r"(?s)dlrm 2\.0 was not rolled out: .*dlrm 1\.0 answers as before"
+    # Who asks for the version by its name while it loads waits for it, in vain.
+    with (
+        Clients(
+            server, "dlrm", [json.dumps(REQUEST).encode()] * 3, versions=["2.0"], timeout_s=120
+        ) as clients,
+        pytest.raises(ServingError, match=r"(?s)dlrm 2\.0 was not rolled out: .*dlrm 1\.0 answers as before"),
     ):
         roll_out(RolloutOptions(archive=broken, run_dir=server.run_dir.root, watch_s=0.0))
+    assert clients.lost == []
+    assert {status for _, status, _ in clients.answers} == {404, 503}
+    assert any(b"GoingAway" in body for _, _, body in clients.answers)
     with management_client(server.run_dir, server.state) as client:
         assert [each.version for each in client.versions("dlrm")] == ["1.0"]
     with inference_client(server) as client:
@@ -171,12 +210,19 @@ def test_round_after_round_nothing_is_lost(server: RunningServer, score: float) 
     versions = [None] * CLIENTS + ["1.0", "2.0"]
     bodies = [json.dumps(REQUEST).encode()] * len(versions)
     # Who asks a version by its name while it loads waits for it.
+    failed = worker_errors(server)
     with Clients(server, "dlrm", bodies, versions=versions, timeout_s=300.0) as clients:
         for _ in range(ROUNDS):
             for version in ("2.0", "1.0"):
                 roll_out(options(server, version, watch_s=0.0, keep_s=0.0))
                 wait_until_removed(server)
     assert clients.lost == []
+    # TorchServe starts none anew of the workers that were removed, whose processes are gone.
+    assert worker_errors(server) == failed
+    end = time.monotonic() + 20
+    while len(workers := [each for each in server_processes(server.run_dir) if is_worker(each)]) > 1:
+        assert time.monotonic() < end, workers
+        time.sleep(0.1)
     by_version: dict[str | None, set[float]] = {version: set() for version in versions}
     for client, status, body in clients.answers:
         if status == 200:

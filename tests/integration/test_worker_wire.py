@@ -118,7 +118,7 @@ def test_prediction_time_is_still_measured(server: RunningServer) -> None:
 
 
 def test_what_workers_answer_is_exported_beside_torchserves_own_metrics(server: RunningServer) -> None:
-    exporter = exporter_of(server.run_dir)
+    exporter = exporter_of(server.run_dir.root)
     answered = 'dlrm_requests_total{code="200",model="latency",shape="rows",version="1.0"} '
 
     def count(text: str) -> float:
@@ -139,7 +139,7 @@ def test_what_workers_answer_is_exported_beside_torchserves_own_metrics(server: 
     assert count(text) == before + 5
     assert 'ts_inference_requests_total{model_name="latency"' in text
     assert 'dlrm_workers{engine="eager",model="throughput",version="1.0"} 1.0' in text
-    found = read_status(server.run_dir, 0.6)
+    found = read_status(server.run_dir.root, 0.6)
     assert {(each.model, each.workers, each.wanted, each.default) for each in found.models} == {
         (model, 1, 1, True) for model in PROFILES
     }

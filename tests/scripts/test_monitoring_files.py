@@ -208,7 +208,7 @@ def test_every_query_of_the_board_gives_series_in_a_real_prometheus(tmp_path):
         labels.write_text("request_id,label\n0,1\n1,0\n")
         send(service, 1)
         observer.flush()
-        join_labels(labels, tmp_path)
+        join_labels(labels, temporary=tmp_path)
         config = yaml.safe_load((ALERTS.parent / "prometheus.yml").read_text())
         config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
         config["rule_files"] = [str(ALERTS)]

@@ -16,6 +16,7 @@ from dlrm_factory.config import format_bytes
 from dlrm_factory.tools.archive.listing import read_archive_listing
 from dlrm_factory.tools.cli.progress import byte_progress, show_compiling
 from dlrm_factory.tools.cli.tables import wide_console
+from dlrm_factory.weights.seal import REFERENCE_FILE
 
 if TYPE_CHECKING:
     from dlrm_factory.tools.archive.findings import EngineDrift, Verification
@@ -153,6 +154,8 @@ def archive(
         typer.echo(json.dumps(made | {name: about.get(name) for name in kept}))
         return
     typer.echo(f"made {output}: model {model_name} {version}, {format_bytes(listing.total_bytes)} unpacked")
+    if REFERENCE_FILE not in listing.files:
+        typer.echo("it has no reference of drift, which takes 1,000 held-out samples (docs/metrics.md)")
     if found:
         _print_findings(found, max_auc_loss, min_overlap)
 

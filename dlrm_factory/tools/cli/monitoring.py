@@ -39,9 +39,8 @@ def status(
     from dlrm_factory.tools.monitoring.status import StatusReader, read_status
     from dlrm_factory.tools.monitoring.status_page import status_page
 
-    found_run_dir = RunDir.at(run_dir)
     if watch and not (as_json or html):
-        reader = StatusReader(found_run_dir)
+        reader = StatusReader(RunDir.at(run_dir))
         time.sleep(min(interval, 1.0))
         # Ctrl-C is how one leaves.
         with (
@@ -53,7 +52,7 @@ def status(
                 live.update(status_view(reader.read()), refresh=True)
         return
     while True:
-        found = read_status(found_run_dir, interval)
+        found = read_status(run_dir, interval)
         if html is not None:
             _write(html, status_page(found))
         if as_json:
@@ -81,15 +80,10 @@ def metrics(
     ] = 1800.0,
 ) -> None:
     """Print a running server's metrics for Prometheus, or serve them."""
-    from dlrm_factory.tools.monitoring.exporter import Exporter, exporter_of
+    from dlrm_factory.tools.monitoring.exporter import exporter_of
     from dlrm_factory.tools.monitoring.serving import MetricsServer
 
-    if temporary is not None:
-        if not temporary.is_dir():
-            raise ServingError(f"{temporary}: there is no such folder; give TorchServe's java.io.tmpdir")
-        exporter = Exporter(temporary, drift_window_s=drift_window)
-    else:
-        exporter = exporter_of(RunDir.at(run_dir), drift_window_s=drift_window)
+    exporter = exporter_of(run_dir, temporary=temporary, drift_window_s=drift_window)
     if port is None:
         typer.echo(exporter.text(), nl=False)
         return
@@ -114,12 +108,7 @@ def labels(
     """Compare what the model predicted with labels that came later, joined by the id of the request."""
     from dlrm_factory.tools.monitoring.labels import join_labels
 
-    if temporary is None:
-        state = running_server(run_dir)
-        if state is None:
-            raise ServingError(f"no server runs in {run_dir}; scores end with the server that gave them")
-        temporary = Path(state.tmp)
-    joined = join_labels(file, temporary)
+    joined = join_labels(file, run_dir, temporary=temporary)
     if as_json:
         found = {
             "labels": joined.labels,

@@ -111,6 +111,10 @@ def rollout(
         str, typer.Option(metavar="TIME", help="How long --shadow waits for so many.")
     ] = "60s",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds until the workers must be ready.")] = 600.0,
+    may_lack_memory: Annotated[
+        bool,
+        typer.Option("--may-lack-memory", help="Go on where both versions' workers do not fit in memory."),
+    ] = False,
     history: Annotated[
         bool, typer.Option("--history", help="Show what has been rolled out, and why not.")
     ] = False,
@@ -140,6 +144,7 @@ def rollout(
             max_error_rate=_share(max_error_rate), max_p99_ratio=max_p99_ratio, max_psi=max_psi
         ),
         timeout=timeout,
+        may_lack_memory=may_lack_memory,
     )
     console = Console(stderr=True)
     with interruptible(), console.status(escape(f"{model}: rolling out {archive.name}")) as status:

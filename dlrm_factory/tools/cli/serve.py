@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -25,7 +27,7 @@ from dlrm_factory.tools.server import (
     start_server,
     stop_server,
 )
-from dlrm_factory.tools.sidecar.autoscaling import read_settings
+from dlrm_factory.tools.sidecar.autoscaling import AutoscaleSettings, autoscale_model, read_settings
 
 __all__ = [
     "scale",
@@ -86,6 +88,13 @@ def serve(
         typer.Option(help=f"Readiness for probes: GET /ready and /live. {_PORT} Default: none."),
     ] = None,
     ready_host: Annotated[str, typer.Option(help="Address of --ready-port.")] = "127.0.0.1",
+    autoscale: Annotated[
+        str | None,
+        typer.Option(metavar="MIN:MAX", help="Let the workers of each model follow the queue time."),
+    ] = None,
+    queue_ms: Annotated[
+        float, typer.Option(help="For --autoscale: mean time in the queue above which a worker is added.")
+    ] = 5.0,
     drain_seconds: Annotated[
         float, typer.Option(min=0, help="To answer what has come, when the server is stopped.")
     ] = 30.0,
@@ -106,6 +115,7 @@ def serve(
     as_json: Annotated[bool, typer.Option("--json", help="Print addresses and pid as JSON.")] = False,
 ) -> None:
     """Serve models with TorchServe; returns when they answer."""
+    scaling = None if autoscale is None else _autoscaling(autoscale, queue_ms)
     options = ServeOptions(
         model_store=model_store,
         models=tuple(spec for each in models or ["dlrm=dlrm.mar"] for spec in each.split(",") if spec),
@@ -135,10 +145,12 @@ def serve(
     )
     with interruptible():
         server = _start(options)
+        if scaling is not None:
+            _autoscale(server, scaling)
         if as_json:
-            typer.echo(json.dumps(_summary(server), indent=2))
+            typer.echo(json.dumps(_summary(server, scaling), indent=2))
         else:
-            _describe(server, run_dir)
+            _describe(server, run_dir, scaling)
         if foreground:
             _stay(server)
 
@@ -149,7 +161,22 @@ def _start(options: ServeOptions) -> RunningServer:
         return start_server(options, WorkerWait(console, status))
 
 
-def _summary(server: RunningServer) -> dict[str, Any]:
+def _autoscaling(text: str, queue_ms: float) -> AutoscaleSettings:
+    """Settings of ``MIN:MAX``, or of ``MAX`` alone."""
+    match = re.fullmatch(r"(?:(\d+):)?(\d+)", text.strip())
+    if match is None:
+        raise typer.BadParameter(f'--autoscale "{text}" is not MIN:MAX, as in 1:4')
+    return AutoscaleSettings(min_workers=int(match[1] or 1), max_workers=int(match[2]), queue_ms=queue_ms)
+
+
+def _autoscale(server: RunningServer, settings: AutoscaleSettings) -> None:
+    for model in server.workers:
+        warning = autoscale_model(settings, model=model, run_dir=server.run_dir.root)
+        if warning:
+            typer.echo(f"warning: {model}: {warning}", err=True)
+
+
+def _summary(server: RunningServer, scaling: AutoscaleSettings | None) -> dict[str, Any]:
     return {
         "inference": server.state.inference,
         "management": server.state.management,
@@ -158,6 +185,7 @@ def _summary(server: RunningServer) -> dict[str, Any]:
         "grpc_management": server.state.grpc_management,
         "token_file": str(server.token_file) if server.token_file else None,
         "ready": server.state.ready or None,
+        "autoscale": None if scaling is None else msgspec.to_builtins(scaling),
         "pid": server.state.pid,
         "models": server.workers,
         "run_dir": str(server.run_dir.root),
@@ -165,10 +193,15 @@ def _summary(server: RunningServer) -> dict[str, Any]:
     }
 
 
-def _describe(server: RunningServer, run_dir: Path) -> None:
+def _describe(server: RunningServer, run_dir: Path, scaling: AutoscaleSettings | None) -> None:
     state = server.state
     for name, count in server.workers.items():
         typer.echo(f"{name}: {count} worker{'' if count == 1 else 's'} ready")
+    if scaling is not None:
+        typer.echo(
+            f"autoscale   {scaling.min_workers} to {scaling.max_workers} workers a model, by a queue time of "
+            f"{scaling.queue_ms:g} ms"
+        )
     typer.echo(f"inference   {state.inference}")
     typer.echo(f"management  {state.management}")
     typer.echo(f"metrics     {state.metrics}/metrics")

@@ -21,7 +21,7 @@ from dlrm_factory.tools.server import RunDir, running_server
 from dlrm_factory.tools.server.management import http_client
 from dlrm_factory.weights.seal import TABLE_FILE
 
-__all__ = ["DERIVED", "DRIFT_WINDOW_S", "Exporter", "exporter_of"]
+__all__ = ["DERIVED", "DRIFT_WINDOW_S", "Exporter", "exporter_of", "read_metrics"]
 
 DRIFT_WINDOW_S = 1800.0
 _TIMEOUT_S = 2.0
@@ -132,14 +132,37 @@ class _Collector(Collector):
         yield from self._families
 
 
-def exporter_of(run_dir: RunDir, *, drift_window_s: float = DRIFT_WINDOW_S) -> Exporter:
-    """Make the exporter of the server that runs in ``run_dir``. ServingError if none does."""
-    state = running_server(run_dir.root)
+def exporter_of(
+    run_dir: Path = Path(".dlrm"), *, temporary: Path | None = None, drift_window_s: float = DRIFT_WINDOW_S
+) -> Exporter:
+    """Make the exporter of a server, as `read_metrics` takes them. ServingError as there."""
+    if temporary is not None:
+        if not temporary.is_dir():
+            raise ServingError(f"{temporary}: there is no such folder; give TorchServe's java.io.tmpdir")
+        return Exporter(temporary, drift_window_s=drift_window_s)
+    state = running_server(run_dir)
     if state is None:
         raise ServingError(
-            f"no server runs in {run_dir.root}; start one with `dlrm serve`, or name its --run-dir"
+            f"no server runs in {RunDir.at(run_dir).root}; start one with `dlrm serve`, or name its --run-dir"
         )
     return Exporter(Path(state.tmp), torchserve=state.metrics, drift_window_s=drift_window_s)
+
+
+def read_metrics(
+    run_dir: Path = Path(".dlrm"), *, temporary: Path | None = None, drift_window_s: float = DRIFT_WINDOW_S
+) -> str:
+    """Metrics of a running server in Prometheus's text format 0.0.4, as `dlrm metrics` prints them.
+
+    Args:
+        run_dir: of the server.
+        temporary: temporary folder of a server that `dlrm serve` did not start, in place of ``run_dir``; TorchServe's
+            own metrics are left out.
+        drift_window_s: seconds whose samples are compared with training, at most an hour.
+
+    Raises:
+        ServingError: no server runs there, or there is no such folder.
+    """
+    return exporter_of(run_dir, temporary=temporary, drift_window_s=drift_window_s).text()
 
 
 def _counted(models: list[ModelReading]) -> Iterator[Metric]:

@@ -15,11 +15,12 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
-from dlrm_factory.errors import DataError
+from dlrm_factory.errors import DataError, ServingError
 from dlrm_factory.host.worker_file import files_of_workers
 from dlrm_factory.monitoring.score_log import SCORES_SUFFIX, keys_of, read_scores
 from dlrm_factory.tools.monitoring.label_figures import LabelFigures, write_figures
 from dlrm_factory.tools.monitoring.reading import ModelReading, read_models
+from dlrm_factory.tools.server import running_server
 
 __all__ = ["JoinedLabels", "VersionLabels", "join_labels"]
 
@@ -62,13 +63,25 @@ class JoinedLabels:
     versions: list[VersionLabels]
 
 
-def join_labels(path: Path, temporary: Path | None) -> JoinedLabels:
-    """Join the labels in ``path`` with the scores kept by the server whose temporary folder is ``temporary``.
+def join_labels(path: Path, run_dir: Path = Path(".dlrm"), *, temporary: Path | None = None) -> JoinedLabels:
+    """Join labels that came later with the scores that a running server has kept, as `dlrm labels` does.
 
-    The figures are kept beside the workers' files, where the exporter finds them.
+    The figures are kept beside the workers' files, where metrics and status find them.
 
-    DataError if the file cannot be read, or a value in it is none.
+    Args:
+        path: .csv, .parquet or .jsonl with request_id, label, and index in the request.
+        run_dir: of the server.
+        temporary: temporary folder of a server that `dlrm serve` did not start, in place of ``run_dir``.
+
+    Raises:
+        DataError: the file cannot be read, or a value in it is none.
+        ServingError: no server runs there.
     """
+    if temporary is None:
+        state = running_server(run_dir)
+        if state is None:
+            raise ServingError(f"no server runs in {run_dir}; scores end with the server that gave them")
+        temporary = Path(state.tmp)
     keys, labels = _read(path)
     found = np.zeros(len(keys), dtype=np.bool_)
     versions = []

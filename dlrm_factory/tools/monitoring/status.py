@@ -17,6 +17,7 @@ from dlrm_factory.monitoring.families import (
     BATCH_REQUESTS,
     BATCH_SECONDS,
     COUNTED_AT,
+    DRIFT_REFERENCE,
     GOLDENS,
     REQUESTS,
     SAMPLES,
@@ -109,6 +110,7 @@ class VersionStatus:
         private_bytes, tables_resident_bytes, tables_bytes: memory of the workers, and of the tables.
         goldens: that every worker reproduced.
         archive_created: seconds since the epoch; None if not known.
+        reference_samples: held-out samples of the archive's reference of drift; 0 if it has none, None if not known.
         drift: None where the archive has no reference.
         labels: figures of the latest labels.
     """
@@ -131,6 +133,7 @@ class VersionStatus:
     tables_bytes: int
     goldens: int
     archive_created: float | None
+    reference_samples: int | None
     drift: DriftStatus | None
     labels: dict[str, float | int | None] | None
 
@@ -200,10 +203,22 @@ class StatusReader:
 
 
 def read_status(
-    run_dir: RunDir, interval_s: float = 2.0, *, pause: Callable[[float], None] = time.sleep
+    run_dir: Path = Path(".dlrm"), interval_s: float = 2.0, *, pause: Callable[[float], None] = time.sleep
 ) -> Status:
-    """The status of the server in ``run_dir`` over the next ``interval_s``. ServingError if none runs."""
-    reader = StatusReader(run_dir)
+    """Look at a running server for a while, as `dlrm status` does.
+
+    Args:
+        run_dir: of the server.
+        interval_s: seconds that rates are taken over.
+        pause: waits for so long.
+
+    Returns:
+        Workers, rates, latency, memory, drift and labels of each model version; `Status.as_dict` for JSON.
+
+    Raises:
+        ServingError: no server runs there, or it is too busy to answer.
+    """
+    reader = StatusReader(RunDir.at(run_dir))
     pause(interval_s)
     return reader.read()
 
@@ -230,6 +245,7 @@ def _version_status(
     scores = _histogram(now, SCORES)
     engines = {} if now is None else {labels[0]: int(n[0]) for labels, n in now.numbers(WORKERS).items()}
     created, goldens = _fact(now, ARCHIVE_CREATED), _fact(now, GOLDENS)
+    reference = _fact(now, DRIFT_REFERENCE)
     return VersionStatus(
         model=version.model,
         version=version.version,
@@ -249,6 +265,7 @@ def _version_status(
         tables_bytes=_table_bytes(now),
         goldens=int(goldens or 0),
         archive_created=created or None,
+        reference_samples=None if reference is None else int(reference),
         drift=_drift(now, when),
         labels=_labels(now),
     )

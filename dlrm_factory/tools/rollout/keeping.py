@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from dlrm_factory.errors import ServingError
+from dlrm_factory.tools.rollout.removing import remove_version
 from dlrm_factory.tools.rollout.state import KeptVersion, RolloutFile
-from dlrm_factory.tools.rollout.versions import remove_version
 from dlrm_factory.tools.server import ManagementClient, RunDir, ServerState
 
 __all__ = ["remove_kept"]

@@ -16,14 +16,16 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from dlrm_factory.errors import ServingError
-from dlrm_factory.tools.rollout.judging import MIN_REQUESTS, RolloutBounds, population_stability, problems_of
+from dlrm_factory.tools.rollout.checking import check_alone, check_version, clear_interrupted
+from dlrm_factory.tools.rollout.judging import MIN_REQUESTS, RolloutBounds, problems_of
+from dlrm_factory.tools.rollout.removing import remove_version
+from dlrm_factory.tools.rollout.room import check_room
 from dlrm_factory.tools.rollout.shadow import compare_on_live_requests
 from dlrm_factory.tools.rollout.state import (
     CanaryShare,
@@ -31,17 +33,11 @@ from dlrm_factory.tools.rollout.state import (
     RolloutFile,
     RunningRollout,
     add_history,
+    history_entry,
 )
-from dlrm_factory.tools.rollout.versions import (
-    NewVersion,
-    bring_version,
-    check_body_limit,
-    check_group,
-    new_folder,
-    open_version,
-    remove_version,
-)
+from dlrm_factory.tools.rollout.versions import NewVersion, bring_version, new_folder, open_version
 from dlrm_factory.tools.rollout.watching import Watch
+from dlrm_factory.tools.rollout.words import count, figures_of, live_line, reason_of, shadow_line
 from dlrm_factory.tools.server import (
     ManagementClient,
     ModelVersion,
@@ -83,6 +79,7 @@ class RolloutOptions:
         keep_s: seconds for which the old version stays, so that `dlrm rollback` can go back to it.
         bounds: of the new version's figures.
         timeout: seconds until the new version's workers must be ready.
+        may_lack_memory: roll out also where the new version's workers do not fit in memory.
     """
 
     archive: Path
@@ -97,6 +94,7 @@ class RolloutOptions:
     keep_s: float = 600.0
     bounds: RolloutBounds = field(default_factory=RolloutBounds)
     timeout: float = 600.0
+    may_lack_memory: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +131,12 @@ def roll_out(
         )
     new = open_version(options.archive, options.model, state)
     file = RolloutFile(run_dir)
-    _check_alone(file)
+    check_alone(file)
     with file.held(_REMOVAL_S), management_client(run_dir, state) as client:
-        _clear_interrupted(file, state, client, options.model)
+        clear_interrupted(file, state, client, options.model)
         old = client.describe(options.model)
-        _check(client, new, old, run_dir, state)
+        check_version(client, new, old, run_dir, state)
+        check_room(new.path, old, state, may_lack=options.may_lack_memory, tell=tell)
         return _Rollout(options, run_dir, state, client, file, old, new, tell, tell_workers).run()
 
 
@@ -180,7 +179,7 @@ def roll_back(
             file.change(model, kept=(left, *kept[1:]), canary=None)
     add_history(
         run_dir,
-        _entry(model, now.version, back, "rolled back", start, reason="dlrm rollback"),
+        history_entry(model, now.version, back, "rolled back", start, reason="dlrm rollback"),
     )
     launch_sidecar(run_dir)
     return now.version, back
@@ -232,6 +231,8 @@ class _Rollout:
             folders={**self._file.model(model).folders, version: str(self._folder)},
         )
         workers = max(self._old.wanted, 1)
+        # It has a part in the removal of versions: of the old one later, or of this one.
+        launch_sidecar(self._run_dir)
         bring_version(
             self._client,
             self._new,
@@ -244,7 +245,7 @@ class _Rollout:
         )
         seconds = time.monotonic() - start
         self._steps["bring"] = {"workers": workers, "seconds": round(seconds, 2)}
-        self._tell(f"bring     {_count(workers, 'worker')} ready, golden requests replayed ({seconds:.1f} s)")
+        self._tell(f"bring     {count(workers, 'worker')} ready, golden requests replayed ({seconds:.1f} s)")
 
     def _shadow(self) -> None:
         options, old, new = self._options, self._old.version, self._new.version
@@ -262,10 +263,10 @@ class _Rollout:
         self._steps["shadow"] = figures = found.as_dict()
         if found.old.requests < MIN_REQUESTS:
             raise ServingError(
-                f"--shadow got {_count(found.old.requests, 'request')} of clients in {options.shadow_s:g} s, and needs "
+                f"--shadow got {count(found.old.requests, 'request')} of clients in {options.shadow_s:g} s, and needs "
                 f"{MIN_REQUESTS}: send it requests (JSON to /predictions/{self._model}), or roll out without it"
             )
-        self._tell(f"shadow    {_shadow_line(figures)}")
+        self._tell(f"shadow    {shadow_line(figures)}")
         self._judge("shadow", problems_of(found.old, found.new, options.bounds))
 
     def _canary(self) -> None:
@@ -281,13 +282,13 @@ class _Rollout:
                 self._look("canary", watch, new, options.canary_s)
             finally:
                 self._file.change(self._model, canary=None)
-            self._steps["canary"] = figures = _figures(watch, old, new)
+            self._steps["canary"] = figures = figures_of(watch, old, new)
         if figures["new"]["requests"] < MIN_REQUESTS:
             raise ServingError(
-                f"the canary got {_count(figures['new']['requests'], 'request')} in {options.canary_s:g} s, and needs "
+                f"the canary got {count(figures['new']['requests'], 'request')} in {options.canary_s:g} s, and needs "
                 f"{MIN_REQUESTS}: clients must send it its share (DLRMClient(canary=…), or `dlrm proxy`), or more of it"
             )
-        self._tell(f"canary    {_live_line(figures)}")
+        self._tell(f"canary    {live_line(figures)}")
 
     def _switch(self) -> None:
         model, old, new = self._model, self._old.version, self._new.version
@@ -306,19 +307,18 @@ class _Rollout:
                 self._client.set_default(model, old)
                 self._tell(f"switch    back to {old}")
                 raise
-            self._steps["watch"] = _figures(watch, old, new)
-        self._tell(f"watch     {_live_line(self._steps['watch'])}")
+            self._steps["watch"] = figures_of(watch, old, new)
+        self._tell(f"watch     {live_line(self._steps['watch'])}")
 
     def _done(self) -> RolloutResult:
         options, old, new = self._options, self._old.version, self._new.version
         kept = KeptVersion(version=old, until=time.time() + options.keep_s)
         others = (KeptVersion(version=each.version, until=0.0) for each in self._file.model(self._model).kept)
         self._file.change(self._model, running=None, kept=(kept, *others))
-        launch_sidecar(self._run_dir)
         seconds = time.monotonic() - self._start
         add_history(
             self._run_dir,
-            _entry(
+            history_entry(
                 self._model, old, new, "done", self._start, archive=str(self._new.path), steps=self._steps
             ),
         )
@@ -328,7 +328,7 @@ class _Rollout:
         """Remove the new version, also when an interrupt comes meanwhile."""
         add_history(
             self._run_dir,
-            _entry(
+            history_entry(
                 self._model,
                 self._old.version,
                 self._new.version,
@@ -336,7 +336,7 @@ class _Rollout:
                 self._start,
                 archive=str(self._new.path),
                 steps=self._steps,
-                reason=_reason(error),
+                reason=reason_of(error),
             ),
         )
         self._tell(f"abort     removing {self._new.version}")
@@ -358,7 +358,7 @@ class _Rollout:
     def _aborted(self, error: BaseException) -> BaseException:
         if isinstance(error, KeyboardInterrupt | ServingError):
             return ServingError(
-                f"{self._model} {self._new.version} was not rolled out: {_reason(error)}\n"
+                f"{self._model} {self._new.version} was not rolled out: {reason_of(error)}\n"
                 f"{self._model} {self._old.version} answers as before"
             )
         return error
@@ -373,7 +373,7 @@ class _Rollout:
             self._judge(step, problems_of(old, new, self._options.bounds))
             if time.monotonic() - told >= _TELL_EVERY_S and end - time.monotonic() > 1:
                 told = time.monotonic()
-                self._tell(f"{step:9} {_count(new.requests, 'request')}, {end - told:.0f} s to go")
+                self._tell(f"{step:9} {count(new.requests, 'request')}, {end - told:.0f} s to go")
 
     def _judge(self, step: str, problems: list[str]) -> None:
         if problems:
@@ -390,69 +390,6 @@ class _Rollout:
             yield watch
 
 
-def _check_alone(file: RolloutFile) -> None:
-    for model, each in file.models().items():
-        if each.running is not None and each.running.lives():
-            raise ServingError(
-                f"a rollout of {model} {each.running.version} runs (pid {each.running.pid}); wait for it, or end it "
-                "with `dlrm rollback`"
-            )
-
-
-def _check(
-    client: ManagementClient, new: NewVersion, old: ModelVersion, run_dir: RunDir, state: ServerState
-) -> None:
-    """ServingError for a version that cannot be brought beside the ``old`` one."""
-    there = [each.version for each in client.versions(old.model)]
-    if new.version in there:
-        raise ServingError(
-            f"{old.model} {new.version} is registered already ({', '.join(there)} are): make the archive with another "
-            "`dlrm archive --version`, or wait until it is removed"
-        )
-    if not old.ready:
-        raise ServingError(f"{old.model} {old.version} has no worker that is ready; see `dlrm ready`")
-    check_group(new, Path(state.model_store) / old.location)
-    check_body_limit(new, run_dir)
-
-
-def _clear_interrupted(file: RolloutFile, state: ServerState, client: ManagementClient, model: str) -> None:
-    """Remove what a rollout left that was killed. For whoever holds the file."""
-    found = file.model(model)
-    if found.running is None:
-        return
-    version = found.running.version
-    if client.describe(model).version != version:
-        folder = found.folders.get(version)
-        remove_version(
-            client, model, version, temporary=Path(state.tmp), folder=None if folder is None else Path(folder)
-        )
-    file.change(model, running=None, canary=None)
-
-
-def _entry(model: str, old: str, new: str, outcome: str, start: float, **others: Any) -> dict[str, Any]:
-    return {
-        "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "model": model,
-        "from": old,
-        "to": new,
-        "outcome": outcome,
-        "seconds": round(time.monotonic() - start, 2),
-        **others,
-    }
-
-
-def _figures(watch: Watch, old: str, new: str) -> dict[str, Any]:
-    before, now = watch.figures(old), watch.figures(new)
-    psi = population_stability(before.scores, now.scores)
-    return {"old": before.as_dict(), "new": now.as_dict(), "psi": None if psi is None else round(psi, 4)}
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
-        return "it was interrupted"
-    return str(error) or type(error).__name__
-
-
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -461,38 +398,3 @@ def _uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _shadow_line(figures: dict[str, Any]) -> str:
-    top = figures["kept_of_top_10"]
-    return (
-        f"{figures['old']['requests']} live requests scored by both: {_score_line(figures)}, "
-        f"top 10 kept {'–' if top is None else f'{top:.1%}'}, {_time_line(figures)}"
-    )
-
-
-def _live_line(figures: dict[str, Any]) -> str:
-    old, new = figures["old"], figures["new"]
-    return (
-        f"{new['requests']:,} requests ({old['requests']:,} of the old version), {new['errors']} errors: "
-        f"{_score_line(figures)}, in the worker {_time_line(figures)}"
-    )
-
-
-def _score_line(figures: dict[str, Any]) -> str:
-    old, new = figures["old"]["mean_score"], figures["new"]["mean_score"]
-    psi = figures["psi"]
-    means = "no scores" if old is None or new is None else f"mean {old:.4f} → {new:.4f}"
-    return f"PSI {'– (too few scores)' if psi is None else f'{psi:.3f}'}, {means}"
-
-
-def _time_line(figures: dict[str, Any]) -> str:
-    parts = []
-    for name in ("p50", "p99"):
-        old, new = figures["old"][f"{name}_ms"], figures["new"][f"{name}_ms"]
-        parts.append(f"{name} " + ("–" if old is None or new is None else f"{old:.2f} → {new:.2f} ms"))
-    return ", ".join(parts)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

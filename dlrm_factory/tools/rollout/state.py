@@ -12,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ __all__ = [
     "RolloutFile",
     "RunningRollout",
     "add_history",
+    "history_entry",
     "read_history",
 ]
 
@@ -130,6 +133,21 @@ def add_history(run_dir: RunDir, entry: dict[str, Any]) -> None:
     """Add one line to the history."""
     with run_dir.rollout_history.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
+
+
+def history_entry(
+    model: str, old: str, new: str, outcome: str, start: float, **others: Any
+) -> dict[str, Any]:
+    """Make a line of the history. ``start``: of the rollout, by `time.monotonic`."""
+    return {
+        "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "model": model,
+        "from": old,
+        "to": new,
+        "outcome": outcome,
+        "seconds": round(time.monotonic() - start, 2),
+        **others,
+    }
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

@@ -58,6 +58,8 @@ def wait_for_quiet(
     files: Sequence[WorkerFile],
     seconds: float,
     tell: Callable[[str], None] = lambda _: None,
+    *,
+    settle_s: float = _SETTLE_S,
 ) -> bool:
     """Return True once no request of ``versions`` waits or is worked at, False if some do after ``seconds``.
 
@@ -67,6 +69,7 @@ def wait_for_quiet(
         files: of their workers.
         seconds: to wait at most.
         tell: called with what is waited for.
+        settle_s: seconds for which it must be so.
     """
     end = time.monotonic() + seconds
     seen = time.monotonic()
@@ -77,7 +80,7 @@ def wait_for_quiet(
         if waiting or busy:
             seen = now
             tell(f"{waiting} requests wait, {busy} workers are at work")
-        elif now - seen >= _SETTLE_S and all(file.silent_s() >= _SETTLE_S for file in files):
+        elif now - seen >= settle_s and all(file.silent_s() >= settle_s for file in files):
             return True
         if now >= end:
             return False

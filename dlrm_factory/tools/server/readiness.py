@@ -41,6 +41,8 @@ _MISLEADING = "ts.torch_handler"
 _NEVER_STARTED = (
     r"(?:Backend stream closed|Backend worker startup time out|Failed start worker|Failed to connect)"
 )
+_LOG_LINE = re.compile(r"^\d{4}-\d\d-\d\dT", re.MULTILINE)
+_NOT_STARTED_IN = re.compile(r'^Caused by: .* \(in directory "(.+)"\): error=', re.MULTILINE)
 # What a worker prints for MemoryError and RuntimeError, of which TorchServe itself then logs nothing.
 _REFUSED = ("Failed to load model ", "Load model ")
 _MAX_LINES = 8
@@ -116,8 +118,11 @@ def load_failure(model_log: str, ts_log: str, model: str, version: str | None = 
     name = re.escape(model)
     died = re.search(rf"Load model failed: {name}, error: ", ts_log)
     which = r"\S*" if version is None else re.escape(version)
-    never_started = re.search(
-        rf" W-\d+-{name}_{which} \S+ - Backend worker error\n\S+: {_NEVER_STARTED}", ts_log
+    never_started = any(
+        _was_to_load(ts_log[found.start() :])
+        for found in re.finditer(
+            rf" W-\d+-{name}_{which} \S+ - Backend worker error\n\S+: {_NEVER_STARTED}", ts_log
+        )
     )
     lines = worker_lines(model_log, model, version)
     if not (died or never_started or any(line.startswith(_REFUSED) for line in lines)):
@@ -130,6 +135,19 @@ def load_failure(model_log: str, ts_log: str, model: str, version: str | None = 
         f'model "{model}" did not load: its worker died without an exception, as when it is killed for '
         f"memory. It printed last:\n{last}"
     )
+
+
+def _was_to_load(error: str) -> bool:
+    """False for a worker of a version that was removed, which TorchServe tries to start in a folder that is gone.
+
+    ``error``: the log from the worker's error on.
+    """
+    if "Failed start worker" not in error.splitlines()[1]:
+        return True
+    following = _LOG_LINE.search(error)
+    folder = _NOT_STARTED_IN.search(error[: following.start()] if following else error)
+    # Without its cause the error is not written to its end; it is looked at again.
+    return folder is not None and Path(folder[1]).exists()
 
 
 def load_step(model_log: str, model: str, version: str | None = None) -> str:

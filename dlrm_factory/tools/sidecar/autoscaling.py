@@ -71,7 +71,7 @@ class AutoscaleSettings(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not 1 <= self.min_workers <= self.max_workers:
             raise ServingError(
-                f"autoscaling from {self.min_workers} to {self.max_workers} workers: give 1 ≤ --min ≤ --max"
+                f"autoscaling from {self.min_workers} to {self.max_workers} workers: give 1 ≤ the fewest ≤ the most"
             )
         if self.queue_ms <= 0:
             raise ServingError(f"a queue time of {self.queue_ms:g} ms: give more than 0")

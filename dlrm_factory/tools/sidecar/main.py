@@ -14,6 +14,7 @@ from dlrm_factory.tools.monitoring.exporter import exporter_of
 from dlrm_factory.tools.rollout import remove_kept
 from dlrm_factory.tools.server import ManagementClient, RunDir, ServerState, management_client, running_server
 from dlrm_factory.tools.sidecar.autoscaling import Autoscaler
+from dlrm_factory.tools.sidecar.parking import Parking
 from dlrm_factory.tools.sidecar.probes import Probes, ProbeServer
 
 __all__ = ["run"]
@@ -37,6 +38,7 @@ def run(path: Path) -> None:
         stop.set()
 
     signal.signal(signal.SIGTERM, end)
+    parking = Parking(Path(state.tmp))
     probes = Probes(run_dir, state)
     address = urlsplit(state.ready)
     server = (
@@ -46,10 +48,11 @@ def run(path: Path) -> None:
         with management_client(run_dir, state) as client:
             autoscaler = Autoscaler(run_dir, state, client)
             # Models first, TorchServe's own behind them; then what this process does.
-            probes.metrics += [exporter_of(run_dir).text, autoscaler.metrics]
+            probes.metrics |= {"models": exporter_of(path).text, "autoscale": autoscaler.metrics}
             while running_server(path) is not None and not stop.wait(_EVERY_S):
                 _work(run_dir, state, client, autoscaler)
     finally:
+        parking.close()
         if server is not None:
             server.close()
 

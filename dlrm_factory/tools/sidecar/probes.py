@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from dlrm_factory.tools.server import Health, RunDir, ServerState, check_health,
 from dlrm_factory.tools.server.processes import is_running
 
 __all__ = ["ProbeServer", "Probes"]
+
+logger = logging.getLogger(__name__)
 
 # Probes within so short a time get one answer: many who ask must not keep the server busy.
 _FRESH_S = 0.5
@@ -29,8 +32,9 @@ class Probes:
         self._client = management_client(run_dir, state, timeout=_ANSWER_S)
         self._lock = threading.Lock()
         self._known: tuple[float, Health] | None = None
-        # Text of Prometheus, in addition to the server's readiness.
-        self.metrics: list[Callable[[], str]] = []
+        # Text of Prometheus by the name of its source, in addition to the server's readiness.
+        self.metrics: dict[str, Callable[[], str]] = {}
+        self._failed: set[str] = set()
 
     def health(self) -> Health:
         """Readiness, at most half a second old."""
@@ -49,14 +53,35 @@ class Probes:
             live = is_running(self._state)
             return (200 if live else 503), "application/json", json.dumps({"live": live})
         if path == "/metrics":
-            ready = int(self.health().ready)
-            text = (
-                "# HELP dlrm_server_ready 1 if every model has its least number of workers and the server does not "
-                f"drain.\n# TYPE dlrm_server_ready gauge\ndlrm_server_ready {ready}\n"
-            )
-            return 200, "text/plain; version=0.0.4", text + "".join(each() for each in self.metrics)
+            return 200, "text/plain; version=0.0.4", self._metrics_text()
         body = json.dumps({"code": 404, "message": "there are /ready, /live and /metrics"})
         return 404, "application/json", body
+
+    def _metrics_text(self) -> str:
+        """Metrics of all sources; of one that fails, that it does."""
+        found = {name: self._text_of(name, source) for name, source in self.metrics.items()}
+        lines = [
+            "# HELP dlrm_server_ready 1 if every model has its least number of workers and the server does not drain.",
+            "# TYPE dlrm_server_ready gauge",
+            f"dlrm_server_ready {int(self.health().ready)}",
+            "# HELP dlrm_metrics_up 0 if the metrics of a source could not be read, and are left out.",
+            "# TYPE dlrm_metrics_up gauge",
+        ]
+        lines += [
+            f'dlrm_metrics_up{{source="{name}"}} {int(text is not None)}' for name, text in found.items()
+        ]
+        return "".join(f"{line}\n" for line in lines) + "".join(text or "" for text in found.values())
+
+    def _text_of(self, name: str, source: Callable[[], str]) -> str | None:
+        try:
+            text = source()
+        except Exception:  # whatever it is, the other metrics must be seen
+            if name not in self._failed:
+                logger.exception("Metrics of %s cannot be read, and are left out until they can", name)
+            self._failed.add(name)
+            return None
+        self._failed.discard(name)
+        return text
 
     def _look(self) -> Health:
         if not is_running(self._state):

@@ -29,6 +29,8 @@ def test_archive_prints_what_it_made(checkpoint: Path, tmp_path: Path) -> None:
     out = run("archive", checkpoint, "--output", tmp_path / "dlrm.mar")
     assert out.startswith(f"made {tmp_path / 'dlrm.mar'}: model dlrm 1.0, ")
     assert (tmp_path / "dlrm.mar").is_file()
+    # Its weights are drawn: nothing was held out.
+    assert "it has no reference of drift, which takes 1,000 held-out samples" in out
 
 
 def test_archive_prints_json(checkpoint: Path, tmp_path: Path) -> None:

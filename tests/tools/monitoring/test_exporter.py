@@ -29,7 +29,7 @@ def samples(text):
     }
 
 
-def test_counts_of_all_workers_add_up_also_of_those_that_ended(work, bodies):
+def test_counts_of_all_workers_add_up_also_of_those_that_ended(work, bodies, reference):
     work(bodies, pid=DEAD)
     temporary = work([*bodies, {"instances": [{"item": 900}]}])
     found = samples(Exporter(temporary, clock=lambda: NOW).text())
@@ -42,6 +42,7 @@ def test_counts_of_all_workers_add_up_also_of_those_that_ended(work, bodies):
     # But only one of the workers lives.
     assert found["dlrm_workers", "1.0", "eager"] == 1
     assert found["dlrm_goldens", "1.0"] == 16
+    assert found["dlrm_drift_reference_samples", "1.0"] == reference.samples
 
 
 def test_histograms_are_cumulative_and_end_with_all(work, bodies):

@@ -36,7 +36,7 @@ def write(folder, text):
 
 def test_calibration_and_normalized_entropy_by_hand(temporary, tmp_path):
     labels = write(tmp_path, "request_id,label,index\nr1,1,0\nr1,0,1\nr2,1,0\nr3,0,0\nr9,1,0\n")
-    joined = join_labels(labels, temporary)
+    joined = join_labels(labels, temporary=temporary)
     assert (joined.labels, joined.unmatched) == (5, 1)
     (found,) = joined.versions
     figures = found.figures
@@ -50,7 +50,7 @@ def test_calibration_and_normalized_entropy_by_hand(temporary, tmp_path):
 
 
 def test_without_a_column_index_the_first_sample_is_meant(temporary, tmp_path):
-    (found,) = join_labels(write(tmp_path, "request_id,label\nr2,1\n"), temporary).versions
+    (found,) = join_labels(write(tmp_path, "request_id,label\nr2,1\n"), temporary=temporary).versions
     assert found.figures.score_sum == pytest.approx(0.8)
     assert found.figures.normalized_entropy is None  # all labels are equal
 
@@ -62,20 +62,20 @@ def test_other_files(temporary, tmp_path, kind):
         pa.parquet.write_table(pa.table({"request_id": ["r2", "r3"], "label": [True, False]}), path)
     else:
         path.write_text('{"request_id": "r2", "label": 1}\n{"request_id": "r3", "label": 0}\n')
-    (found,) = join_labels(path, temporary).versions
+    (found,) = join_labels(path, temporary=temporary).versions
     assert (found.figures.joined, found.figures.label_sum) == (2, 1)
 
 
 def test_of_a_request_that_came_twice_the_latest_score_counts(work, tmp_path):
     temporary = work([named("r1", 0.0), named("r1", math.log(4))])
-    (found,) = join_labels(write(tmp_path, "request_id,label\nr1,1\n"), temporary).versions
+    (found,) = join_labels(write(tmp_path, "request_id,label\nr1,1\n"), temporary=temporary).versions
     assert found.figures.score_sum == pytest.approx(0.8)
 
 
 def test_each_version_is_told_apart(work, tmp_path):
     work([named("r1", 0.0)])
     temporary = work([named("r2", math.log(4))], version="2.0", pid=4_000_000)
-    joined = join_labels(write(tmp_path, "request_id,label\nr1,1\nr2,1\n"), temporary)
+    joined = join_labels(write(tmp_path, "request_id,label\nr1,1\nr2,1\n"), temporary=temporary)
     assert {(each.version, round(each.figures.score_sum, 6)) for each in joined.versions} == {
         ("1.0", 0.5),
         ("2.0", 0.8),
@@ -95,7 +95,7 @@ def test_each_version_is_told_apart(work, tmp_path):
 )
 def test_mistakes_are_told(temporary, tmp_path, text, message):
     with pytest.raises(DataError, match=message):
-        join_labels(write(tmp_path, text), temporary)
+        join_labels(write(tmp_path, text), temporary=temporary)
 
 
 def test_the_command_tells_what_it_found(temporary, tmp_path):

@@ -6,6 +6,7 @@ import contextlib
 import html.parser
 import io
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -102,7 +103,15 @@ def test_a_person_sees_it(status):
 def test_drift_is_told_with_enough_samples(status):
     (found,) = status.models
     assert found.drift.samples == 64  # as many as one count takes
+    assert found.reference_samples == 4000
     assert "waits for 1,000 samples" in shown(status)
+
+
+def test_a_version_without_a_reference_says_so(status):
+    (found,) = status.models
+    without = replace(status, models=[replace(found, drift=None, reference_samples=0)])
+    assert "no reference: it was made without 1,000 held-out samples" in " ".join(shown(without).split())
+    assert "the archive has no reference" in status_page(without)
 
 
 class Page(html.parser.HTMLParser):

@@ -133,5 +133,5 @@ def test_the_proxy_needs_a_version(run: Run) -> None:
 
 
 def test_bounds_of_workers_that_are_none(run: Run) -> None:
-    with pytest.raises(ServingError, match="1 ≤ --min ≤ --max"):
+    with pytest.raises(ServingError, match="1 ≤ the fewest ≤ the most"):
         run("autoscale", "--min", "3", "--max", "2")

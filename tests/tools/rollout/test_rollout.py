@@ -18,6 +18,7 @@ from support.management import InMemoryManagement, version_of
 from dlrm_factory.errors import ServingError
 from dlrm_factory.tools.rollout import (
     RolloutOptions,
+    checking,
     keeping,
     read_history,
     remove_kept,
@@ -45,6 +46,7 @@ class Server:
         self.client = InMemoryManagement(version_of("1.0", pids=(1,)))
         self.live = {"1.0": figures(), "2.0": figures()}
         self.wrong: ServingError | None = None
+        self.memory_lacks = False
         self.removed: list[str] = []
         self.sidecars = 0
         self.lines: list[str] = []
@@ -71,6 +73,11 @@ class Server:
         assert client.default != version
         self.removed.append(version)
         client.found.pop(version, None)
+
+    def check_room(self, archive: Path, old: Any, state: Any, *, may_lack: bool, tell: Any) -> None:
+        assert old.version == self.client.default
+        if self.memory_lacks and not may_lack:
+            raise ServingError("there is no room")
 
     def launch(self, run_dir: RunDir) -> None:
         self.sidecars += 1
@@ -103,13 +110,18 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
         "open_version": lambda archive, model, state: new,
         "bring_version": made.bring,
         "remove_version": made.remove,
-        "check_group": lambda new, old: None,
-        "check_body_limit": lambda new, run_dir: None,
+        "check_room": made.check_room,
         "launch_sidecar": made.launch,
         "Watch": made.watch,
     }.items():
         monkeypatch.setattr(rollout, name, value)
     monkeypatch.setattr(keeping, "remove_version", made.remove)
+    for name, value in {
+        "remove_version": made.remove,
+        "check_group": lambda new, old: None,
+        "check_body_limit": lambda new, run_dir: None,
+    }.items():
+        monkeypatch.setattr(checking, name, value)
     monkeypatch.setattr(rollout, "_MAX_BASELINE_S", 0.1)
     monkeypatch.setattr(rollout, "_LOOK_S", 0.1)
     return made
@@ -277,3 +289,11 @@ def test_a_version_that_answers_again_is_not_removed(server: Server) -> None:
     server.client.found["0.9"] = version_of("0.9")
     assert remove_kept(server.run_dir, SimpleNamespace(tmp=""), server.client) == 1
     assert server.removed == ["0.9"]
+
+
+def test_without_room_in_memory_nothing_is_brought_unless_it_may_lack(server: Server) -> None:
+    server.memory_lacks = True
+    with pytest.raises(ServingError, match="there is no room"):
+        server.roll_out()
+    assert (list(server.client.found), server.history) == (["1.0"], [])
+    assert server.roll_out(may_lack_memory=True).new == "2.0"

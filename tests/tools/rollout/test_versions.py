@@ -1,76 +1,20 @@
-"""A version that is brought to a server, and taken away."""
+"""A version that is brought to a server."""
 
 from __future__ import annotations
 
 import json
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.management import InMemoryManagement, version_of
 
 from dlrm_factory.config import dump_declaration, tiny
 from dlrm_factory.errors import ServingError
-from dlrm_factory.host.worker_file import WorkerFile, WorkerFolder, worker_folder
-from dlrm_factory.tools.rollout.versions import (
-    NewVersion,
-    check_body_limit,
-    check_group,
-    new_folder,
-    open_version,
-    remove_version,
-)
+from dlrm_factory.tools.rollout.checking import check_body_limit, check_group
+from dlrm_factory.tools.rollout.versions import NewVersion, new_folder, open_version
 from dlrm_factory.tools.server import RunDir
-
-
-class Client(InMemoryManagement):
-    """Server whose workers have started as soon as they are asked for; it notes what the first one was told."""
-
-    def __init__(self, file: WorkerFile, *versions: Any) -> None:
-        super().__init__(*versions)
-        self._file = file
-        self.turned_away: list[bool] = []
-
-    def scale(self, model: str, workers: int, version: str | None = None) -> None:
-        super().scale(model, workers, version)
-        assert version is not None
-        there = self.found[version]
-        started = version_of(version, pids=(201, *range(300, 300 + workers - 1)), ready=False)
-        self.found[version] = replace(there, workers=started.workers)
-
-    def unregister(self, model: str, version: str) -> None:
-        self.turned_away.append(self._file.turns_away)
-        super().unregister(model, version)
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> WorkerFile:
-    return WorkerFolder(worker_folder("/models/abc", tmp_path), 201).own
-
-
-def test_a_version_turns_requests_away_and_its_worker_ends_last(tmp_path: Path, file: WorkerFile) -> None:
-    client = Client(file, version_of("2.0", pids=(101,)), version_of("1.0", pids=(201,)))
-    folder = tmp_path / "rollout-1234"
-    folder.mkdir()
-    remove_version(client, "dlrm", "1.0", temporary=tmp_path, folder=folder)
-    # TorchServe ends the last of its list first: those that never load.
-    assert client.calls == [("scale", "1.0", 3), ("unregister", "1.0")]
-    assert client.turned_away == [True]
-    assert not folder.exists()
-
-
-def test_a_version_without_a_ready_worker_or_gone_is_removed_too(tmp_path: Path, file: WorkerFile) -> None:
-    client = Client(file, version_of("2.0"), version_of("1.0", pids=(201,), ready=False))
-    keep = tmp_path / "archive"
-    keep.mkdir()
-    for _ in range(2):
-        # Only folders that a rollout has made are removed.
-        remove_version(client, "dlrm", "1.0", temporary=tmp_path, folder=keep)
-    assert client.calls == [("unregister", "1.0")]
-    assert keep.exists()
 
 
 def write_archive(path: Path, config: str = "minWorkers: 1\n") -> Path:

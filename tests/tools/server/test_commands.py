@@ -63,5 +63,20 @@ def test_serve_without_a_store(run):
         run("serve")
 
 
+@pytest.mark.parametrize("text", ["1-4", "4:", ":4", "a", ""])
+def test_serve_with_bounds_that_are_none(run, text):
+    result = run("serve", "--autoscale", text)
+    assert result.exit_code == 2
+    assert "MIN:MAX" in result.output
+
+
+def test_serve_with_bounds_upside_down(run):
+    with pytest.raises(ServingError, match="autoscaling from 4 to 2 workers"):
+        run("serve", "--autoscale", "4:2")
+    # A number alone is the most; the store is looked at next.
+    with pytest.raises(ServingError, match="model store model_store does not exist"):
+        run("serve", "--autoscale", "4")
+
+
 def test_scale_below_zero(run):
     assert run("scale", "--", "-1").exit_code == 2

@@ -208,3 +208,24 @@ def test_a_port_that_is_taken_at_the_last_moment_is_named(run_dir: RunDir) -> No
     assert why_ended(SimpleNamespace(pid=this.pid, started=this.create_time()), marks) is None
     ended = why_ended(SimpleNamespace(pid=this.pid, started=1.0), marks)
     assert str(ended) == "TorchServe cannot listen on 127.0.0.1:7070: it is taken; give other ports"
+
+
+NOT_STARTED = (
+    "2026-01-01T00:00:00,000 [ERROR] W-9000-dlrm_1.0 org.pytorch.serve.wlm.WorkerThread - "
+    "Backend worker error\n"
+    "org.pytorch.serve.wlm.WorkerInitializationException: Failed start worker process\n"
+    "\tat java.lang.Thread.run(Thread.java:840) [?:?]\n"
+)
+CAUSE = 'Caused by: java.io.IOException: Cannot run program "python" (in directory "{}"): error={}, {}\n'
+NEXT = "2026-01-01T00:00:01,000 [WARN ] W-9000-dlrm_1.0 org.pytorch.serve.wlm.WorkerThread - Auto recovery\n"
+
+
+def test_a_worker_of_a_removed_version_is_not_one_that_loads(tmp_path):
+    gone = NOT_STARTED + CAUSE.format(tmp_path / "gone", 2, "No such file or directory") + NEXT
+    there = NOT_STARTED + CAUSE.format(tmp_path, 12, "Cannot allocate memory") + NEXT
+    assert load_failure("", gone, "dlrm") is None
+    assert load_failure("", there, "dlrm") is not None
+    # Both at once, and one that is not written to its end.
+    assert load_failure("", gone + there, "dlrm") is not None
+    assert load_failure("", NOT_STARTED, "dlrm") is None
+    assert load_failure("", NOT_STARTED + NEXT + there, "dlrm") is not None

@@ -68,7 +68,7 @@ def test_workers_are_brought_within_the_bounds_at_once() -> None:
 
 @pytest.mark.parametrize("bad", [{"min_workers": 3, "max_workers": 2}, {"min_workers": 0, "max_workers": 2}])
 def test_bounds_that_are_none(bad: dict[str, int]) -> None:
-    with pytest.raises(ServingError, match="1 ≤ --min ≤ --max"):
+    with pytest.raises(ServingError, match="1 ≤ the fewest ≤ the most"):
         AutoscaleSettings(**bad)
     with pytest.raises(ServingError, match="more than 0"):
         AutoscaleSettings(min_workers=1, max_workers=2, queue_ms=0)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from dlrm_factory.tools.server import RunDir
 from dlrm_factory.tools.sidecar import probes
-from dlrm_factory.tools.sidecar.probes import ProbeServer
+from dlrm_factory.tools.sidecar.probes import Probes, ProbeServer
 
 
 class Answers:
@@ -52,3 +57,59 @@ def test_idle_connections_do_not_take_more_than_their_share(server: ProbeServer)
     finally:
         for each in idle:
             each.close()
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Probes:
+    """Probes of a server that has ended."""
+    run_dir = RunDir.at(tmp_path)
+    monkeypatch.setattr(probes, "management_client", lambda *given, **others: None)
+    monkeypatch.setattr(probes, "is_running", lambda state: False)
+    return Probes(run_dir, SimpleNamespace())
+
+
+def test_metrics_of_all_sources_follow_readiness(own: Probes) -> None:
+    own.metrics |= {
+        "models": lambda: "dlrm_requests_total 1\n",
+        "autoscale": lambda: "dlrm_autoscale_workers 2\n",
+    }
+    status, kind, text = own.answer("/metrics")
+    assert (status, kind) == (200, "text/plain; version=0.0.4")
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    assert families["dlrm_server_ready"].samples[0].value == 0
+    assert {each.labels["source"]: each.value for each in families["dlrm_metrics_up"].samples} == {
+        "models": 1.0,
+        "autoscale": 1.0,
+    }
+    assert text.endswith("dlrm_requests_total 1\ndlrm_autoscale_workers 2\n")
+
+
+def test_a_source_that_fails_is_told_and_takes_no_other_with_it(
+    own: Probes, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts: list[Any] = [
+        ValueError("half a file"),
+        ValueError("again"),
+        "dlrm_requests_total 1\n",
+        OSError("gone"),
+    ]
+
+    def models() -> str:
+        found = texts.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return str(found)
+
+    own.metrics |= {"models": models, "autoscale": lambda: "dlrm_autoscale_workers 2\n"}
+    for up in (0, 0, 1, 0):
+        status, _, text = own.answer("/metrics")
+        assert status == 200
+        assert f'dlrm_metrics_up{{source="models"}} {up}\n' in text
+        assert 'dlrm_metrics_up{source="autoscale"} 1\n' in text
+        assert "dlrm_autoscale_workers 2" in text
+        assert ("dlrm_requests_total" in text) == bool(up)
+    # Once each time that it begins to fail, not for each scrape.
+    assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == [
+        "half a file",
+        "gone",
+    ]
