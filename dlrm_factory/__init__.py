@@ -15,7 +15,7 @@ from dlrm_factory._version import __version__ as __version__
 if TYPE_CHECKING:
     from dlrm_factory.batch import FeatureBatch
     from dlrm_factory.config import DLRMDeclaration, criteo, dump_declaration, preset, read_declaration
-    from dlrm_factory.errors import DLRMError
+    from dlrm_factory.errors import DLRMError, LimitError, RequestError
     from dlrm_factory.factory import BuiltDLRM, DLRMFactory
     from dlrm_factory.model.hardware import Hardware
     from dlrm_factory.scorer import Scorer
@@ -56,6 +56,8 @@ _HOMES = {
     "FeatureBatch": "batch",
     "Hardware": "model.hardware",
     "JoinOptions": "tools.join",
+    "LimitError": "errors",
+    "RequestError": "errors",
     "RolloutBounds": "tools.rollout",
     "RolloutOptions": "tools.rollout",
     "Scorer": "scorer",
@@ -107,6 +109,8 @@ __all__ = [
     "FeatureBatch",
     "Hardware",
     "JoinOptions",
+    "LimitError",
+    "RequestError",
     "RolloutBounds",
     "RolloutOptions",
     "Scorer",

@@ -16,7 +16,7 @@ from torch import nn
 
 from dlrm_factory.config.declaration import ModuleArchitecture
 from dlrm_factory.config.trust import code_digest, may_run
-from dlrm_factory.errors import ModuleError, UntrustedCodeError
+from dlrm_factory.errors import LimitError, ModuleError, RequestError, UntrustedCodeError
 
 __all__ = ["load_class", "naming_the_line"]
 
@@ -47,12 +47,17 @@ def load_class(module: ModuleArchitecture) -> type[nn.Module]:
 def naming_the_line(package: str, what: str) -> Iterator[None]:
     """Raise ModuleError in place of what the code of ``package`` raises: ``what``, then its file and line.
 
-    ``package``: the name of a class's module, or the start of it.
+    A RequestError stays one: the module refuses what it was given. ``package``: the name of a class's module, or the
+    start of it.
     """
     try:
         yield
     except ModuleError:
         raise
+    except RequestError as error:
+        # A class of the module's own could hold, and be answered, anything.
+        kind = LimitError if isinstance(error, LimitError) else RequestError
+        raise kind(str(error), str(getattr(error, "path", "$"))) from error
     except Exception as error:
         raise ModuleError(f"{what}: {_at(error, package)}{type(error).__name__}: {error}") from error
 
