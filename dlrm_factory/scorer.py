@@ -295,7 +295,16 @@ class Scorer:
         """
         if eagerly or self._compiled is None:
             return self._interact_eagerly(dense, found)
-        return self._compiled(dense, self._with_shared(dense, found))
+        found = self._with_shared(dense, found)
+        try:
+            return self._compiled(dense, found)
+        except RuntimeError as error:
+            if self.declaration.module is None:
+                raise
+            # Such as an index outside of a table of the module's own. Eagerly the error names the module's line.
+            reason = str(error).partition("\n")[0]
+            logger.warning("Compiled code failed; scoring %d samples eagerly: %s", len(dense), reason)
+            return self._interact_eagerly(dense, found)
 
     @property
     def _net(self) -> Net:
