@@ -15,7 +15,7 @@ from dlrm_factory._version import __version__ as __version__
 if TYPE_CHECKING:
     from dlrm_factory.batch import FeatureBatch
     from dlrm_factory.config import DLRMDeclaration, criteo, dump_declaration, preset, read_declaration
-    from dlrm_factory.errors import DLRMError, LimitError, RequestError
+    from dlrm_factory.errors import DLRMError, LimitError, RequestError, UntrustedCodeError
     from dlrm_factory.factory import BuiltDLRM, DLRMFactory
     from dlrm_factory.model.hardware import Hardware
     from dlrm_factory.scorer import Scorer
@@ -64,6 +64,7 @@ _HOMES = {
     "ServeOptions": "tools.server",
     "ServingCosts": "tools.capacity",
     "ServingHosts": "tools.capacity",
+    "UntrustedCodeError": "errors",
     "archive_model": "tools.archive.sealing",
     "autoscale_model": "tools.sidecar.autoscaling",
     "best_use": "tools.capacity",
@@ -117,6 +118,7 @@ __all__ = [
     "ServeOptions",
     "ServingCosts",
     "ServingHosts",
+    "UntrustedCodeError",
     "archive_model",
     "autoscale_model",
     "best_use",

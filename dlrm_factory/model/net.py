@@ -56,7 +56,7 @@ def user_module(declaration: DLRMDeclaration) -> nn.Module:
     """
     declared = declaration.module
     assert declared is not None
-    kind = load_class(declared)
+    kind = load_class(declaration)
     arguments = dict(declared.arguments)
     if "inputs" in inspect.signature(kind).parameters:
         arguments["inputs"] = NetInputs.of(declaration)

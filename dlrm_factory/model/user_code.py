@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from dlrm_factory.config.declaration import ModuleArchitecture
+from dlrm_factory.config.declaration import DLRMDeclaration, ModuleArchitecture
 from dlrm_factory.config.trust import code_digest, may_run
 from dlrm_factory.errors import LimitError, ModuleError, RequestError, UntrustedCodeError
 
@@ -23,14 +23,15 @@ __all__ = ["load_class", "naming_the_line"]
 _PACKAGE = "dlrm_module_"
 
 
-def load_class(module: ModuleArchitecture) -> type[nn.Module]:
-    """The class that ``module`` names. UntrustedCodeError, or ModuleError if it cannot be had."""
+def load_class(declaration: DLRMDeclaration) -> type[nn.Module]:
+    """The class that the module of ``declaration`` names. UntrustedCodeError, or ModuleError if it cannot be had."""
+    module = declaration.module
+    assert module is not None
     digest = code_digest(module)
     if not may_run(digest):
         names = ", ".join(module.file_names)
         raise UntrustedCodeError(
-            f"the model's dense net is code of its own ({names}), which runs as whatever runs it; read it, "
-            "then give --trust-code"
+            f"the model's dense net is code of its own ({names}), which runs as whatever runs it", declaration
         )
     package = f"{_PACKAGE}{digest[:16]}"
     _install(package, module)
