@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ from dlrm_factory.compiled import (
 from dlrm_factory.compiled.probes import probe_batches
 from dlrm_factory.compiled.sizes import SIZES, SizedDense
 from dlrm_factory.config.declaration import DLRMDeclaration
-from dlrm_factory.errors import DLRMError
+from dlrm_factory.errors import DLRMError, ModuleError, RequestError
 from dlrm_factory.factory import BuiltDLRM, DLRMFactory
 from dlrm_factory.features import Vocabularies
 from dlrm_factory.host.memory_limit import memory_limit
@@ -175,10 +176,11 @@ class Scorer:
         if self._lookup is None:
             return
         # Here, not in the thread: TorchRec's forward must not run in two threads at once.
-        scored = [
-            (batch, self.comparable(self.reference_outputs(batch)))
-            for batch in [*probe_batches(self.declaration), *probes]
-        ]
+        scored: Probes = []
+        for batch in [*probe_batches(self.declaration), *probes]:
+            # A module may refuse, or fail on, what no client has sent.
+            with contextlib.suppress(ModuleError, RequestError):
+                scored.append((batch, self.comparable(self.reference_outputs(batch))))
         if background:
             arguments = (folder, build, scored)
             threading.Thread(
