@@ -62,7 +62,8 @@ def test_compiled_equals_eager(tmp_path, host_cache, monkeypatch, declaration, p
         fast, eager = scorer.logits(batch), scorer.reference_logits(batch)
         assert fast.shape == (size,)
         if precision == "fp32":
-            assert np.abs(fast - eager).max() < 1e-5
+            # Of a logit's own size: with these weights some are above 30.
+            assert (np.abs(fast - eager) / np.maximum(np.abs(eager), 1)).max() < 1e-5
         else:
             assert np.abs(probabilities(fast) - probabilities(eager)).max() < 2e-2
     # The same sample alone, among a few and among many.
