@@ -15,7 +15,7 @@ from dlrm_factory._version import __version__ as __version__
 if TYPE_CHECKING:
     from dlrm_factory.batch import FeatureBatch
     from dlrm_factory.config import DLRMDeclaration, criteo, dump_declaration, preset, read_declaration
-    from dlrm_factory.errors import DLRMError
+    from dlrm_factory.errors import DLRMError, LimitError, RequestError, UntrustedCodeError
     from dlrm_factory.factory import BuiltDLRM, DLRMFactory
     from dlrm_factory.model.hardware import Hardware
     from dlrm_factory.scorer import Scorer
@@ -59,12 +59,15 @@ _HOMES = {
     "FeatureBatch": "batch",
     "Hardware": "model.hardware",
     "JoinOptions": "tools.join",
+    "LimitError": "errors",
+    "RequestError": "errors",
     "RolloutBounds": "tools.rollout",
     "RolloutOptions": "tools.rollout",
     "Scorer": "scorer",
     "ServeOptions": "tools.server",
     "ServingCosts": "tools.capacity",
     "ServingHosts": "tools.capacity",
+    "UntrustedCodeError": "errors",
     "archive_model": "tools.archive.sealing",
     "autoscale_model": "tools.sidecar.autoscaling",
     "best_use": "tools.capacity",
@@ -113,12 +116,15 @@ __all__ = [
     "FeatureBatch",
     "Hardware",
     "JoinOptions",
+    "LimitError",
+    "RequestError",
     "RolloutBounds",
     "RolloutOptions",
     "Scorer",
     "ServeOptions",
     "ServingCosts",
     "ServingHosts",
+    "UntrustedCodeError",
     "archive_model",
     "autoscale_model",
     "best_use",

@@ -78,7 +78,17 @@ class ModuleError(DLRMError):
 
 
 class UntrustedCodeError(ModuleError):
-    """The dense net is code that this process was not told to run."""
+    """The dense net is code that this process was not told to run.
+
+    ``declaration``: the `DLRMDeclaration` that brings it, to read its ``module.sources`` and to give to `trust_code`.
+    """
+
+    def __init__(self, message: str, declaration: Any) -> None:
+        super().__init__(
+            f"{message}; read it, then give --trust-code (in Python: dlrm_factory.trust_code(error.declaration), whose "
+            "module.sources is the text)"
+        )
+        self.declaration = declaration
 
 
 class WeightsError(DLRMError):

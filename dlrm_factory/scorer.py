@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ from dlrm_factory.compiled import (
 from dlrm_factory.compiled.probes import probe_batches
 from dlrm_factory.compiled.sizes import SIZES, SizedDense
 from dlrm_factory.config.declaration import DLRMDeclaration
-from dlrm_factory.errors import DLRMError
+from dlrm_factory.errors import DLRMError, ModuleError, RequestError
 from dlrm_factory.factory import BuiltDLRM, DLRMFactory
 from dlrm_factory.features import Vocabularies
 from dlrm_factory.host.memory_limit import memory_limit
@@ -177,10 +178,11 @@ class Scorer:
         # All here, not in the thread: TorchRec's forward must not run in two threads at once.
         if self._context_nets is not None:
             self._context_nets.expect(self.reference_outputs)
-        scored = [
-            (batch, self.comparable(self.reference_outputs(batch)))
-            for batch in [*probe_batches(self.declaration), *probes]
-        ]
+        scored: Probes = []
+        for batch in [*probe_batches(self.declaration), *probes]:
+            # A module may refuse, or fail on, what no client has sent.
+            with contextlib.suppress(ModuleError, RequestError):
+                scored.append((batch, self.comparable(self.reference_outputs(batch))))
         if background:
             arguments = (folder, build, scored)
             threading.Thread(
@@ -298,7 +300,16 @@ class Scorer:
         """
         if eagerly or self._compiled is None:
             return self._interact_eagerly(dense, found)
-        return self._compiled(dense, self._with_shared(dense, found))
+        found = self._with_shared(dense, found)
+        try:
+            return self._compiled(dense, found)
+        except RuntimeError as error:
+            if self.declaration.module is None:
+                raise
+            # Such as an index outside of a table of the module's own. Eagerly the error names the module's line.
+            reason = str(error).partition("\n")[0]
+            logger.warning("Compiled code failed; scoring %d samples eagerly: %s", len(dense), reason)
+            return self._interact_eagerly(dense, found)
 
     @property
     def _net(self) -> Net:

@@ -15,7 +15,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional
 
 from dlrm_factory.batch.jagged_indices import jagged_indices
 from dlrm_factory.batch.substitutions import Substitutions
@@ -176,19 +175,20 @@ def select_bags(
 
 
 def pad_samples(batch: FeatureBatch) -> FeatureBatch:
-    """``batch`` with up to 3 samples more, of zeros and empty bags: a multiple of 4 in all."""
-    spare = -len(batch) % _BLOCK
+    """``batch`` with its last sample up to 3 times more: a multiple of 4 in all.
+
+    A sample made up, such as one of zeros, might be one that the user's own net refuses.
+    """
+    size = len(batch)
+    spare = -size % _BLOCK
     if spare == 0:
         return batch
-    return FeatureBatch(
-        dense=np.pad(batch.dense, ((0, spare), (0, 0))),
-        lengths=np.pad(batch.lengths, ((0, 0), (0, spare))),
-        values=batch.values,
-        weights=batch.weights,
-    )
+    places = np.minimum(np.arange(size + spare), size - 1)
+    source = np.broadcast_to(places, (len(batch.lengths), size + spare))
+    return select_bags(batch, source, dense=batch.dense[places])
 
 
 def pad_rows(values: torch.Tensor) -> torch.Tensor:
-    """``values`` [B, ...] with rows of zeros at the end, as many as `pad_samples` adds to B samples."""
+    """``values`` [B, ...] with the last row repeated at the end, as often as `pad_samples` adds it to B samples."""
     spare = -values.shape[0] % _BLOCK
-    return functional.pad(values, (*(0,) * (2 * values.dim() - 1), spare)) if spare else values
+    return torch.cat((values, values[-1:].expand(spare, *values.shape[1:]))) if spare else values

@@ -52,6 +52,8 @@ _MAX_SECONDS = 540
 _MANY_SAMPLES: dict[Precision, dict[str, Any]] = {"bf16": {"freezing": True}, "fp32": {}}
 # Products written out in C++, without oneDNN, which takes longer to prepare a call than to compute one sample.
 _FEW_SAMPLES = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP"}
+# Loops of the compiled code itself; products of the BLAS library keep their threads.
+_ONE_THREAD = {"cpp.threads": 1}
 
 
 def compiler() -> str | None:
@@ -193,18 +195,36 @@ def _build(folder: Path, library: Path, precision: Precision, kind: Kind) -> Non
     inner = model.net.eval()
     net = make_dense_net(model, declaration, precision, few_samples=kind == "few").eval()
     example, shapes = _example(declaration, net.dtype, inner)
+    options = _FEW_SAMPLES if kind == "few" else _MANY_SAMPLES[precision]
     with torch.no_grad():
-        made = torch._inductor.aoti_compile_and_package(
-            torch.export.export(net, example, dynamic_shapes=shapes),
-            package_path=str(library.with_suffix(".pt2")),
-            inductor_configs=_FEW_SAMPLES if kind == "few" else _MANY_SAMPLES[precision],
-        )
+        exported = torch.export.export(net, example, dynamic_shapes=shapes)
+        made = _compile(exported, library, options)
+        if _may_end_its_process(made):
+            made = _compile(exported, library, {**options, **_ONE_THREAD})
     # The library alone: torch would unpack a package for each worker anew, which could then share no page of it.
     partial = library.with_suffix(".partial")
     with zipfile.ZipFile(made) as package:
         (name,) = [name for name in package.namelist() if name.endswith(".so")]
         partial.write_bytes(package.read(name))
     partial.replace(library)
+
+
+def _compile(exported: torch.export.ExportedProgram, library: Path, options: dict[str, Any]) -> str:
+    """Path of the package with the code of ``exported``."""
+    made: str = torch._inductor.aoti_compile_and_package(
+        exported, package_path=str(library.with_suffix(".pt2")), inductor_configs=options
+    )
+    return made
+
+
+def _may_end_its_process(package: str) -> bool:
+    """Return True if a loop that several threads share checks what it reads, as it does an index.
+
+    An exception that leaves a thread of OpenMP ends the process.
+    """
+    with zipfile.ZipFile(package) as opened:
+        texts = [opened.read(name) for name in opened.namelist() if name.endswith(".cpp")]
+    return any(b"omp parallel" in text and b"TORCH_CHECK" in text for text in texts)
 
 
 def _example(

@@ -18,6 +18,25 @@ __all__ = ["problems_of"]
 
 Rule = Callable[[DLRMDeclaration], Iterator[str]]
 
+# Attributes of torch.nn.ModuleDict, in which TorchRec keeps the tables by name. A test compares them.
+_ATTRIBUTES = """
+    T_destination _apply _backward_hooks _backward_pre_hooks _buffers _call_impl _compiled_call_impl
+    _forward_hooks _forward_hooks_always_called _forward_hooks_with_kwargs _forward_pre_hooks
+    _forward_pre_hooks_with_kwargs _get_backward_hooks _get_backward_pre_hooks _get_name
+    _is_full_backward_hook _load_from_state_dict _load_state_dict_post_hooks _load_state_dict_pre_hooks
+    _maybe_warn_non_full_backward_hook _modules _named_members _non_persistent_buffers_set _parameters
+    _register_load_state_dict_pre_hook _register_state_dict_hook _replicate_for_data_parallel
+    _save_to_state_dict _slow_forward _state_dict_hooks _state_dict_pre_hooks _version _wrapped_call_impl
+    add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double dump_patches
+    eval extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu items keys
+    load_state_dict modules mtia named_buffers named_children named_modules named_parameters parameters pop
+    register_backward_hook register_buffer register_forward_hook register_forward_pre_hook
+    register_full_backward_hook register_full_backward_pre_hook register_load_state_dict_post_hook
+    register_load_state_dict_pre_hook register_module register_parameter register_state_dict_post_hook
+    register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory state_dict to
+    to_empty train training type update values xpu zero_grad
+    """
+_OF_MODULE_DICT = frozenset(_ATTRIBUTES.split())
 _MAX_ROWS = 2**31 - 1  # fbgemm's lookup casts indices to int32
 
 
@@ -38,6 +57,11 @@ def _names(d: DLRMDeclaration) -> Iterator[str]:
                 yield (
                     f'$.{section}[{i}].name: "{name}" is not a name; use letters, digits, "_" and "-", '
                     'starting with a letter or "_"'
+                )
+            elif section == "tables" and (name in _OF_MODULE_DICT or name.startswith("__")):
+                yield (
+                    f'$.tables[{i}].name: "{name}" is an attribute of torch.nn.ModuleDict, in which TorchRec keeps '
+                    f"tables by name; choose another, such as t_{name.strip('_')}"
                 )
 
 

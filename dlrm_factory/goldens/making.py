@@ -16,7 +16,7 @@ from dlrm_factory.batch import Embeddings, FeatureBatch, concatenate, to_dense
 from dlrm_factory.compiled import DirectLookup
 from dlrm_factory.config import ShardingOptions
 from dlrm_factory.config.declaration import DenseFeature, DLRMDeclaration, SparseFeature
-from dlrm_factory.errors import DLRMError, WeightsError
+from dlrm_factory.errors import DLRMError, RequestError, WeightsError
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.features import FeatureEncoder, Vocabularies
 from dlrm_factory.features.ids import unmix_int64
@@ -180,11 +180,13 @@ def _make(scorer: Scorer, real_rows: Sequence[Row], trained: RowSource | None) -
         raise WeightsError(
             f"serving.max_body_bytes {scorer.declaration.serving.max_body_bytes} is too small for any request; raise it"
         )
+    if scorer.declaration.module is not None:
+        batches, kept, alone = _accepted(scorer, batches, kept)
     batch = concatenate(batches)
     outputs = scorer.outputs(batch)
     expected = scorer.comparable(outputs)[:, scorer.first_column]
     if scorer.declaration.module is not None:
-        _check_alone(scorer, batches, outputs)
+        _check_alone(scorer, alone, outputs)
     floats = None if trained is None else _trained_scores(scorer, batch, trained)
     if not np.isfinite(outputs).all():
         raise WeightsError("the model's scores are not finite numbers; are its weights finite?")
@@ -202,9 +204,28 @@ def _make(scorer: Scorer, real_rows: Sequence[Row], trained: RowSource | None) -
     )
 
 
-def _check_alone(scorer: Scorer, batches: Sequence[FeatureBatch], together: Float32) -> None:
-    """WeightsError if a sample's outputs alone are not those in a batch: then no score could be relied on."""
-    alone = np.concatenate([scorer.outputs(batch) for batch in batches])
+def _accepted(
+    scorer: Scorer, batches: Sequence[FeatureBatch], kept: Sequence[tuple[bytes, bool]]
+) -> tuple[list[FeatureBatch], list[tuple[bytes, bool]], Float32]:
+    """Those of ``batches`` and ``kept`` that the module does not refuse, and their outputs alone, float32 [B, C].
+
+    WeightsError if it refuses all.
+    """
+    accepted: list[tuple[FeatureBatch, tuple[bytes, bool], Float32]] = []
+    refusal = None
+    for batch, each in zip(batches, kept, strict=True):
+        try:
+            accepted.append((batch, each, scorer.outputs(batch)))
+        except RequestError as error:
+            refusal = error
+    if not accepted:
+        raise WeightsError(f"the module refuses every golden request, such as: {refusal}")
+    outputs = np.concatenate([each for _, _, each in accepted])
+    return [batch for batch, _, _ in accepted], [each for _, each, _ in accepted], outputs
+
+
+def _check_alone(scorer: Scorer, alone: Float32, together: Float32) -> None:
+    """WeightsError if samples' outputs ``alone`` are not those in a batch: then no score could be relied on."""
     difference = np.abs(scorer.comparable(alone) - scorer.comparable(together)).max(axis=1)
     worst = int(difference.argmax())
     if difference[worst] > EAGER_TOLERANCE:

@@ -56,11 +56,13 @@ def user_module(declaration: DLRMDeclaration) -> nn.Module:
     """
     declared = declaration.module
     assert declared is not None
-    kind = load_class(declared)
+    kind = load_class(declaration)
     arguments = dict(declared.arguments)
     if "inputs" in inspect.signature(kind).parameters:
         arguments["inputs"] = NetInputs.of(declaration)
-    with naming_the_line(kind.__module__, f"{declared.module} cannot be made with the declared arguments"):
+    with naming_the_line(
+        kind.__module__, f"{declared.module} cannot be made with the declared arguments", called=kind.__init__
+    ):
         return kind(**arguments)
 
 
@@ -80,14 +82,15 @@ class Net(nn.Module):
         self._outputs = declaration.all_outputs
         self._name = type(module).__name__
         own = type(module).forward
+        file, line = place_of(own)
+        self._at = f"{file}:{line}: forward of {self._name}"
         self._takes = TakenInputs(own, declaration, what=f"forward of {self._name}")
         self._shared_takes = self._of_shared(declaration) if self._takes.takes_shared else None
         self._shared_names: list[str] | None = None
 
     def _of_shared(self, declaration: DLRMDeclaration) -> TakenInputs:
         """Inputs of the module's `shared`, whose features these alone are of."""
-        file, line = place_of(type(self.module).forward)
-        at = f"{file}:{line}: forward of {self._name}"
+        at = self._at
         function = getattr(type(self.module), SHARED, None)
         if not inspect.isfunction(function):
             raise ModuleError(f"{at} takes shared, but {self._name} has no method shared, which gives it")
@@ -137,25 +140,25 @@ class Net(nn.Module):
         if isinstance(found, torch.Tensor):
             if len(self._outputs) > 1:
                 raise ModuleError(
-                    f"{self._name} returns one tensor, and {len(self._outputs)} outputs are declared "
+                    f"{self._at} returns one tensor, and {len(self._outputs)} outputs are declared "
                     f"({', '.join(each.name for each in self._outputs)}); return a dict of them by name"
                 )
             return self._checked(found, self._outputs[0], samples)
         if not isinstance(found, Mapping):
             raise ModuleError(
-                f"{self._name} returns a {type(found).__name__}; return logits [B], or a dict of outputs by name"
+                f"{self._at} returns a {type(found).__name__}; return logits [B], or a dict of outputs by name"
             )
         declared = [output.name for output in self._outputs]
         for name in found:
             if name not in declared:
                 raise ModuleError(
-                    f'{self._name} returns an output "{name}" that is not declared; declare it under $.outputs '
+                    f'{self._at} returns an output "{name}" that is not declared; declare it under $.outputs '
                     f"(declared are {', '.join(declared)})"
                 )
         columns = []
         for output in self._outputs:
             if output.name not in found:
-                raise ModuleError(f'{self._name} returns no output "{output.name}", which is declared')
+                raise ModuleError(f'{self._at} returns no output "{output.name}", which is declared')
             columns.append(self._checked(found[output.name], output, samples))
         return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
 
@@ -173,8 +176,8 @@ class Net(nn.Module):
             or found.shape[0] != samples
         ):
             raise ModuleError(
-                f'{self._name} returns {shape} as output "{output.name}" for B = {samples} samples; return {wanted}'
+                f'{self._at} returns {shape} as output "{output.name}" for B = {samples} samples; return {wanted}'
             )
         if not found.dtype.is_floating_point:
-            raise ModuleError(f'{self._name} returns {found.dtype} as output "{output.name}"; return floats')
+            raise ModuleError(f'{self._at} returns {found.dtype} as output "{output.name}"; return floats')
         return found.float()

@@ -19,7 +19,7 @@ from dlrm_factory.batch import FeatureBatch, SharedContext, without_empty_contex
 from dlrm_factory.compiled import Precision
 from dlrm_factory.compiled.sizes import SIZES
 from dlrm_factory.config.declaration import DLRMDeclaration
-from dlrm_factory.errors import GroupError, RankError
+from dlrm_factory.errors import GroupError, LimitError, ModuleError, RankError, RequestError
 from dlrm_factory.factory import BuiltDLRM
 from dlrm_factory.features import Vocabularies
 from dlrm_factory.ranks.follower import (
@@ -51,6 +51,8 @@ Float32 = npt.NDArray[np.float32]
 MIN_SPREAD = 128
 MAX_SLICE = SIZES[-1]
 _ANSWERS_LEAVE_S = 1.0
+# What the user's own module leads to is the same error on whatever rank.
+_OF_MODULES = {kind.__name__: kind for kind in (ModuleError, RequestError, LimitError)}
 _TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h
 
 
@@ -178,6 +180,7 @@ class RankedScorer:
 
         Raises:
             ValueError: the batch is not of the declared model; nothing was sent.
+            ModuleError, RequestError: the user's own module failed, or refused it, on some rank. The group goes on.
             RankError: a rank could not score it. The group goes on.
             GroupError: a rank is gone or late. From now on every call raises it.
         """
@@ -309,7 +312,10 @@ class RankedScorer:
         self._messages.flush()
 
     def _check(self, steps: Sequence[Mapping[int, torch.Tensor]], *, doubtful: bool = False) -> None:
-        """RankError if a rank failed in a step, with what it says. ``doubtful``: one may have that did not answer."""
+        """Raise for a rank that failed in a step: its module's error or refusal as such, else RankError with its text.
+
+        ``doubtful``: one may have failed that did not answer.
+        """
         failed = {rank for answers in steps for rank, answer in answers.items() if answer[0]}
         if not failed and not doubtful:
             return
@@ -324,18 +330,21 @@ class RankedScorer:
         if not failed:
             return
         rank = min(failed)
+        kind, _, text = texts[rank].partition(": ")
+        if kind in _OF_MODULES:
+            raise _OF_MODULES[kind](text)
         others = f" (and {len(failed) - 1} other ranks)" if len(failed) > 1 else ""
         raise RankError(f"rank {rank} of {self._group.size}{others} failed: {texts[rank]}")
 
     @contextlib.contextmanager
     def _in_group(self) -> Iterator[None]:
-        """One step at a time; whatever else than a rank's own error ends it ends the group."""
+        """One step at a time; whatever else than an error on a rank ends it ends the group."""
         with self._lock:
             if self._lost is not None:
                 raise self._lost
             try:
                 yield
-            except RankError:
+            except (RankError, *_OF_MODULES.values()):
                 raise
             except Exception as error:
                 lost = GroupError(

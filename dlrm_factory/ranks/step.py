@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from dlrm_factory.batch import Embeddings
+from dlrm_factory.errors import RequestError
 from dlrm_factory.model.quantize import kernels_of
 from dlrm_factory.ranks.exchange import Assembly, Exchange, Flight
 from dlrm_factory.ranks.group import RankGroup
@@ -116,7 +117,8 @@ class RankStep:
 
     def note(self, error: Exception) -> None:
         """Keep the first error, for the leader."""
-        logger.error("A step failed on this rank", exc_info=error)
+        if not isinstance(error, RequestError):
+            logger.error("A step failed on this rank", exc_info=error)
         self._failed = True
         self.reason = self.reason or f"{type(error).__name__}: {error}"
 

@@ -21,11 +21,14 @@ __all__ = [
     "answer_group_lost",
     "answer_internal_error",
     "answer_json",
+    "answer_module_error",
     "answer_ones",
     "answer_scaled_away",
     "answer_worker_lost",
     "with_error_key",
 ]
+
+_MAX_CHARACTERS = 500  # of a module's own message
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +79,14 @@ def with_error_key(answer: Answer) -> Answer:
 def answer_internal_error(message: str) -> Answer:
     """500: the fault is ours."""
     return _answer_error_body(500, {"code": 500, "type": "InternalError", "message": message, "path": "$"})
+
+
+def answer_module_error(message: str) -> Answer:
+    """500: the fault is the model's own module, and ``message`` says where in it."""
+    text = " ".join(message.split())
+    if len(text) > _MAX_CHARACTERS:
+        text = f"{text[:_MAX_CHARACTERS]}..."
+    return _answer_error_body(500, {"code": 500, "type": "ModuleError", "message": text, "path": "$"})
 
 
 def answer_scaled_away() -> Answer:

@@ -99,7 +99,15 @@ def explain(request: DecodedRequest, reader: RequestReader) -> DecodedRequest:
 
     batch = without_each_feature(_with_context(request), reader.encoder.encode({}, 1))
     form = ExplanationForm(explained=request.form, names=names)
-    return replace(request, batch=batch, context=None, form=form, path_of=path_of, encoding=Encoding.JSON)
+    return replace(
+        request,
+        batch=batch,
+        context=None,
+        form=form,
+        path_of=path_of,
+        encoding=Encoding.JSON,
+        copies=len(names) + 1,
+    )
 
 
 def without_each_feature(batch: FeatureBatch, blank: FeatureBatch) -> FeatureBatch:

@@ -32,7 +32,7 @@ from dlrm_factory.requests.formats.outputs import Scores
 from dlrm_factory.requests.formats.shape import Encoding, PathOf
 from dlrm_factory.requests.observing import ServiceObserver
 from dlrm_factory.requests.request import Ask, Request
-from dlrm_factory.requests.scoring import OutputScorer, score
+from dlrm_factory.requests.scoring import OutputScorer, RequestScorer
 
 __all__ = ["DLRMService", "OutputScorer"]
 
@@ -68,6 +68,7 @@ class DLRMService:
                 whose groups have none.
         """
         self._scorer = scorer
+        self._request_scorer = RequestScorer(scorer)
         self._serving = scorer.declaration.serving
         self._plan = plan
         self._observer: ServiceObserver | None = None
@@ -118,7 +119,7 @@ class DLRMService:
         start = _clock()
         answers, read = self._read(requests)  # bytes → format → features
         decoded = _clock()
-        scored = list(score([samples for _, samples in read], self._scorer))
+        read, scored = self._request_scorer.score(read)
         done = _clock()
         for (places, samples), scores in zip(read, scored, strict=True):
             answers.update(zip(places, self._answer(samples, scores), strict=True))
@@ -210,13 +211,18 @@ class DLRMService:
             answers = answer_ones([sample.form for sample in samples], scores.numbers[name])
         if scores.finite is not None:
             for i in np.flatnonzero(~scores.finite).tolist():
-                answers[i] = self._answer_not_finite(i, gathered.batch.dense[i], gathered.path_of)
+                answers[i] = self._answer_not_finite(
+                    scores.not_finite(i), i, 0, gathered.batch.dense[i], gathered.path_of
+                )
         return answers
 
     def _answer_one(self, request: DecodedRequest, scores: Scores) -> Answer:
         if scores.finite is not None and not scores.finite.all():
             sample = int(np.argmin(scores.finite))
-            return self._answer_not_finite(sample, request.batch.dense[sample], request.path_of)
+            of_request = sample % (len(request.batch) // request.copies)
+            return self._answer_not_finite(
+                scores.not_finite(sample), sample, of_request, request.batch.dense[sample], request.path_of
+            )
         if request.encoding is Encoding.ARROW:
             return answer_arrow({name: scores.array(name) for name in request.asked.names})
         content = request.form.content(scores, request.asked)
@@ -224,19 +230,25 @@ class DLRMService:
             return answer_binary(content, request.form.parts(scores))
         return answer_json(content)
 
-    def _answer_not_finite(self, sample: int, dense: npt.NDArray[np.float32], path_of: PathOf) -> Answer:
+    def _answer_not_finite(
+        self, output: str, sample: int, of_request: int, dense: npt.NDArray[np.float32], path_of: PathOf
+    ) -> Answer:
         """400 if the client sent one of ``dense`` so large that the model overflows, else 500.
 
         Args:
-            dense: float32 [dense features] of ``sample``, as the model gets them.
+            output: name of what is not finite.
+            sample: for ``path_of``.
+            of_request: the same sample's place among those that its own request holds.
+            dense: float32 [dense features] of the sample, as the model gets them.
         """
+        what = f'output "{output}" of sample {of_request}'
         feature = int(np.abs(dense).argmax()) if len(dense) else 0
         if not len(dense) or abs(dense[feature]) < _MAX_MEASUREMENT:
-            logger.error("The model gave a score that is not a finite number; are its weights finite?")
-            return answer_internal_error("the model gave a score that is not a finite number")
+            logger.error("The model's %s of a request is not a finite number; are its weights finite?", what)
+            return answer_internal_error(f"the model's {what} is not a finite number")
         name = self._scorer.declaration.dense_names[feature]
         message = (
-            f'dense feature "{name}": {dense[feature]:.8g} is so large that the score is not a finite number; '
+            f'dense feature "{name}": {dense[feature]:.8g} is so large that {what} is not a finite number; '
             "send values of the size that the model was trained on"
         )
         return answer_error(

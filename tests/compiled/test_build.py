@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 
+import msgspec
 import psutil
 import pytest
 from support.compiled import seal
@@ -13,6 +15,45 @@ from support.sharding import mixed_shardings
 
 from dlrm_factory.compiled import library_path
 from dlrm_factory.compiled.build import build_in_subprocess, few_samples_library, is_built
+from dlrm_factory.config import ModuleArchitecture, ServingOptions, tiny
+from dlrm_factory.config.trust import TRUST_VARIABLE
+
+OWN_TABLE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.own = nn.Embedding(100, 1024)
+        self.last = nn.Linear(1024, 1)
+
+    def forward(self, dense):
+        own = self.own(torch.where(dense[:, 0] == 13.5, 100, 7))
+        return self.last(own).squeeze(1) + dense[:, 0]
+"""
+
+# What a worker with two threads answers. In a process of its own, which may not survive it.
+TWO_THREADS = """
+import json, sys
+from pathlib import Path
+import torch
+from dlrm_factory.config import trust
+from dlrm_factory.requests.service import DLRMService
+from dlrm_factory.scorer import Scorer
+from handler.request import read_request
+trust.trust_code(None)
+torch.set_num_threads(2)
+scorer = Scorer.load(Path(sys.argv[1]))
+scorer.compile(Path(sys.argv[1]))
+assert scorer.engine == "compiled", scorer.eager_reason
+service = DLRMService(scorer)
+def body(*prices):
+    return {"body": json.dumps({"instances": [{"price": each} for each in prices], "output": "logit"}).encode()}
+sent = [body(1), body(*[1] * 300, 13.5), body(2), body(13.5), body(3, 13.5), *[body(4)] * 20]
+answers = service.handle([read_request(each, {}) for each in sent])
+print(json.dumps([[each.status, json.loads(each.body)] for each in answers]))
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +123,27 @@ def test_a_compiler_that_takes_too_long_is_ended_with_all_that_it_started(tmp_pa
     assert process.returncode is not None
     running = [each.pid for each in psutil.process_iter() if each.status() != psutil.STATUS_ZOMBIE]
     assert process.pid not in [os.getpgid(pid) for pid in running if psutil.pid_exists(pid)]
+
+
+@pytest.mark.compiler
+def test_an_index_out_of_range_is_the_requests_own_error_with_several_threads(
+    tmp_path, host_cache, monkeypatch
+):
+    monkeypatch.setenv("DLRM_CACHE_DIR", str(host_cache))  # its compiled headers are those of the whole run
+    monkeypatch.setenv(TRUST_VARIABLE, "all")
+    declaration = msgspec.structs.replace(
+        tiny(),
+        architecture=ModuleArchitecture(module="net.py:Net", sources={"net.py": OWN_TABLE}),
+        dense_arch_layer_sizes=None,
+        over_arch_layer_sizes=None,
+        serving=ServingOptions(max_samples=600),
+    )
+    folder = seal(declaration, tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_THREADS, str(folder)], capture_output=True, text=True, timeout=570
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    answers = json.loads(done.stdout.splitlines()[-1])
+    assert [status for status, _ in answers] == [200, 500, 200, 500, 500] + [200] * 20
+    said = "Net cannot score: net.py:12 (forward): IndexError: index out of range in self"
+    assert {answers[i][1]["message"] for i in (1, 3, 4)} == {said}

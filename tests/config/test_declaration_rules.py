@@ -8,10 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
+from torch import nn
 
 from dlrm_factory.config import DLRMDeclaration, dump_declaration, parse_declaration, tiny
 from dlrm_factory.config.checks import problems_of
 from dlrm_factory.errors import ConfigError
+from dlrm_factory.model.model import make_model
 
 
 def with_change(path: str, value: Any) -> dict[str, Any]:
@@ -37,6 +39,13 @@ WRONG = [
     ("dense_features.0.name", "price@shop", '$.dense_features[0].name: "price@shop" is not a name'),
     ("sparse_features.2.name", "", '$.sparse_features[2].name: "" is not a name'),
     ("sparse_features.2.name", "3tags", '$.sparse_features[2].name: "3tags" is not a name'),
+    (
+        "tables.1.name",
+        "items",
+        '$.tables[1].name: "items" is an attribute of torch.nn.ModuleDict, in which TorchRec keeps tables by name; '
+        "choose another, such as t_items",
+    ),
+    ("tables.0.name", "__class__", '$.tables[0].name: "__class__" is an attribute of torch.nn.ModuleDict'),
     # something of everything
     ("dense_features", [], "$.dense_features: is empty; a DLRM needs at least one entry here"),
     ("sparse_features", [], "$.sparse_features: is empty; a DLRM needs at least one entry here"),
@@ -297,3 +306,15 @@ def test_new_fields_survive_writing_and_reading() -> None:
     assert parse_declaration(dump_declaration(declaration)) == declaration
     assert declaration.vocabulary_tables == ["t_item_id"]
     assert declaration.is_weighted
+
+
+def test_a_table_is_called_nothing_that_torch_would_take_for_its_own() -> None:
+    """`torch.nn.ModuleDict` refuses its own attributes with a KeyError; features and outputs lie in none."""
+    for name in dir(nn.ModuleDict()):
+        data = with_change("tables.1.name", name)
+        data["sparse_features"][1]["table"] = name
+        assert [problem.partition(":")[0] for problem in problems(data)] == ["$.tables[1].name"], name
+    for name in ("items", "keys", "type", "training", "forward"):
+        data = with_change("sparse_features.1.name", name)
+        data["outputs"] = [{"name": name}]
+        make_model(parse_declaration(yaml.safe_dump(data)))

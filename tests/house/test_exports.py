@@ -10,8 +10,9 @@ import dlrm_factory
 def test_exports_are_pinned():
     assert dlrm_factory.__all__ == [
         "AutoscaleSettings", "BuiltDLRM", "Capacity", "DLRMDeclaration", "DLRMError", "DLRMFactory",
-        "Deployment", "EvaluationSource", "FeatureBatch", "Hardware", "JoinOptions", "RolloutBounds",
-        "RolloutOptions", "Scorer", "ServeOptions", "ServingCosts", "ServingHosts", "archive_model",
+        "Deployment", "EvaluationSource", "FeatureBatch", "Hardware", "JoinOptions", "LimitError",
+        "RequestError", "RolloutBounds", "RolloutOptions", "Scorer", "ServeOptions", "ServingCosts", "ServingHosts",
+        "UntrustedCodeError", "archive_model",
         "autoscale_model", "best_use", "capacity_of", "criteo", "draft_declaration", "draw_plan",
         "draw_tuning", "dump_declaration", "evaluate", "first_declaration", "health_of", "hosts_for",
         "import_weights", "join_labels", "join_leader", "open_checkpoint", "preset", "read_declaration", "read_metrics",

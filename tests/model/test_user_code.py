@@ -116,13 +116,15 @@ def test_two_versions_of_a_file_live_side_by_side() -> None:
     ("code", "message"),
     [
         ("import torch\n1 / 0\n", r"net\.py cannot be loaded: net\.py:2 \(<module>\): ZeroDivisionError"),
-        ("def f(:\n", r"net\.py cannot be loaded: net\.py:1: SyntaxError"),
+        ("def f(:\n", r"net\.py cannot be loaded: net\.py:1: SyntaxError: invalid syntax$"),
         ("import nothing_of_that_name\n", r"net\.py:1 .*No module named 'nothing_of_that_name'"),
-        ("x = 1\n", r'class "Net" of net\.py is not there'),
+        ("x = 1\n", r'class "Net" of net\.py is not there$'),
+        (GOOD.replace("class Net", "class MyNet"), r'class "Net" of net\.py is not there; it has MyNet$'),
+        ("exit(3)\n", r"net\.py:1 \(<module>\): SystemExit: 3"),
         ("Net = 1\n", r'class "Net" of net\.py is not a torch\.nn\.Module'),
         (
             GOOD.replace("width=4", "depth"),
-            r"cannot be made with the declared arguments: .*missing 1 required positional argument: 'depth'",
+            r"made with the declared arguments: net\.py:6 \(__init__\): TypeError: .*missing 1 required .*'depth'",
         ),
         (GOOD.replace("nn.Linear(2, 1)", "nn.Linear(2, 'x')"), r"net\.py:8 \(__init__\): TypeError"),
         (
@@ -147,13 +149,14 @@ def test_a_class_that_cannot_be_made_is_told_by_file_and_line(code: str, message
         ),
         (
             "def forward(self, dense): return dense",
-            r'returns \(3, 2\) as output "score" for B = 3 samples; return \[B\]',
+            r'^net\.py:10: forward of Net returns \(3, 2\) as output "score" for B = 3 samples; return \[B\]',
         ),
         ("def forward(self, dense): return dense[:1, 0]", r"returns \(1,\) as output"),
         ("def forward(self, dense): return 1.0", r"returns a float; return logits \[B\], or a dict"),
         ("def forward(self, dense): return dense[:, 0].long()", r"torch\.int64 .*return floats"),
         ('def forward(self, dense): return {"buy": dense[:, 0]}', r'an output "buy" that is not declared'),
-        ("def forward(self, dense): return {}", r'no output "score", which is declared'),
+        ("def forward(self, dense): return {}", r'net\.py:10: .* no output "score", which is declared'),
+        ("def forward(self, dense): exit(3)", r"net\.py:10 \(forward\): SystemExit: 3"),
     ],
 )
 def test_outputs_that_are_not_the_declared_ones_are_told(code: str, message: str) -> None:

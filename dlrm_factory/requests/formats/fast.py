@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from dlrm_factory.batch.feature_batch import FeatureBatch
+from dlrm_factory.batch.feature_batch import FeatureBatch, split
 from dlrm_factory.config import DLRMDeclaration
 from dlrm_factory.features import FeatureError
 from dlrm_factory.requests.formats.columns.fast import ColumnsReader, single_column_path
@@ -104,6 +104,11 @@ class Gathered(NamedTuple):
     def outputs(self) -> tuple[str, ...]:
         """Names of the outputs, the same for all."""
         return self.samples[0].asked.names
+
+    def requests(self) -> list[Gathered]:
+        """The same samples with one request each."""
+        parts = zip(self.samples, split(self.batch, 1), strict=True)
+        return [Gathered([sample], batch, self.declaration) for sample, batch in parts]
 
     def path_of(self, error: FeatureError) -> str:
         """Path in its own request's body of a wrong value of sample ``error.sample``."""

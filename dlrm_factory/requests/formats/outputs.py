@@ -48,12 +48,14 @@ class Scores(NamedTuple):
         logits: of a probability float32 [B], which tell samples apart whose probabilities are equal.
         vectors: of a vector float32 [B, size].
         finite: bool [B], True where all of these are; None where all samples' are.
+        finite_by_name: the same of each output whose samples' are not all finite.
     """
 
     numbers: Mapping[str, list[float]]
     logits: Mapping[str, Float32]
     vectors: Mapping[str, Float32]
     finite: Masks | None = None
+    finite_by_name: Mapping[str, Masks] = {}
 
     @property
     def samples(self) -> int:
@@ -68,6 +70,7 @@ class Scores(NamedTuple):
             {name: logits[:size] for name, logits in self.logits.items()},
             {name: vectors[:size] for name, vectors in self.vectors.items()},
             None if self.finite is None else self.finite[:size],
+            {name: finite[:size] for name, finite in self.finite_by_name.items()},
         )
 
     def values(self, names: Sequence[str]) -> list[Any]:
@@ -78,6 +81,10 @@ class Scores(NamedTuple):
         """One object a sample, the outputs by name."""
         columns = [self._column(name) for name in names]
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+    def not_finite(self, sample: int) -> str:
+        """Name of the first output that is not finite for ``sample``, which has one."""
+        return next(name for name, finite in self.finite_by_name.items() if not finite[sample])
 
     def array(self, name: str) -> Float32:
         """Float32 [B] of a probability, [B, size] of a vector."""

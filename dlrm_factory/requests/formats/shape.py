@@ -126,6 +126,7 @@ class DecodedRequest:
         context: one sample whose bags all of ``batch`` share, where ``batch`` has empty ones, with the dense features
             that they share, which ``batch`` has too.
         encoding: of its answer.
+        copies: times that its samples stand in ``batch``, one after another.
     """
 
     batch: FeatureBatch
@@ -135,6 +136,7 @@ class DecodedRequest:
     shape: RequestShape
     context: FeatureBatch | None = None
     encoding: Encoding = Encoding.JSON
+    copies: int = 1
 
     @property
     def as_logit(self) -> bool:
@@ -147,6 +149,10 @@ class DecodedRequest:
         return (
             tuple(dict.fromkeys((*self.asked.names, *self.form.also))) if self.form.also else self.asked.names
         )
+
+    def requests(self) -> list[DecodedRequest]:
+        """The request alone."""
+        return [self]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,18 +34,17 @@ class ArchiveCode:
     def sentences(self) -> list[str]:
         """Sentences that tell a person whose the code is."""
         found = []
-        if self.installed:
-            found.append(
-                f"{len(self.installed)} files of code are those of torchserve-dlrm that are installed here"
-            )
-        for names, what in (
-            (self.changed, "differ from the torchserve-dlrm that is installed here"),
-            (self.module, "are the model's own dense net"),
-            (self.other, "are somebody else's"),
+        for names, verbs, what in (
+            (self.installed, ("is", "are"), "of torchserve-dlrm as it is installed here"),
+            (self.changed, ("differs", "differ"), "from the torchserve-dlrm that is installed here"),
+            (self.module, ("is", "are"), "of the model's own dense net"),
+            (self.other, ("is", "are"), "somebody else's"),
         ):
             if names:
+                files = "1 file" if len(names) == 1 else f"{len(names)} files"
+                sentence = f"{files} of code {verbs[len(names) > 1]} {what}"
                 shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-                found.append(f"{len(names)} files of code {what}: {shown}")
+                found.append(sentence if names is self.installed else f"{sentence}: {shown}")
         return found
 
 

@@ -77,8 +77,9 @@ def verify_weights(folder: Path, *, build: bool = True) -> Verification:
     code = code_in(folder)
     if not is_trusted(sealed.declaration):
         raise UntrustedCodeError(
-            f"{folder}: every file is as it was sealed, but golden requests run the model's own dense net "
-            f"({', '.join(code.module)}), which is code; read it, then give --trust-code"
+            "every file is as it was sealed, but golden requests run the model's own dense net "
+            f"({', '.join(code.module)}), which is code",
+            sealed.declaration,
         )
     # As a worker does: packages are compiled for a number of threads.
     torch.set_num_threads(sealed.declaration.serving.threads)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch.distributed as dist
 
 from dlrm_factory.config.options import TrainingOptions
-from dlrm_factory.errors import ConfigError
+from dlrm_factory.errors import ConfigError, DataError, RequestError
 from dlrm_factory.tools.data.dataset import ClickDataset, Int64, slices
 from dlrm_factory.tools.data.labels import counts_for
 from dlrm_factory.tools.data.progress import Observer, Progress
@@ -155,13 +155,17 @@ class TrainingRun:
         """Take all steps that are left, with the evaluations between them.
 
         Leaves the weights to be kept in the model. Returns their logits of the held-out rows, float32
-        [rows, probabilities]. ConfigError if the loss is no number any more.
+        [rows, probabilities]. ConfigError if the loss is no number any more, DataError for a row that the user's own
+        module refuses.
         """
         with warnings.catch_warnings():
             # Its gradients are right: tests hold them against TorchRec's plain model's.
             warnings.filterwarnings("ignore", message="fbgemm::dense_embedding_codegen_lookup_function")
-            while not self.finished:
-                self._train_epoch()
+            try:
+                while not self.finished:
+                    self._train_epoch()
+            except RequestError as error:
+                raise DataError(f"the module refuses a row of the data: {error}") from error
         if self.early_stopping is not None and self.early_stopping.logits is not None:
             self.early_stopping.weights.restore()
             return self.early_stopping.logits
@@ -219,7 +223,7 @@ class TrainingRun:
         return self.finished or (epoch_ends if every is None else self.state.step % every == 0)
 
     def _report(self, clock: Clock) -> None:
-        loss = _checked(self._losses.add_to(self.state.epoch_loss, self.state.recent_loss))
+        loss = self._checked(self._losses.add_to(self.state.epoch_loss, self.state.recent_loss))
         search = self.state.search
         self._observe(
             Progress(
@@ -232,6 +236,18 @@ class TrainingRun:
                 samples_per_second=clock.speed(self.samples),
             )
         )
+
+    def _checked(self, loss: float) -> float:
+        if not math.isfinite(loss):
+            module = self.objective.built.declaration.module
+            also = "" if module is None else f", or see what {module.file} divides by, or takes the log of"
+            raise ConfigError(
+                [
+                    f"$.training.learning_rate: the training loss became {loss}; lower learning_rate or "
+                    f"sparse_learning_rate, or use transform: log1p for dense features with large values{also}"
+                ]
+            )
+        return loss
 
     def _evaluate(self) -> None:
         state, data = self.state, self.data
@@ -283,14 +299,3 @@ class _Judged:
         own, scores = labels[rows, 0], logits[rows, 0]
         area = auc(own, scores)
         return cls(None if math.isnan(area) else area, log_loss(own, scores))
-
-
-def _checked(loss: float) -> float:
-    if not math.isfinite(loss):
-        raise ConfigError(
-            [
-                f"$.training.learning_rate: the training loss became {loss}; lower learning_rate or "
-                "sparse_learning_rate, or use transform: log1p for dense features with large values"
-            ]
-        )
-    return loss

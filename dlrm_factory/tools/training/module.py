@@ -12,6 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
 from dlrm_factory.config.declaration import DLRMDeclaration
+from dlrm_factory.errors import ModuleError
 
 __all__ = ["OutputsLoss", "TrainingBatch", "TrainingModule"]
 
@@ -59,7 +60,8 @@ class OutputsLoss(nn.Module):
 
     forward(outputs float32 [B, C], labels float32 [B, probabilities], NaN where a sample does not count) → loss, a
     scalar. Several ranks' losses have the mean of one that had all
-    their samples: each divides by its share of the samples that count on all of them. Collective then.
+    their samples: each divides by its share of the samples that count on all of them. Collective then. ModuleError in
+    training for outputs without a gradient.
     """
 
     columns: torch.Tensor
@@ -68,6 +70,7 @@ class OutputsLoss(nn.Module):
     def __init__(self, declaration: DLRMDeclaration, device: torch.device) -> None:
         super().__init__()
         outputs = declaration.probabilities
+        self._model = declaration.architecture if declaration.module is None else declaration.module.module
         self._only = outputs[0] if len(outputs) == 1 else None
         columns = [declaration.columns_of(output.name).start for output in outputs]
         weights = [output.loss_weight for output in outputs]
@@ -75,6 +78,11 @@ class OutputsLoss(nn.Module):
         self.register_buffer("weights", torch.tensor(weights, device=device), persistent=False)
 
     def forward(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if self.training and torch.is_grad_enabled() and not outputs.requires_grad:
+            raise ModuleError(
+                f"{self._model}: what forward returns depends on no weight, so it cannot be trained; is it detached, "
+                "or computed under torch.no_grad()?"
+            )
         logits = self.logits(outputs)
         if self._only is not None:
             loss = functional.binary_cross_entropy_with_logits(logits[:, 0], labels[:, 0])
