@@ -169,4 +169,4 @@ def test_more_sets_of_features_than_a_group_keeps_cross_whole(monkeypatch: pytes
 
 def test_lengths_that_come_with_replicated_ids_do_not_cross_again() -> None:
     layout = Layout(ranks=(RankLayout((), ()),) * 2, replicated=(0, 2), means=(2, 1))
-    assert layout.means_apart == [1]
+    assert layout.lengths_apart == [1]

@@ -54,7 +54,7 @@ def test_several_ids_a_bag_have_lengths() -> None:
 
 
 def test_the_leader_scores_small_batches_alone() -> None:
-    traffic = plan_traffic(plan(2), DECLARATION, shares=[1, 0], pooled_bytes=2)
+    traffic = plan_traffic(plan(2), DECLARATION, shares=[1, 0], number_bytes=2)
     assert (traffic.dense, traffic.logits) == (0, 0)
     assert traffic.pooled == 20 * 2
 
