@@ -96,7 +96,7 @@ def test_each_step_of_a_sequence_crosses_once_at_most(found: dict[str, dict], si
             assert heads - 0.01 <= sent - least < heads + 4 * size, name
 
 
-@pytest.mark.parametrize("name", ranked.MOST)
+@pytest.mark.parametrize("name", ranked.MORE_ASKED)
 @pytest.mark.parametrize("size", ranked.SIZES)
 def test_batches_without_samples_and_of_more_than_512(found: dict[str, dict], size: int, name: str) -> None:
     expected = ranked.score_large(alone(dict(ranked.cases(size))[name]))
@@ -136,7 +136,7 @@ def numbers(value: object) -> list[float]:
     return [float(value)] if isinstance(value, (int, float)) else []
 
 
-@pytest.mark.parametrize("name", ranked.MOST)
+@pytest.mark.parametrize("name", ranked.MORE_ASKED)
 @pytest.mark.parametrize("size", ranked.SIZES)
 def test_requests_rankings_and_explanations(found: dict[str, dict], size: int, name: str) -> None:
     expected = ranked.ask_service(alone(dict(ranked.cases(size))[name]))

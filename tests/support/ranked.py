@@ -42,7 +42,7 @@ from support.sharding import ARCHITECTURES, DTYPES, POOLINGS, SHARDINGS, declare
 
 SIZES = (2, 3, 4)
 TIMEOUT_S = 3.0
-MOST = ("mixed", "sequences-mixed-1")  # cases that are asked more
+MORE_ASKED = ("mixed", "sequences-mixed-1")  # cases that are asked more
 MARKER = 1234.5  # a dense value that makes a rank misbehave
 ROWS = [{"price": 9.5, "user_id": "u17", "item_tags": [3, 9]}, {"age_days": 3, "item_id": 12}]
 BODIES = (
@@ -100,7 +100,7 @@ def batches(declaration: DLRMDeclaration, size: int) -> Iterator[tuple[FeatureBa
         yield samples, SharedContext(bags=contexts, spans=[(1, 4), (4, 9)])
         yield random_batch(declaration, 2 * size + 1, seed=11, longest=0), None
         yield random_batch(declaration, 2 * size + 1, seed=15, steps=0), None
-        yield random_batch(declaration, size + 1, seed=12, steps=sequences.LONGEST), None
+        yield random_batch(declaration, size + 1, seed=12, steps=sequences.MAX_STEPS), None
 
 
 def without(batch: FeatureBatch, features: list[int]) -> FeatureBatch:
@@ -182,7 +182,7 @@ def score_all(out: Path, sealed: Path) -> None:
         found[f"{name}, sent"] = ranked.times.sent
         ranked.min_spread = 1
         found[f"{name}, spread"] = score_cases(ranked, group.size)
-        if name in MOST:
+        if name in MORE_ASKED:
             found[f"{name}, bf16"] = score_in_bfloat16(ranked)
             found[f"{name}, large"] = score_large(ranked)
             found[f"{name}, service"] = ask_service(ranked)

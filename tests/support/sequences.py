@@ -21,7 +21,7 @@ from dlrm_factory.config.trust import trust_code
 from support.nets import trusted
 from support.sharding import SHARDINGS
 
-__all__ = ["BODIES", "LONGEST", "even_batch", "ordered", "sequence_cases", "with_shardings"]
+__all__ = ["BODIES", "MAX_STEPS", "even_batch", "ordered", "sequence_cases", "with_shardings"]
 
 # A step's vector counts by its place, and so does each column: a vector elsewhere, or turned, changes both outputs.
 ORDERED = """
@@ -44,7 +44,7 @@ class Ordered(nn.Module):
         features = torch.cat(parts, dim=1)
         return {"click": self.click(features).squeeze(1), "vector": self.vector(features)}
 """
-LONGEST = 300  # steps of a history: lengths of two bytes
+MAX_STEPS = 300  # steps of a history: lengths of two bytes
 BODIES = (
     ({"instances": [{"price": 1, "history": [9, 2, 11], "user": 3}, {"item": 7, "tags": [1, 2]}]}, {}),
     ({"instances": [{"history": list(range(99)), "item": 5}], "outputs": ["click", "vector"]}, {}),
@@ -66,10 +66,10 @@ def ordered(
     ``shardings``: of the tables of items, categories, users and tags.
     """
     features = [
-        SparseFeature(name="history", table="t_item", max_length=LONGEST),
+        SparseFeature(name="history", table="t_item", max_length=MAX_STEPS),
         SparseFeature(name="item", table="t_item", max_length=1),
         SparseFeature(name="user", table="t_user", weighted=weighted),
-        SparseFeature(name="category", table="t_category", max_length=LONGEST),
+        SparseFeature(name="category", table="t_category", max_length=MAX_STEPS),
         SparseFeature(name="tags", table="t_tags"),
     ]
     tables = [
