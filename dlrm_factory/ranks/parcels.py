@@ -99,22 +99,21 @@ class Parcel:
 
     Fields:
         numbers: with the dtype that they are written in.
-        holders: in `holder_dtype`; none without sequences.
+        last: features and holders.
         crossing: numbers of sequences' vectors that other ranks send this one.
     """
 
     shape: Shape
     numbers: list[tuple[npt.NDArray[Any], type[np.int32] | type[np.float32]]]
     lengths: list[Ints]
-    features: bytes
-    holders: bytes = b""
+    last: bytes
     crossing: int = 0
 
     @cached_property
     def size(self) -> int:
         """Bytes that `write` takes."""
         lengths = self.shape.width * sum(part.size for part in self.lengths)
-        needed = 4 * sum(part.size for part, _ in self.numbers) + lengths + len(self.features + self.holders)
+        needed = 4 * sum(part.size for part, _ in self.numbers) + lengths + len(self.last)
         return _SHAPE_BYTES + _filled(needed)
 
     def write(self, target: Bytes) -> None:
@@ -128,8 +127,8 @@ class Parcel:
             stop = start + np.dtype(dtype).itemsize * part.size
             target[start:stop].view(dtype).reshape(part.shape)[:] = part
             start = stop
-        if last := self.features + self.holders:
-            target[start : start + len(last)] = np.frombuffer(last, dtype=np.uint8)
+        if self.last:
+            target[start : start + len(self.last)] = np.frombuffer(self.last, dtype=np.uint8)
 
 
 class Bags(NamedTuple):

@@ -111,10 +111,12 @@ def _parcel(
         lengths += [rows.lengths[which, own] for which in (route.replicated, route.apart)]
     samples = len(dense) == own.stop - own.start
     flags = ONE_EACH * rows.one_each | WEIGHTED * (rows.weights is not None) | SAMPLES * samples
-    held, crossing = route.steps(rows, place, own) if route.has_sequences else ([], 0)
+    last, crossing = features, 0
     if route.has_sequences:
+        holders, crossing = route.steps(rows, place, own)
         flags |= SEQUENCES
-        counts_of_rows = np.append(counts_of_rows, sum(part.size for part in held))
+        counts_of_rows = np.append(counts_of_rows, holders.size)
+        last += holders.tobytes()
     shape = Shape(
         values=sum(part.size for part in ids),
         own_values=own_ids.size,
@@ -136,10 +138,7 @@ def _parcel(
         *((part, np.float32) for part in (*weights, dense)),
         (spans, np.int32),
     ]
-    holders = b"".join(part.tobytes() for part in held)
-    return Parcel(
-        shape=shape, numbers=numbers, lengths=lengths, features=features, holders=holders, crossing=crossing
-    )
+    return Parcel(shape=shape, numbers=numbers, lengths=lengths, last=last, crossing=crossing)
 
 
 class _Route:
@@ -156,21 +155,19 @@ class _Route:
             if feature not in layout.replicated
         ]
 
-    def steps(self, rows: _Rows, rank: int, own: slice) -> tuple[list[Array], int]:
-        """Of the own rows: which parts of tables hold each id's row, a feature an array; and numbers that cross."""
-        held, crossing = [], 0
+    def steps(self, rows: _Rows, rank: int, own: slice) -> tuple[Array, int]:
+        """Of the own rows: which part of its table holds each id's row, feature after feature; numbers that cross."""
+        dtype = holder_dtype(len(self.ranks))
+        held, crossing = [np.zeros(0, dtype=dtype)], 0
         for sequence in self._sequences:
             ids = rows.of(rows.values, sequence.feature, own).reshape(-1)
+            holders = np.zeros(ids.size, dtype=dtype)
+            for start in sequence.parts[1:]:  # of a few parts a tenth of searchsorted's time
+                holders += ids >= start
+            crossing += int(np.bincount(holders, minlength=len(sequence.parts)) @ sequence.away[rank])
             if len(sequence.parts) > 1:
-                holders = np.zeros(ids.size, dtype=holder_dtype(len(self.ranks)))
-                for start in sequence.parts[1:]:  # of a few parts a tenth of searchsorted's time
-                    holders += ids >= start
-                counts = np.bincount(holders, minlength=len(sequence.parts))
                 held.append(holders)
-            else:
-                counts = np.array([ids.size])
-            crossing += int(counts @ sequence.away[rank])
-        return held, crossing
+        return np.concatenate(held), crossing
 
 
 class _SequenceRoute:
