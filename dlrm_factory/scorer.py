@@ -237,7 +237,7 @@ class Scorer:
         return self.interact(to_dense(batch), self._look_up_shared(batch, shared))
 
     def _look_up_shared(self, batch: FeatureBatch, shared: SharedContext) -> Embeddings:
-        return share_embeddings(self.look_up(with_contexts(batch, shared)), shared)
+        return share_embeddings(self.look_up(with_contexts(batch, shared)), shared.spans)
 
     def _interact_once(self, batch: FeatureBatch, shared: SharedContext) -> Float32:
         """All outputs, the module's own shared part computed once for each ranking whose context has its features."""

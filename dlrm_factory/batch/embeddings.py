@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from dlrm_factory.batch.shared_context import SharedContext
-
 __all__ = ["Embeddings", "concatenate_embeddings", "share_embeddings", "split_embeddings"]
 
 
@@ -54,22 +52,25 @@ def concatenate_embeddings(parts: Sequence[Embeddings]) -> Embeddings:
     return Embeddings(torch.cat([part.pooled for part in parts]), sequences, lengths)
 
 
-def share_embeddings(found: Embeddings, shared: SharedContext) -> Embeddings:
+def share_embeddings(found: Embeddings, spans: Sequence[Sequence[int]]) -> Embeddings:
     """The vectors of `with_contexts` → those of the samples.
 
     An empty bag pools to zeros, so a sum puts a context's vectors into its samples; an empty sequence is replaced.
-    ``found``: of B samples and R contexts; its pooled vectors are written to.
+
+    Args:
+        found: of B samples and R contexts; its pooled vectors are written to.
+        spans: R pairs (start, stop): the samples that the context belongs to.
     """
     pooled = found.pooled
-    size = pooled.shape[0] - len(shared.bags)
-    for context, (start, stop) in enumerate(shared.spans):
+    size = pooled.shape[0] - len(spans)
+    for context, (start, stop) in enumerate(spans):
         pooled[start:stop] += pooled[size + context]
     if not found.sequences:
         return Embeddings(pooled[:size])
     sequences, lengths = [], []
     for vectors, counts in zip(found.sequences, found.lengths, strict=True):
         source = torch.arange(size)
-        for context, (start, stop) in enumerate(shared.spans):
+        for context, (start, stop) in enumerate(spans):
             if counts[size + context]:
                 source[start:stop] = size + context
         source = source.to(vectors.device)

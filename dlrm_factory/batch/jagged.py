@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm_factory.batch.feature_batch import FeatureBatch, select_features
-from dlrm_factory.config import DLRMDeclaration
+from dlrm_factory.config import DLRMDeclaration, SparseFeature
 
 __all__ = ["pooled_part", "pooling_weights", "sequence_part", "to_dense", "to_keyed_jagged_tensors"]
 
@@ -62,19 +64,22 @@ def _keyed(
     )
 
 
-def pooling_weights(batch: FeatureBatch, declaration: DLRMDeclaration) -> npt.NDArray[np.float32] | None:
+def pooling_weights(
+    batch: FeatureBatch, declaration: DLRMDeclaration, features: Sequence[SparseFeature] | None = None
+) -> npt.NDArray[np.float32] | None:
     """Factor of each row in its bag's sum, float32 [values]; None if the model takes no weights.
 
     TorchRec's weights are a whole model's or none, and no kernel of its takes them with mean pooling. So a
-    weighted model sums everywhere, and here a mean becomes a sum with weights of 1 / length. ``batch``: bags of the
-    pooled features alone.
+    weighted model sums everywhere, and here a mean becomes a sum with weights of 1 / length. ``features``: that
+    ``batch`` has bags of; the pooled ones if None.
     """
     if not declaration.is_weighted:
         assert batch.weights is None
         return None
     weights = np.ones(len(batch.values), dtype=np.float32) if batch.weights is None else batch.weights
     pooling = {table.name: table.pooling for table in declaration.tables}
-    means = [pooling[feature.table] == "mean" for feature in declaration.pooled_features]
+    features = declaration.pooled_features if features is None else features
+    means = [pooling[feature.table] == "mean" for feature in features]
     if any(means):
         lengths = np.where(np.array(means)[:, None], batch.lengths, 1).reshape(-1)
         factors: npt.NDArray[np.float32] = (1.0 / np.maximum(lengths, 1)).astype(np.float32)

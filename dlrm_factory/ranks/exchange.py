@@ -1,4 +1,4 @@
-"""Pooled vectors on their way from the ranks that hold the rows to those that score the samples."""
+"""Vectors on their way from the ranks that hold the rows to those that score the samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from dlrm_factory.ranks.layout import Layout
 
 _ByPeer: TypeAlias = list[tuple[int, torch.Tensor]]
 
-__all__ = ["Assembly", "Exchange", "Flight"]
+_MAX_SPARE = 1 << 22  # numbers; long sequences fill tens of megabytes
+
+__all__ = ["Assembly", "Exchange", "Flight", "pooled_dims"]
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,14 @@ class Flight:
     """An exchange under way.
 
     Fields:
-        received: the own rows' vectors, of each rank: [own rows, that rank's columns]; there once it was waited for.
-        sent: kept until then.
+        received: the own rows' vectors, of each rank: [own rows, that rank's columns], or flat; there once it was
+            waited for.
+        sent: kept until then, at least one.
         works: of torch.distributed.
     """
 
     received: list[torch.Tensor]
-    sent: torch.Tensor
+    sent: Sequence[torch.Tensor]
     works: list[dist.Work]
 
 
@@ -55,12 +58,21 @@ class Exchange:
         """
         rank = self._group.rank
         parts = list(pooled.split(list(rows)))
-        received = self._receive_into(rows[rank], columns, pooled)
+        places = self._receive_into([rows[rank] * each for each in columns], pooled)
+        received = [place.view(rows[rank], each) for place, each in zip(places, columns, strict=True)]
         received[rank] = parts[rank]
+        return self._start(parts, received)
+
+    def start_flat(self, parts: list[torch.Tensor], sizes: Sequence[int]) -> Flight:
+        """Send each rank its ``parts``, flat. ``sizes``: numbers that each rank sends. Both have nothing for itself."""
+        received = list(self._receive_into(sizes, parts[self._group.rank]))
+        return self._start(parts, received)
+
+    def _start(self, parts: list[torch.Tensor], received: list[torch.Tensor]) -> Flight:
         incoming = [(peer, received[peer]) for peer in self._peers() if received[peer].numel()]
         outgoing = [(peer, parts[peer]) for peer in self._peers() if parts[peer].numel()]
         works = self._cross(incoming, outgoing) if incoming or outgoing else []
-        return Flight(received, pooled, works)
+        return Flight(received, parts, works)
 
     def _cross(self, incoming: _ByPeer, outgoing: _ByPeer) -> list[dist.Work]:
         group = self._group.exchange
@@ -80,29 +92,29 @@ class Exchange:
         """Raises what torch.distributed raises when a rank is gone or late. On CUDA the stream waits, not the host."""
         for work in flight.works:
             # NCCL has its deadline from the group; one given here would make the host wait.
-            work.wait() if flight.sent.is_cuda else work.wait(self._group.deadline)
+            work.wait() if flight.sent[0].is_cuda else work.wait(self._group.deadline)
 
     def _peers(self) -> Iterator[int]:
         """The other ranks, the next one first, so that not all send to one."""
         size = self._group.size
         return ((self._group.rank + step) % size for step in range(1, size))
 
-    def _receive_into(self, rows: int, columns: Sequence[int], like: torch.Tensor) -> list[torch.Tensor]:
-        needed = rows * sum(columns)
+    def _receive_into(self, sizes: Sequence[int], like: torch.Tensor) -> Sequence[torch.Tensor]:
+        needed = sum(sizes)
         room = self._rooms.pop(0)
         if room.numel() < needed or room.dtype is not like.dtype:
-            room = torch.empty(2 * needed, dtype=like.dtype, device=like.device)
+            spare = min(needed, _MAX_SPARE)
+            room = torch.empty(needed + spare, dtype=like.dtype, device=like.device)
         self._rooms.append(room)
-        places = room[:needed].split([rows * each for each in columns])
-        return [place.view(rows, each) for place, each in zip(places, columns, strict=True)]
+        return room[:needed].split(list(sizes))
 
 
 class Assembly:
-    """Vectors of all ranks' blocks → those of the features, partial sums added."""
+    """Pooled vectors of all ranks' blocks → those of the features, partial sums added."""
 
     def __init__(self, layout: Layout, features: Sequence[int], declaration: DLRMDeclaration) -> None:
         """``features``: of the declaration, that the layout is of; the others' vectors are zeros."""
-        dims = [declaration.table(feature.table).embedding_dim for feature in declaration.sparse_features]
+        dims = pooled_dims(declaration)
         first = [0, *accumulate(dims)]  # column of each feature
         self._columns = first[-1]
         found: dict[int, list[_Piece]] = {}
@@ -113,13 +125,13 @@ class Assembly:
                 found.setdefault(first[features[block.feature]] + block.column, []).append(piece)
                 start += block.columns
         start = 0
-        for feature in layout.replicated:
+        for feature in (each for each in layout.replicated if each not in layout.sequences):
             dim = dims[features[feature]]
             found[first[features[feature]]] = [_Piece(len(layout.ranks), start, dim)]
             start += dim
-        self._is_whole = len(features) == len(declaration.sparse_features)
         # Copied in one pass, whole runs of columns at a time.
         self._first = list(_runs((column, found[column][0]) for column in sorted(found)))
+        self._is_whole = len(features) == len(declaration.sparse_features) and bool(self._first)
         self._partial = [(column, piece) for column, pieces in found.items() for piece in pieces[1:]]
 
     def __call__(self, received: Sequence[torch.Tensor], replicated: torch.Tensor) -> torch.Tensor:
@@ -134,6 +146,12 @@ class Assembly:
         for column, piece in self._partial:
             pooled.narrow(1, column, piece.columns).add_(piece.of(sources))
         return pooled
+
+
+def pooled_dims(declaration: DLRMDeclaration) -> list[int]:
+    """Columns that each feature has among the pooled vectors: none of a sequence."""
+    tables = [declaration.table(feature.table) for feature in declaration.sparse_features]
+    return [0 if table.pooling == "none" else table.embedding_dim for table in tables]
 
 
 class _Piece(NamedTuple):

@@ -27,7 +27,7 @@ class RankGroup:
         steps: what the leader sends first, with a deadline; followers wait for it without one. gloo.
         patience: answers that may take minutes, without a deadline. gloo.
         data: parts that are too large for a first message, and answers, with a deadline. gloo.
-        exchange: pooled vectors, with a deadline; TorchRec shards over it. gloo on CPU, NCCL on CUDA.
+        exchange: vectors, with a deadline; TorchRec shards over it. gloo on CPU, NCCL on CUDA.
         timeout_s: the deadline of one message.
         hosts: machines that the ranks are on, equally many on each.
     """

@@ -77,11 +77,15 @@ class StepTimes:
 
 @dataclass(frozen=True)
 class _UnderWay:
-    """A step that was sent: its answers, the seconds that this took, and the bytes."""
+    """A step that was sent: its answers, the seconds that this took, and the bytes.
+
+    ``crossing``: numbers of sequences' vectors that ranks send one another.
+    """
 
     expected: Expected
     scatter: float
     sent_bytes: int
+    crossing: int
 
 
 def end_process_soon(error: GroupError) -> None:
@@ -256,9 +260,8 @@ class RankedScorer:
             done = time.perf_counter()
             answers = [self._messages.collect(s.expected, a) for s, a in zip(under_way, own, strict=True)]
             self._messages.flush()
-            self.times = _step_times(
-                under_way, answers, time.perf_counter() - done, self._step.exchanged - exchanged
-            )
+            vectors = self._step.exchanged - exchanged + dtype.itemsize * sum(s.crossing for s in under_way)
+            self.times = _step_times(under_way, answers, time.perf_counter() - done, vectors)
             outputs = torch.cat([a[ANSWER_HEAD:] for step in answers for a in step.values()]).numpy()
             # Ranks that scored nothing have answered nothing.
             silent = any(len(step) < self._group.size for step in answers)
@@ -292,7 +295,8 @@ class RankedScorer:
             answers = {rank: ANSWER_HEAD + sizes[rank] * columns for rank in to if sizes[rank]}
             expected = self._messages.expect(answers)
             taken = time.perf_counter() - started
-            under_way.append(_UnderWay(expected, taken, self._messages.sent_bytes))
+            crossing = self._messages.crossing
+            under_way.append(_UnderWay(expected, taken, self._messages.sent_bytes, crossing))
             yield parts
 
     def sizes(self, samples: int) -> list[int]:

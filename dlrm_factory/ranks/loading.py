@@ -32,16 +32,10 @@ def load_rank(weights: Path | SealedWeights, group: RankGroup, *, device: str | 
     Any number of ranks serves any archive, whatever it declares. On CPU every rank maps the one table file of its host
     and reads its tables, or its rows of them, in place; only column_wise shards are copied.
 
-    PlanError if the tables do not fit, ranks plan them differently, or the model has sequences.
+    PlanError if the tables do not fit, or ranks plan them differently.
     """
     sealed = SealedWeights(weights) if isinstance(weights, Path) else weights
     declared = sealed.declaration
-    if declared.sequence_features:
-        names = ", ".join(feature.name for feature in declared.sequence_features)
-        raise PlanError(
-            f"sequence features ({names}) are not served by a group of ranks; set sharding.world_size to 1: "
-            "one process serves tables that are larger than its memory too"
-        )
     memory = _least_memory(declared, group, device)
     built = DLRMFactory(declared).build(weights=sealed, device=device, memory=memory, group=group.exchange)
     _check_plan(built.plan, group)

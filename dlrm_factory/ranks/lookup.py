@@ -15,11 +15,11 @@ from dlrm_factory.model.quantize import kernels_of
 from dlrm_factory.ranks.layout import Block, Layout
 from dlrm_factory.ranks.parcels import Bags
 
-__all__ = ["RankLookup", "Shards", "shards_of"]
+__all__ = ["RankLookup", "Shard", "Shards", "shards_of"]
 
 
 @dataclass(frozen=True)
-class _Shard:
+class Shard:
     """Where one shard's rows lie."""
 
     memory: torch.Tensor
@@ -28,7 +28,7 @@ class _Shard:
 
 
 # By table, row offset and column offset.
-Shards: TypeAlias = dict[tuple[str, int, int], _Shard]
+Shards: TypeAlias = dict[tuple[str, int, int], Shard]
 
 
 class RankLookup:
@@ -48,6 +48,7 @@ class RankLookup:
         replicated = [
             Block(place, feature, table, 0, declaration.table(table).embedding_dim)
             for place, (feature, table) in enumerate(zip(layout.replicated, declared, strict=True))
+            if feature not in layout.sequences
         ]
         self._sharded = [
             _Run(blocks, [shards[b.table, starts[b.stream], b.column] for b in blocks], declaration)
@@ -71,7 +72,7 @@ class _Run:
     """Blocks of consecutive streams whose rows lie in one buffer: one call."""
 
     def __init__(
-        self, blocks: Sequence[Block], shards: Sequence[_Shard], declaration: DLRMDeclaration
+        self, blocks: Sequence[Block], shards: Sequence[Shard], declaration: DLRMDeclaration
     ) -> None:
         self.first, self.last = blocks[0].stream, blocks[-1].stream + 1
         self.look_up = NBitLookup(
@@ -83,7 +84,7 @@ class _Run:
         )
 
 
-def _runs(blocks: Sequence[Block], shard_of: Callable[[Block], _Shard]) -> Iterator[list[Block]]:
+def _runs(blocks: Sequence[Block], shard_of: Callable[[Block], Shard]) -> Iterator[list[Block]]:
     run: list[Block] = []
     for block in blocks:
         if run and (
@@ -114,11 +115,11 @@ def shards_of(model: nn.Module) -> Shards:
     return dict(_shards(model))
 
 
-def _shards(model: nn.Module) -> Iterator[tuple[tuple[str, int, int], _Shard]]:
+def _shards(model: nn.Module) -> Iterator[tuple[tuple[str, int, int], Shard]]:
     for kernel in kernels_of(model):
         tbe = kernel.tbe
         memory = tbe.weights_host if tbe.host_size > 0 else tbe.weights_dev
         for table, place in zip(kernel.tables, tbe.weights_physical_offsets, strict=True):
             metadata = table.local_metadata
             row, column = (0, 0) if metadata is None else metadata.shard_offsets
-            yield (table.name, row, column), _Shard(memory, place, tbe.row_alignment)
+            yield (table.name, row, column), Shard(memory, place, tbe.row_alignment)

@@ -67,8 +67,11 @@ class Expected:
 class Messages:
     """Sends and receives with buffers of its own. For one thread at a time.
 
-    A part lies in a buffer until the step after the next is sent or received. Every method but `sent_bytes` may raise
-    what torch.distributed raises when a rank is gone or late.
+    A part lies in a buffer until the step after the next is sent or received. Every method may raise what
+    torch.distributed raises when a rank is gone or late.
+
+    ``sent_bytes``: of the leader's last `send`. ``crossing``: numbers of sequences' vectors that ranks then send one
+    another.
     """
 
     def __init__(self, group: RankGroup, device: torch.device) -> None:
@@ -79,7 +82,7 @@ class Messages:
         ranks = group.size if group.rank == 0 else 1
         self._sets = [[self._empty(FIRST_BYTES) for _ in range(ranks)] for _ in range(2)]
         self._sends: list[list[dist.Work]] = [[], []]
-        self.sent_bytes = 0
+        self.sent_bytes = self.crossing = 0
 
     def send(
         self, head: Head, parcels: Iterable[Sequence[Parcel]], *, to: Container[int] = range(1 << 30)
@@ -89,7 +92,7 @@ class Messages:
         ``to``: ranks that are sent anything. `flush` waits until it has gone.
         """
         self._next_set()
-        self.sent_bytes = 0
+        self.sent_bytes = self.crossing = 0
         for rank, own in zip(range(self._group.size - 1, -1, -1), parcels, strict=True):
             if rank and rank not in to:
                 continue
@@ -103,6 +106,7 @@ class Messages:
             for parcel, each in zip(own, sizes, strict=True):
                 parcel.write(written[start : start + each])
                 start += each
+                self.crossing += parcel.crossing
             if rank:
                 first = size - apart
                 self._sends[0].append(self._group.steps.send([buffer[:first]], rank, 0))

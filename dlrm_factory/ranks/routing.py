@@ -12,7 +12,16 @@ from dlrm_factory.batch import FeatureBatch
 from dlrm_factory.batch.jagged import pooling_weights
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.ranks.layout import Layout, RankLayout
-from dlrm_factory.ranks.parcels import ONE_EACH, SAMPLES, WEIGHTED, Parcel, Shape, width_of
+from dlrm_factory.ranks.parcels import (
+    ONE_EACH,
+    SAMPLES,
+    SEQUENCES,
+    WEIGHTED,
+    Parcel,
+    Shape,
+    holder_dtype,
+    width_of,
+)
 from dlrm_factory.ranks.slices import Arranged
 
 __all__ = ["Router"]
@@ -34,12 +43,12 @@ class Router:
         self._layout = layout
         self._declaration = declaration
         self._as_given = as_given
-        self._routes: dict[bytes, _Route] = {b"": _Route(layout)}
+        self._routes: dict[bytes, _Route] = {b"": _Route(layout, has_sequences=bool(layout.sequences))}
 
     def route(self, arranged: Arranged) -> Iterator[Parcel]:
         """One parcel a rank, the last rank's first: the leader's own can wait."""
         batch, dense = arranged.batch, arranged.batch.dense if arranged.spans is not None else _NO_DENSE
-        weights = batch.weights if self._as_given else pooling_weights(batch, self._declaration)
+        weights = batch.weights if self._as_given else self._weights(batch)
         return self._parcels(_Rows(batch, batch.lengths, weights), self._routes[b""], arranged, dense, b"")
 
     def route_used(self, arranged: Arranged) -> Iterator[Parcel]:
@@ -50,10 +59,14 @@ class Router:
         if features not in self._routes:
             if used.all() or len(self._routes) > MAX_SELECTIONS:
                 return self.route(arranged)
-            self._routes[features] = _Route(self._layout.only(np.flatnonzero(used).tolist()))
-        weights = pooling_weights(batch, self._declaration)
+            layout = self._layout.only(np.flatnonzero(used).tolist())
+            self._routes[features] = _Route(layout, has_sequences=bool(self._layout.sequences))
+        weights = self._weights(batch)
         rows = _Rows(batch, batch.lengths[used], weights)
         return self._parcels(rows, self._routes[features], arranged, dense, features)
+
+    def _weights(self, batch: FeatureBatch) -> Float32 | None:
+        return pooling_weights(batch, self._declaration, self._declaration.sparse_features)
 
     def _parcels(
         self, rows: _Rows, route: _Route, arranged: Arranged, dense: Array, features: bytes
@@ -63,20 +76,24 @@ class Router:
             first = last - arranged.rows[rank]
             spans = _NO_SPANS if arranged.spans is None else arranged.spans[rank]
             own = (dense[first:last], spans, counts)
-            yield _parcel(rows, route, route.ranks[rank], slice(first, last), own, features)
+            yield _parcel(rows, route, rank, slice(first, last), own, features)
             last = first
 
 
 def _parcel(
     rows: _Rows,
     route: _Route,
-    rank: _RankRoute,
+    place: int,
     own: slice,
     beside: tuple[Array, Array, Array],
     features: bytes,
 ) -> Parcel:
-    """``own``: the rank's rows. ``beside``: their dense features and spans, and the rows of each slice."""
+    """Parcel of the rank at ``place``.
+
+    ``own``: its rows. ``beside``: their dense features and spans, and the rows of each slice.
+    """
     dense, spans, counts_of_rows = beside
+    rank = route.ranks[place]
     everything = slice(0, rows.count)
     ids = [rows.of(rows.values, rank.whole, everything)]
     weights = [] if rows.weights is None else [rows.of(rows.weights, rank.whole, everything)]
@@ -91,9 +108,15 @@ def _parcel(
     if rows.weights is not None:
         weights.append(rows.of(rows.weights, route.replicated, own))
     if not rows.one_each:
-        lengths += [rows.lengths[which, own] for which in (route.replicated, route.means)]
+        lengths += [rows.lengths[which, own] for which in (route.replicated, route.apart)]
     samples = len(dense) == own.stop - own.start
     flags = ONE_EACH * rows.one_each | WEIGHTED * (rows.weights is not None) | SAMPLES * samples
+    last, crossing = features, 0
+    if route.has_sequences:
+        holders, crossing = route.steps(rows, place, own)
+        flags |= SEQUENCES
+        counts_of_rows = np.append(counts_of_rows, holders.size)
+        last += holders.tobytes()
     shape = Shape(
         values=sum(part.size for part in ids),
         own_values=own_ids.size,
@@ -103,7 +126,7 @@ def _parcel(
         whole=len(rank.whole),
         parts=len(rank.parts),
         replicated=len(route.replicated),
-        means=len(route.means),
+        apart=len(route.apart),
         ranks=len(route.ranks),
         features=len(features),
         width=rows.width,
@@ -115,16 +138,54 @@ def _parcel(
         *((part, np.float32) for part in (*weights, dense)),
         (spans, np.int32),
     ]
-    return Parcel(shape=shape, numbers=numbers, lengths=lengths, features=features)
+    return Parcel(shape=shape, numbers=numbers, lengths=lengths, last=last, crossing=crossing)
 
 
 class _Route:
-    """Features by where their ids go."""
+    """Features by where their ids go. ``has_sequences``: the model has."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, *, has_sequences: bool) -> None:
         self.replicated = np.array(layout.replicated, dtype=np.int64)
-        self.means = np.array(layout.means_apart, dtype=np.int64)
+        self.apart = np.array(layout.lengths_apart, dtype=np.int64)
         self.ranks = [_RankRoute(part) for part in layout.ranks]
+        self.has_sequences = has_sequences
+        self._sequences = [
+            _SequenceRoute(layout, feature)
+            for feature in layout.sequences
+            if feature not in layout.replicated
+        ]
+
+    def steps(self, rows: _Rows, rank: int, own: slice) -> tuple[Array, int]:
+        """Of the own rows: which part of its table holds each id's row, feature after feature; numbers that cross."""
+        dtype = holder_dtype(len(self.ranks))
+        held, crossing = [np.zeros(0, dtype=dtype)], 0
+        for sequence in self._sequences:
+            ids = rows.of(rows.values, sequence.feature, own).reshape(-1)
+            holders = np.zeros(ids.size, dtype=dtype)
+            for start in sequence.parts[1:]:  # of a few parts a tenth of searchsorted's time
+                holders += ids >= start
+            crossing += int(np.bincount(holders, minlength=len(sequence.parts)) @ sequence.away[rank])
+            if len(sequence.parts) > 1:
+                held.append(holders)
+        return np.concatenate(held), crossing
+
+
+class _SequenceRoute:
+    """A sequence feature, the first row of each of its table's ``parts``, and what of them is not on a rank.
+
+    ``away``: int64 [ranks, parts], columns that other ranks have.
+    """
+
+    def __init__(self, layout: Layout, feature: int) -> None:
+        self.feature = np.array([feature])
+        parts = layout.parts_of(feature)
+        self.parts = np.array(parts)
+        held = np.zeros((len(layout.ranks), len(parts)), dtype=np.int64)
+        for rank, part in enumerate(layout.ranks):
+            for block in part.sequences:
+                if block.feature == feature:
+                    held[rank, parts.index(part.streams[block.stream].start)] += block.columns
+        self.away = held.sum(axis=0) - held
 
 
 class _RankRoute:

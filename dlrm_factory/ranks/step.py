@@ -13,14 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dlrm_factory.batch import Embeddings
+from dlrm_factory.batch import Embeddings, concatenate_embeddings, share_embeddings
 from dlrm_factory.errors import RequestError
 from dlrm_factory.model.quantize import kernels_of
-from dlrm_factory.ranks.exchange import Assembly, Exchange, Flight
+from dlrm_factory.ranks.exchange import Assembly, Exchange, Flight, pooled_dims
 from dlrm_factory.ranks.group import RankGroup
 from dlrm_factory.ranks.layout import Layout, layout_of
 from dlrm_factory.ranks.lookup import RankLookup, Shards, shards_of
 from dlrm_factory.ranks.parcels import Part
+from dlrm_factory.ranks.sequences import RankSequences, SequencesUnderWay
 from dlrm_factory.scorer import Scorer
 
 __all__ = ["ANSWER_HEAD", "AnswerHead", "RankStep"]
@@ -47,12 +48,13 @@ ANSWER_HEAD = len(AnswerHead._fields)
 
 @dataclass(frozen=True, kw_only=True)
 class _Begun:
-    """Rows whose vectors are under way; ``lookup`` and ``exchange``: seconds so far."""
+    """Rows whose vectors are under way; ``lookup`` and ``exchange``: seconds so far. ``sequences``: if it has any."""
 
     part: Part
     view: _View
     flight: Flight
     replicated: torch.Tensor
+    sequences: SequencesUnderWay | None
     lookup: float
     exchange: float
 
@@ -81,10 +83,14 @@ class _View:
         self.columns = [part.columns for part in layout.ranks]
         self.lookup = RankLookup(shards, layout, features, rank, scorer.declaration)
         self.assemble = Assembly(layout, features, scorer.declaration)
-        apart, near = layout.means_apart, layout.replicated
+        apart, near = layout.lengths_apart, layout.replicated
         device, declaration = scorer.built.device, scorer.declaration
-        dims = [declaration.table(feature.table).embedding_dim for feature in declaration.sparse_features]
-        first = [0, *accumulate(dims)]
+        self.sequences = (
+            RankSequences(shards, layout, features, rank, declaration, device)
+            if declaration.sequence_features
+            else None
+        )
+        first = [0, *accumulate(pooled_dims(declaration))]
         spans = [range(first[features[mean]], first[features[mean] + 1]) for mean in layout.means]
         self.means = torch.tensor([c for span in spans for c in span], device=device, dtype=torch.int64)
         self.mean_dims = torch.tensor([len(span) for span in spans], device=device)
@@ -97,8 +103,8 @@ class RankStep:
     Errors of the lookup and of the dense parts are noted, and the rank takes part in the exchange all the same, with
     vectors of NaN: the other ranks wait for it.
 
-    ``reason``: the first error since it was last cleared. ``exchanged``: bytes of vectors that all ranks have sent one
-    another.
+    ``reason``: the first error since it was last cleared. ``exchanged``: bytes of pooled vectors that all ranks have
+    sent one another.
     """
 
     def __init__(self, scorer: Scorer, group: RankGroup) -> None:
@@ -149,19 +155,26 @@ class RankStep:
         started = time.perf_counter()
         view = self._view(part.features)
         pooled = self._look_up_sharded(view, part, dtype)
+        sequences = None if view.sequences is None else view.sequences.begin(part, dtype)
+        if sequences is not None:
+            self._look_up_sequences(sequences)
         looked_up = time.perf_counter()
-        flight = self._exchange.start(pooled, part.rows, view.columns)
+        if sequences is None:
+            flight = self._exchange.start(pooled, part.rows, view.columns)
+        else:
+            flight = self._exchange.start_flat(sequences.pack(pooled), sequences.sizes())
         rows = sum(part.rows)
         self.exchanged += dtype.itemsize * sum(
             columns * (rows - own) for columns, own in zip(view.columns, part.rows, strict=True)
         )
         sent = time.perf_counter()
-        replicated = self._look_up_replicated(view, part, dtype)
+        replicated = self._look_up_replicated(view, part, dtype, sequences)
         return _Begun(
             part=part,
             view=view,
             flight=flight,
             replicated=replicated,
+            sequences=sequences,
             lookup=looked_up - started + time.perf_counter() - sent,
             exchange=sent - looked_up,
         )
@@ -207,9 +220,20 @@ class RankStep:
                 (rows, view.columns[self._rank]), torch.nan, dtype=dtype, device=part.dense.device
             )
 
-    def _look_up_replicated(self, view: _View, part: Part, dtype: torch.dtype) -> torch.Tensor:
+    def _look_up_sequences(self, sequences: SequencesUnderWay) -> None:
+        try:
+            sequences.look_up()
+        except Exception as error:
+            self.note(error)
+            sequences.give_up()
+
+    def _look_up_replicated(
+        self, view: _View, part: Part, dtype: torch.dtype, sequences: SequencesUnderWay | None
+    ) -> torch.Tensor:
         rows = part.rows[self._rank]
         try:
+            if sequences is not None:
+                sequences.look_up_replicated()
             return view.lookup.replicated(part.replicated, rows, dtype)
         except Exception as error:
             self.note(error)
@@ -218,25 +242,40 @@ class RankStep:
     def _interact(self, step: _Step, answer: Float32, eagerly: bool) -> None:
         part = step.samples.part
         try:
-            pooled = _pooled(step.samples)
+            found = _embeddings(step.samples)
             if step.contexts is not None and part.spans:
-                shared = _pooled(step.contexts)
-                for context, (start, stop) in enumerate(part.spans):
-                    pooled[start:stop] += shared[context]
-            outputs = self._scorer.interact(part.dense, Embeddings(pooled), eagerly=eagerly)
+                found = _with_contexts(found, _embeddings(step.contexts), part.spans)
+            outputs = self._scorer.interact(part.dense, found, eagerly=eagerly)
             answer[ANSWER_HEAD:] = outputs.reshape(-1)
         except Exception as error:
             self.note(error)
 
 
-def _pooled(begun: _Begun) -> torch.Tensor:
-    """Vectors of the own rows, [rows, W]; zeros for the features that no row has ids of."""
+def _with_contexts(found: Embeddings, contexts: Embeddings, spans: Sequence[Sequence[int]]) -> Embeddings:
+    """Embeddings of samples with those of the contexts that they share."""
+    if found.sequences:
+        return share_embeddings(concatenate_embeddings([found, contexts]), spans)
+    for context, (start, stop) in enumerate(spans):
+        found.pooled[start:stop] += contexts.pooled[context]
+    return found
+
+
+def _embeddings(begun: _Begun) -> Embeddings:
+    """Vectors of the own rows."""
+    received, sequences = begun.flight.received, begun.sequences
+    if sequences is None:
+        return Embeddings(_pooled(begun, received))
+    return sequences.embeddings(_pooled(begun, sequences.pooled(received)), received)
+
+
+def _pooled(begun: _Begun, received: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Vectors [rows, W] of ``received`` [rows, columns] of each rank; zeros for features that no row has ids of."""
     part, view = begun.part, begun.view
-    pooled = view.assemble(begun.flight.received, begun.replicated)
-    if part.mean_lengths is not None and view.mean_rows:
+    pooled = view.assemble(received, begun.replicated)
+    if part.lengths_apart is not None and view.mean_rows:
         own = part.replicated.lengths
         assert own is not None
-        lengths = torch.stack([(own if near else part.mean_lengths)[row] for near, row in view.mean_rows])
+        lengths = torch.stack([(own if near else part.lengths_apart)[row] for near, row in view.mean_rows])
         # Sums → means: by the whole bag's length, wherever its rows lie.
         factors = lengths.clamp(min=1).float().reciprocal().repeat_interleave(view.mean_dims, dim=0).T
         pooled[:, view.means] = (pooled[:, view.means] * factors).to(pooled.dtype)

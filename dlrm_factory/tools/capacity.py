@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dlrm_factory.compiled import pooled_dtype
 from dlrm_factory.config.declaration import DLRMDeclaration
 from dlrm_factory.errors import PlanError
 from dlrm_factory.factory import DLRMFactory
@@ -20,7 +21,7 @@ from dlrm_factory.model.model import make_model
 from dlrm_factory.model.plan import TablePlan
 from dlrm_factory.model.plan_advice import advice_when_nothing_fits
 from dlrm_factory.ranks.layout import layout_of
-from dlrm_factory.ranks.traffic import Traffic, plan_traffic
+from dlrm_factory.ranks.traffic import Traffic, plan_traffic, sequence_numbers
 
 __all__ = [
     "FORMULA",
@@ -149,14 +150,18 @@ def parse_network(text: str) -> float:
 def traffic_of(plan: TablePlan, declaration: DLRMDeclaration) -> dict[str, Traffic]:
     """Bytes of a sample that cross between ``ranks`` and between ``hosts`` in large batches.
 
-    Vectors count as bfloat16 unless ``serving.precision`` is fp32.
+    Vectors count as bfloat16 where the dense parts may take it, unless ``serving.precision`` is fp32.
     """
-    factors = [feature.pooling_factor or 1.0 for feature in declaration.sparse_features]
-    pooled_bytes, mean = 4 if declaration.serving.precision == "fp32" else 2, sum(factors) / len(factors)
+    ids = _ids_a_bag(declaration)
+    size = pooled_dtype(declaration, "fp32" if declaration.serving.precision == "fp32" else "bf16").itemsize
     return {
-        "ranks": plan_traffic(plan, declaration, pooled_bytes=pooled_bytes, ids_a_bag=mean, between="ranks"),
-        "hosts": plan_traffic(plan, declaration, pooled_bytes=pooled_bytes, ids_a_bag=mean, between="hosts"),
+        "ranks": plan_traffic(plan, declaration, number_bytes=size, ids_a_bag=ids, between="ranks"),
+        "hosts": plan_traffic(plan, declaration, number_bytes=size, ids_a_bag=ids, between="hosts"),
     }
+
+
+def _ids_a_bag(declaration: DLRMDeclaration) -> list[float]:
+    return [feature.pooling_factor or 1.0 for feature in declaration.sparse_features]
 
 
 def capacity_of(
@@ -334,9 +339,10 @@ def _by_host(plan: TablePlan, by_rank: list[float]) -> list[float]:
 def _busiest_sender(plan: TablePlan, declaration: DLRMDeclaration, between_hosts: Traffic) -> float:
     """Bytes a sample that the host with most vectors sends; all else is sent by the hosts in turn, as they lead."""
     hosts = plan.hardware.hosts
-    columns = _by_host(plan, [float(rank.columns) for rank in layout_of(plan, declaration).ranks])
-    share = max(columns) / sum(columns) if sum(columns) else 1 / hosts
-    return (between_hosts.total - between_hosts.pooled) / hosts + between_hosts.pooled * share
+    ids, ranks = _ids_a_bag(declaration), layout_of(plan, declaration).ranks
+    numbers = _by_host(plan, [rank.columns + sequence_numbers(rank, ids, declaration) for rank in ranks])
+    share = max(numbers) / sum(numbers) if sum(numbers) else 1 / hosts
+    return (between_hosts.total - between_hosts.vectors) / hosts + between_hosts.vectors * share
 
 
 def _dense_flops(declaration: DLRMDeclaration) -> int:

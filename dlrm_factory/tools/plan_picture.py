@@ -112,7 +112,7 @@ def _ticks(plan: TablePlan) -> tuple[list[int], list[str]]:
 def _told(traffic: Traffic) -> str:
     return (
         f"{traffic.total:,.0f} bytes a sample (ids {traffic.ids:,.0f}, dense {traffic.dense:,.0f}, "
-        f"vectors {traffic.pooled:,.0f}, logits {traffic.logits:,.0f})"
+        f"vectors {traffic.vectors:,.0f}, logits {traffic.logits:,.0f})"
     )
 
 

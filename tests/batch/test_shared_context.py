@@ -108,14 +108,14 @@ def test_contexts_without_ids_are_dropped_for_who_only_looks_up() -> None:
 def test_sharing_adds_each_context_to_its_samples() -> None:
     shared = SharedContext(bags=batch_of([[1], [2]]), spans=[(0, 1), (2, 4)])
     pooled = torch.tensor([0.0, 1, 2, 3, 10, 20]).reshape(6, 1)
-    assert share_embeddings(Embeddings(pooled), shared).pooled.reshape(-1).tolist() == [10, 1, 22, 23]
+    assert share_embeddings(Embeddings(pooled), shared.spans).pooled.reshape(-1).tolist() == [10, 1, 22, 23]
 
 
 def test_sharing_puts_a_contexts_sequence_where_the_samples_have_none() -> None:
     shared = SharedContext(bags=batch_of([[1], []]), spans=[(0, 2), (2, 3)])
     vectors = torch.tensor([[0.0, 0], [0, 0], [7, 8], [1, 2], [0, 0]]).reshape(5, 2, 1)
     lengths = torch.tensor([0, 0, 2, 1, 0])
-    found = share_embeddings(Embeddings(torch.zeros(5, 0), [vectors], [lengths]), shared)
+    found = share_embeddings(Embeddings(torch.zeros(5, 0), [vectors], [lengths]), shared.spans)
     assert found.sequences[0].flatten(1).tolist() == [[1, 2], [1, 2], [7, 8]]
     assert found.lengths[0].tolist() == [1, 1, 2]
 

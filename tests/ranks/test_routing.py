@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from support.batches import random_batch
+from support.sequences import ordered
 from support.sharding import mixed_shardings, weighted
 
 from dlrm_factory.batch import FeatureBatch, SharedContext
@@ -13,7 +15,7 @@ from dlrm_factory.config import tiny
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.model.hardware import Hardware
 from dlrm_factory.ranks import routing
-from dlrm_factory.ranks.layout import Layout, RankLayout, layout_of
+from dlrm_factory.ranks.layout import Layout, RankLayout, Stream, layout_of
 from dlrm_factory.ranks.parcels import Parcel, Part
 from dlrm_factory.ranks.routing import Router
 from dlrm_factory.ranks.slices import arrange, even_sizes
@@ -29,9 +31,13 @@ def read(parcel: Parcel) -> Part:
     return part
 
 
-def router_of(declaration, ranks: int) -> Router:
+def layout_for(declaration, ranks: int) -> Layout:
     plan = DLRMFactory(declaration).plan(hardware=Hardware(world_size=ranks, memory=1 << 30))
-    return Router(layout_of(plan, declaration), declaration)
+    return layout_of(plan, declaration)
+
+
+def router_of(declaration, ranks: int) -> Router:
+    return Router(layout_for(declaration, ranks), declaration)
 
 
 def routed(declaration, batch: FeatureBatch, sizes: list[int]) -> list[Part]:
@@ -169,4 +175,61 @@ def test_more_sets_of_features_than_a_group_keeps_cross_whole(monkeypatch: pytes
 
 def test_lengths_that_come_with_replicated_ids_do_not_cross_again() -> None:
     layout = Layout(ranks=(RankLayout((), ()),) * 2, replicated=(0, 2), means=(2, 1))
-    assert layout.means_apart == [1]
+    assert layout.lengths_apart == [1]
+
+
+def test_who_scores_is_told_the_lengths_of_sequences_and_which_part_has_each_row() -> None:
+    # History and item of a row_wise table of 300 rows, user, category, tags of a data_parallel table.
+    declaration = ordered(("row_wise", "table_wise", "table_wise", "data_parallel"))
+    batch = FeatureBatch(
+        dense=np.zeros((3, 1), dtype=np.float32),
+        lengths=np.array([[3, 0, 2], [1, 0, 1], [0, 1, 0], [0, 2, 0], [1, 0, 0]], dtype=np.int32),
+        values=np.array([299, 0, 149, 150, 1, 7, 200, 50, 3, 4, 9]),
+    )
+    parts = routed(declaration, batch, [2, 1])
+    first, second = (part.on_host for part in parts)
+    assert first is not None
+    assert second is not None
+    # Of the history, then of the item.
+    assert [found.holders.tolist() for found in (first, second)] == [[1, 0, 0, 0], [1, 0, 1]]
+    # History, item and category.
+    assert first.apart.tolist() == [[3, 0], [1, 0], [0, 2]]
+    assert second.apart.tolist() == [[2], [1], [0]]
+    assert (first.replicated.tolist(), second.replicated.tolist()) == ([[1, 0]], [[0]])
+    for rank, (part, history) in enumerate(zip(parts, ([2, 0, 1], [1, 0, 1]), strict=True)):
+        streams = layout_for(declaration, 2).ranks[rank].streams
+        lengths = dict(zip(streams, part.on_host.sharded.tolist(), strict=True))
+        assert lengths[Stream(0, 150 * rank, 150 * (rank + 1), whole=False)] == history
+
+
+def test_sequences_that_cross_are_counted_and_a_part_of_many_has_two_bytes() -> None:
+    declaration = ordered(("row_wise", "table_wise", "table_wise", "data_parallel"), pooled=False)
+    tables = [msgspec.structs.replace(t, sharding="row_wise") for t in declaration.tables]
+    declaration = msgspec.structs.replace(declaration, tables=tables)
+    batch = FeatureBatch(
+        dense=np.zeros((2, 1), dtype=np.float32),
+        lengths=np.array([[3, 2], [1, 1], [0, 0]], dtype=np.int32),
+        values=np.array([299, 0, 149, 150, 1, 7, 200]),
+    )
+    second, first = router_of(declaration, 2).route(arrange(batch, None, [1, 1])[0])
+    # One id of each sample has its row on the rank that does not score it: 8 columns.
+    assert (first.crossing, second.crossing) == (8, 8)
+    *_, leader = router_of(declaration, 300).route(arrange(batch, None, [2] + [0] * 299)[0])
+    found = read(leader).on_host
+    assert found is not None
+    # A row a rank.
+    assert (found.holders.dtype, found.holders.tolist()) == (np.uint16, batch.values.tolist())
+
+
+def test_a_part_that_has_no_sequence_is_of_a_model_with_some() -> None:
+    declaration = ordered(("row_wise",) * 4)
+    batch = FeatureBatch(
+        dense=np.zeros((2, 1), dtype=np.float32),
+        lengths=np.array([[0, 0], [0, 0], [1, 1], [0, 0], [0, 0]], dtype=np.int32),
+        values=np.array([7, 100]),
+    )
+    for parcel in router_of(declaration, 2).route_used(arrange(batch, None, [1, 1])[0]):
+        part = read(parcel)
+        assert part.features == b"\x20"
+        assert part.on_host is not None
+        assert part.on_host.holders.size == 0

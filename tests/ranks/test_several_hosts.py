@@ -18,9 +18,9 @@ import psutil
 import pytest
 from support.batches import random_batch, random_state, uncompiled
 from support.hosts import Host, hosts, listens_everywhere
+from support.sequences import ordered
 from support.sharding import TOLERANCE
 
-from dlrm_factory.config import tiny
 from dlrm_factory.config.options import ShardingOptions
 from dlrm_factory.rendezvous import meeting_variables, write_secret
 from dlrm_factory.scorer import Scorer
@@ -32,6 +32,8 @@ pytestmark = pytest.mark.multiprocess
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 2.0
+# Pooled tables and sequences.
+DECLARATION = ordered(("row_wise", "table_wise", "row_wise", "table_wise"))
 # Imports take most of a start, and long on a busy machine.
 START_S = 120.0
 
@@ -41,9 +43,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("store")
     # Copies of small tables would do without the others.
     sharding = ShardingOptions(timeout_s=TIMEOUT_S, replicate_below=0)
-    declaration = msgspec.structs.replace(uncompiled(tiny()), sharding=sharding)
-    save_checkpoint(folder / "tiny.safetensors", declaration, random_state(declaration))
-    archive_model(folder / "tiny.safetensors", folder / "dlrm", archive_format="directory")
+    declaration = msgspec.structs.replace(uncompiled(DECLARATION), sharding=sharding)
+    save_checkpoint(folder / "model.safetensors", declaration, random_state(declaration))
+    archive_model(folder / "model.safetensors", folder / "dlrm", archive_format="directory")
     return folder
 
 
@@ -112,7 +114,7 @@ def test_three_hosts(store: Path, tmp_path: Path) -> None:
 
         with process(*lead, env=environment) as leader:
             found = answer(leader)
-            expected = Scorer.load(store / "dlrm").logits(random_batch(tiny(), 30))
+            expected = Scorer.load(store / "dlrm").logits(random_batch(DECLARATION, 30))
             assert found["ranks"] == 3
             np.testing.assert_allclose(found["logits"], expected, rtol=0, atol=TOLERANCE)
             for joiner in joiners:

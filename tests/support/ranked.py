@@ -28,13 +28,16 @@ from dlrm_factory.model.quantize import kernels_of
 from dlrm_factory.ranks import RankedScorer, RankGroup, follow, load_rank
 from dlrm_factory.ranks.lookup import RankLookup
 from dlrm_factory.ranks.messages import Messages
+from dlrm_factory.ranks.sequences import SequencesUnderWay
 from dlrm_factory.requests.replay import replay_with
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer
 from dlrm_factory.weights.sealed import read_dense
+from support import sequences
 from support.batches import random_batch, random_state
 from support.handed import handle
 from support.nets import trusted
+from support.sequences import even_batch, sequence_cases
 from support.sharding import ARCHITECTURES, DTYPES, POOLINGS, SHARDINGS, declared, mixed_shardings, weighted
 
 SIZES = (2, 3, 4)
@@ -45,6 +48,7 @@ OF_MODULES = {
     1236.5: RequestError("price is negative"),
     1237.5: LimitError("price is long"),
 }
+MORE_ASKED = ("mixed", "sequences-mixed-1")  # cases that are asked more
 MARKER = 1234.5  # a dense value that makes a rank misbehave
 ROWS = [{"price": 9.5, "user_id": "u17", "item_tags": [3, 9]}, {"age_days": 3, "item_id": 12}]
 BODIES = (
@@ -64,6 +68,7 @@ def cases(size: int) -> Iterator[tuple[str, DLRMDeclaration]]:
         yield name, declaration
         if (i + size) % 2:
             yield f"{name}-weighted", weighted(declaration)
+    yield from sequence_cases(size)
     yield "mixed", mixed_shardings()
     yield "mixed-weighted", weighted(mixed_shardings())
     yield "towers", several_outputs()
@@ -85,11 +90,23 @@ def batches(declaration: DLRMDeclaration, size: int) -> Iterator[tuple[FeatureBa
     yield random_batch(declaration, 1, seed=1), None
     yield random_batch(declaration, size - 1, seed=2), None
     yield random_batch(declaration, 2 * size + 1, seed=3), None
-    yield random_batch(declaration, 3, longest=0), None
-    samples = without(random_batch(declaration, 9, seed=4), [0, 2])
-    contexts = without(random_batch(declaration, 3, seed=5), [1])
+    yield random_batch(declaration, 3, longest=0, steps=0), None
+    count = len(declaration.sparse_features)
+    of_context, of_sample = list(range(0, count, 2)), list(range(1, count, 2))
+    samples = without(random_batch(declaration, 9, seed=4), of_context)
+    contexts = without(random_batch(declaration, 3, seed=5), of_sample)
     yield samples, SharedContext(bags=contexts, spans=[(0, 4), (6, 8), (8, 9)])
-    yield samples, SharedContext(bags=without(random_batch(declaration, 1, seed=6), [1]), spans=[(0, 9)])
+    contexts = without(random_batch(declaration, 1, seed=6), of_sample)
+    yield samples, SharedContext(bags=contexts, spans=[(0, 9)])
+    if declaration.sequence_features:
+        samples, contexts = (
+            without(random_batch(declaration, n, seed=13), features)
+            for n, features in ((9, of_sample), (2, of_context))
+        )
+        yield samples, SharedContext(bags=contexts, spans=[(1, 4), (4, 9)])
+        yield random_batch(declaration, 2 * size + 1, seed=11, longest=0), None
+        yield random_batch(declaration, 2 * size + 1, seed=15, steps=0), None
+        yield random_batch(declaration, size + 1, seed=12, steps=sequences.MAX_STEPS), None
 
 
 def without(batch: FeatureBatch, features: list[int]) -> FeatureBatch:
@@ -123,9 +140,10 @@ def score_large(scorer: Scorer | RankedScorer) -> list[list[float]]:
 def ask_service(scorer: Scorer | RankedScorer) -> list[object]:
     """Answers of the service to some bodies."""
     service = DLRMService(scorer)
-    requests = [{"body": bytearray(json.dumps(body).encode())} for body, _ in BODIES]
-    answers = handle(service, requests, [headers for _, headers in BODIES])
-    assert [answer.status for answer in answers] == [200] * len(BODIES), [answer.body for answer in answers]
+    bodies = sequences.BODIES if scorer.declaration.sequence_features else BODIES
+    requests = [{"body": bytearray(json.dumps(body).encode())} for body, _ in bodies]
+    answers = handle(service, requests, [headers for _, headers in bodies])
+    assert [answer.status for answer in answers] == [200] * len(bodies), [answer.body for answer in answers]
     return [json.loads(answer.body) for answer in answers]
 
 
@@ -138,6 +156,16 @@ def score_in_bfloat16(ranked: RankedScorer) -> dict[str, object]:
         patch.setattr(Scorer, "pooled_dtype", torch.bfloat16)
         logits = ranked.logits(batch).tolist()
     return {"logits": logits, "sent": [*sent, ranked.times.sent]}
+
+
+def sent_bytes(ranked: RankedScorer) -> list[int]:
+    """Bytes that ranks send one another for `even_batch`: each scores its slice, then the leader all."""
+    batch = even_batch(ranked.declaration, ranked.built.plan.hardware.world_size)
+    found = []
+    for ranked.min_spread in (1, 1000):
+        ranked.logits(batch)
+        found.append(ranked.times.sent)
+    return found
 
 
 def served(declaration: DLRMDeclaration, group: RankGroup) -> Scorer:
@@ -160,13 +188,17 @@ def score_all(out: Path, sealed: Path) -> None:
         found[f"{name}, sent"] = ranked.times.sent
         ranked.min_spread = 1
         found[f"{name}, spread"] = score_cases(ranked, group.size)
-        if name == "mixed":
-            found["bf16"] = score_in_bfloat16(ranked)
-            found["large"] = score_large(ranked)
-            found["service"] = ask_service(ranked)
+        if name in MORE_ASKED:
+            found[f"{name}, bf16"] = score_in_bfloat16(ranked)
+            found[f"{name}, large"] = score_large(ranked)
+            found[f"{name}, service"] = ask_service(ranked)
+        if name.startswith("sequences"):
+            found[f"{name}, bytes"] = sent_bytes(ranked)
         ranked.stop()
-    found.update(score_sealed(sealed, group))
+    found.update(score_sealed(sealed / "mixed", group))
+    found["sequences"] = score_sealed(sealed / "sequences", group)
     found["errors"] = score_errors(group)
+    found["sequence errors"] = score_sequence_errors(group)
     if group.rank == 0:
         (out / f"{group.size}.json").write_text(json.dumps(found))
 
@@ -178,7 +210,12 @@ def score_sealed(folder: Path, group: RankGroup) -> dict[str, object]:
     model = make_model(scorer.declaration)
     load_dense(model, read_dense(folder))
     net = torch.no_grad()(make_dense_net(model, scorer.declaration, "fp32").eval())
-    dlrm_factory.scorer.compiled_dense = lambda *_, **__: lambda dense, found: net(dense, *found.all)
+
+    def compiled(dense, found):
+        kinds = (found.sequences, found.lengths, found.shared) if found.sequences else ()
+        return net(dense, found.pooled, *kinds)
+
+    dlrm_factory.scorer.compiled_dense = lambda *_, **__: compiled
     if group.rank:
         follow(scorer, group, folder=folder)
         assert scorer.engine == "compiled"
@@ -248,6 +285,29 @@ def score_errors(group: RankGroup) -> dict[str, object]:
     }
 
 
+def score_sequence_errors(group: RankGroup) -> dict[str, object]:
+    """The last rank fails as it looks sequences up: where each rank scores, and where the leader alone does."""
+    declaration = sequences.ordered(("row_wise", "column_wise", "table_wise", "row_wise"))
+    scorer = served(declaration, group)
+    if group.rank == group.size - 1:
+        before_lookups(lambda count: count == 1 or fail_first(count - 1), SequencesUnderWay, "look_up")
+    if group.rank:
+        follow(scorer, group)
+        return {}
+    ranked = RankedScorer(scorer, group, min_spread=1)
+    batch = random_batch(declaration, 3 * group.size)
+    before, told = ranked.logits(batch), []
+    for ranked.min_spread in (1, 1000):
+        try:
+            ranked.logits(batch)
+        except RankError as error:
+            told.append(str(error))
+    ranked.min_spread = 1
+    after = ranked.logits(batch)
+    ranked.stop()
+    return {"before": before.tolist(), "after": after.tolist(), "told": told}
+
+
 def fail_on_marker(scorer: Scorer) -> None:
     """Raise in the dense parts for a marked sample; once it was seen, in the next two lookups."""
     interact, fails = scorer.interact, []
@@ -271,31 +331,34 @@ def fail_first(count: int) -> None:
         raise MemoryError("no memory for the lookup")
 
 
-def before_lookups(call: Callable[[int], None]) -> None:
+def before_lookups(call: Callable[[int], None], kind: type = RankLookup, method: str = "sharded") -> None:
     """Call ``call`` with 1, 2, … before each further lookup of this process."""
-    look_up, lookups = RankLookup.sharded, []
+    look_up, lookups = getattr(kind, method), []
 
-    def counted(self, bags, rows, dtype):
+    def counted(self, *arguments):
         lookups.append(1)
         call(len(lookups))
-        return look_up(self, bags, rows, dtype)
+        return look_up(self, *arguments)
 
-    RankLookup.sharded = counted
+    setattr(kind, method, counted)
 
 
 def lose_a_rank(out: Path, how: str) -> None:
     """A rank of three ends or stops in the middle of a batch: the leader for ``leader``, else the last one.
 
-    ``between``: it stops when its batch is answered, before it waits for the next one.
+    ``between``: it stops when its batch is answered, before it waits for the next one. ``sequences``: it stops, and
+    the model has these.
     """
     group = RankGroup.join(timeout_s=TIMEOUT_S)
     declaration = declared("row_wise", "sum", DTYPES[2])
+    if how == "sequences":
+        declaration = sequences.ordered(("row_wise",) * 4)
     scorer = served(declaration, group)
     victim = 0 if how == "leader" else group.size - 1
     if group.rank == victim and how == "between":
         stop_after_first_answer()
     elif group.rank == victim:
-        die_on_second_lookup(signal.SIGSTOP if how == "stopped" else signal.SIGKILL)
+        die_on_second_lookup(signal.SIGSTOP if how in ("stopped", "sequences") else signal.SIGKILL)
     if group.rank:
         follow(scorer, group)
         return
@@ -311,7 +374,8 @@ def lose_a_rank(out: Path, how: str) -> None:
         except GroupError as error:
             told.append(str(error))
     found = {"told": told, "seconds": time.monotonic() - started}
-    answer = handle(DLRMService(ranked), [{"body": bytearray(json.dumps(BODIES[0][0]).encode())}])[0]
+    body = (sequences.BODIES if how == "sequences" else BODIES)[0][0]
+    answer = handle(DLRMService(ranked), [{"body": bytearray(json.dumps(body).encode())}])[0]
     found |= {"status": answer.status, "answer": json.loads(answer.body)}
     (out / f"{how}.json").write_text(json.dumps(found))
     time.sleep(60)  # as a server would wait for its next request

@@ -24,7 +24,7 @@ from dlrm_factory.tools.bench.score import RandomWeights, one_hot_batch
 from dlrm_factory.tools.launch import launch
 from dlrm_factory.weights.sealed import seal_weights
 
-__all__ = ["RankTiming", "measure_ranks"]
+__all__ = ["RankTiming", "batch_of", "measure_ranks"]
 
 # A busy host is no lost rank.
 _TIMEOUT_S = 120.0
@@ -82,8 +82,9 @@ def measure_ranks(
     compiled: bool = True,
     observe: Callable[[str], None] = lambda _: None,
 ) -> list[RankTiming]:
-    """Time each group and batch size for about ``seconds`` with random weights and one id a bag.
+    """Time each group and batch size for about ``seconds`` with random weights.
 
+    Bags have one id each, and sequences as many as their ``pooling_factor`` says.
     What is scored is one batch after the other: of so many samples in one request, or in several that wait together.
 
     ``groups``: numbers of processes; ``threads``: of torch, in each process.
@@ -123,9 +124,7 @@ def _measure_rank(
             _measure(
                 ranked,
                 scorer,
-                msgspec.structs.replace(
-                    one_hot_batch(scorer.declaration, size), one_each=True, in_range=True
-                ),
+                batch_of(scorer.declaration, size),
                 seconds,
                 group.size,
                 ping,
@@ -200,8 +199,33 @@ def _measure(
     )
 
 
+def batch_of(declaration: DLRMDeclaration, size: int) -> FeatureBatch:
+    """Random batch of ``size`` samples: one id a bag, and sequences of `_ids_a_bag`."""
+    ids = _ids_a_bag(declaration)
+    if set(ids) == {1}:
+        return msgspec.structs.replace(one_hot_batch(declaration, size), one_each=True, in_range=True)
+    random, single = np.random.default_rng(1), one_hot_batch(declaration, size)
+    rows = [declaration.table(feature.table).num_embeddings for feature in declaration.sparse_features]
+    return FeatureBatch(
+        dense=single.dense,
+        lengths=single.lengths * np.array(ids, dtype=np.int32)[:, None],
+        values=np.concatenate(
+            [random.integers(0, n, each * size) for n, each in zip(rows, ids, strict=True)]
+        ),
+        in_range=True,
+    )
+
+
+def _ids_a_bag(declaration: DLRMDeclaration) -> list[int]:
+    sequences = declaration.sequence_features
+    return [
+        max(1, round(feature.pooling_factor or 1)) if feature in sequences else 1
+        for feature in declaration.sparse_features
+    ]
+
+
 def _least(ranked: RankedScorer, samples: int) -> float:
-    """Bytes a sample that must cross for a batch of one id a bag."""
+    """Bytes a sample that must cross for a batch of `batch_of`."""
     scorer = ranked.scorer
     ranks = scorer.built.plan.hardware.world_size
     steps = [min(MAX_SLICE * ranks, samples - start) for start in range(0, samples, MAX_SLICE * ranks)]
@@ -209,7 +233,8 @@ def _least(ranked: RankedScorer, samples: int) -> float:
     return plan_traffic(
         scorer.built.plan,
         scorer.declaration,
-        pooled_bytes=scorer.pooled_dtype.itemsize,
+        number_bytes=scorer.pooled_dtype.itemsize,
+        ids_a_bag=_ids_a_bag(scorer.declaration),
         shares=shares.tolist(),
     ).total
 

@@ -182,9 +182,18 @@ def _print(console: Console, plan: TablePlan, crossing: dict[str, Traffic]) -> N
 
 
 def _print_traffic(console: Console, crossing: dict[str, Traffic]) -> None:
-    traffic = Table("bytes a sample", "ids", "dense features", "pooled vectors", "logits", "in all")
+    vectors = ["pooled vectors"]
+    if any(each.sequences for each in crossing.values()):
+        vectors.append("vectors of sequences")
+    traffic = Table("bytes a sample", "ids", "dense features", *vectors, "logits", "in all")
     for name, each in crossing.items():
-        parts = (each.ids, each.dense, each.pooled, each.logits, each.total)
+        parts = (
+            each.ids,
+            each.dense,
+            *(each.pooled, each.sequences)[: len(vectors)],
+            each.logits,
+            each.total,
+        )
         traffic.add_row(f"between {name}", *(f"{size:,.1f}" for size in parts))
     console.print(traffic)
 

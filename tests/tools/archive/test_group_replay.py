@@ -13,6 +13,8 @@ import psutil
 import pytest
 from support.batches import uncompiled
 from support.hosts import listens_everywhere
+from support.nets import trusted
+from support.sequences import with_shardings
 from support.sharding import mixed_shardings
 from typer.testing import CliRunner
 
@@ -79,6 +81,18 @@ def test_a_group_reproduces_the_golden_requests(sealed: Path) -> None:
     assert set(group["shardings"].values()) == {"row_wise", "column_wise", "data_parallel"}
     assert len(group["rank_bytes"]) == 2
     assert min(group["rank_bytes"]) > 0
+
+
+@pytest.mark.multiprocess
+def test_a_group_reproduces_golden_requests_with_sequences(tmp_path: Path) -> None:
+    declaration = with_shardings(
+        trusted("shared_towers"), "row_wise", "table_wise", "column_wise", "row_wise"
+    )
+    seal_weights(RandomWeights(uncompiled(declaration)), tmp_path)
+    add_goldens(tmp_path)
+    found = replay_in_group(tmp_path, 2)
+    assert found.shardings["t_history"] == "row_wise"
+    assert found.largest["eager"] <= 1e-5
 
 
 @pytest.mark.multiprocess

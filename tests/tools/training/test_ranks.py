@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from support.commands import run_train
 from support.nets import trusted
 from support.ranks import fail_on_rank_1, train_all
+from support.sequences import ordered, with_shardings
 
 from dlrm_factory.config import DLRMDeclaration, ModuleArchitecture, Output, TrainingOptions, tiny
 from dlrm_factory.config.trust import trust_code
@@ -46,6 +47,10 @@ def declared(batch_size: int, *shardings: str, **training) -> DLRMDeclaration:
 
 
 MIXED = ("column_wise", "row_wise", "data_parallel")
+SEQUENCES = {
+    "sequences": ("row_wise", "table_wise", "column_wise", "row_wise"),
+    "mixed_sequences": ("column_wise", "data_parallel", "row_wise", "table_wise"),
+}
 ADAM = {
     "sparse_optimizer": "adam",
     "sparse_learning_rate": 0.01,
@@ -87,6 +92,13 @@ def with_spare_layers(batch_size: int) -> DLRMDeclaration:
     return declaration
 
 
+def with_sequences(batch_size: int, *shardings: str, **training) -> DLRMDeclaration:
+    """Three sequences, whose order counts, of two tables, beside two pooled tables."""
+    options = {"batch_size": batch_size, "epochs": 2} | training
+    declaration = with_shardings(ordered(("auto",) * 4), *shardings)
+    return msgspec.structs.replace(declaration, training=msgspec.structs.replace(OPTIONS, **options))
+
+
 def assert_close(one: Path, other: Path, tolerance: float = TOLERANCE) -> None:
     first, second = load_file(one), load_file(other)
     assert first.keys() == second.keys()
@@ -114,11 +126,15 @@ def folder(tmp_path_factory) -> Path:
     train_all(
         [(trusted("mmoe", batch_size=128), job("one_mmoe")), (with_spare_layers(128), job("one_spare"))]
     )
+    train_all([(with_sequences(128, *each), job(f"one_{name}")) for name, each in SEQUENCES.items()])
+    train_all([(with_sequences(128, *SEQUENCES["sequences"], **ADAM), job("one_sequences_adam"))])
     reports = launch(
         train_all,
         [
             (trusted("mmoe", batch_size=64), job("two_mmoe")),
             (with_spare_layers(64), job("two_spare")),
+            *((with_sequences(64, *each), job(f"two_{name}")) for name, each in SEQUENCES.items()),
+            (with_sequences(64, *SEQUENCES["sequences"], **ADAM), job("two_sequences_adam")),
             (declared(64, *MIXED), job("two")),
             (declared(64, *MIXED, **ADAM), job("two_adam")),
             (declared(64, *MIXED), job("never", break_off=9, **snapshots("two_to_two", 4))),
@@ -144,6 +160,11 @@ def test_two_ranks_train_like_one_with_twice_the_batch(folder):
 
 def test_rows_that_count_for_an_output_on_one_rank_more_than_on_the_other_weigh_the_same(folder):
     assert_close(folder / "one_mmoe.safetensors", folder / "two_mmoe.safetensors")
+
+
+@pytest.mark.parametrize("name", [*SEQUENCES, "sequences_adam"])
+def test_sequences_train_on_two_ranks_as_on_one(folder, name):
+    assert_close(folder / f"one_{name}.safetensors", folder / f"two_{name}.safetensors")
 
 
 def test_layers_without_a_loss_do_not_stop_the_ranks(folder):
