@@ -219,9 +219,11 @@ class Scorer:
         if once is None:
             return self.joint_outputs(batch, shared)
         apart = once.worthwhile(batch, shared)
+        if not apart:
+            return self.joint_outputs(batch, shared)
         outputs = np.empty((len(batch), self.declaration.output_columns), dtype=np.float32)
         for part in part_rankings(batch, shared, apart=apart):
-            if apart and part.context is not None and (part.rows[0], part.rows[-1] + 1) in apart:
+            if part.context is not None and (part.rows[0], part.rows[-1] + 1) in apart:
                 outputs[part.rows] = once(part.samples, part.context)
             else:
                 outputs[part.rows] = self.joint_outputs(part.samples, part.shared)
@@ -237,7 +239,12 @@ class Scorer:
         return self.interact(to_dense(batch), self._look_up_shared(batch, shared))
 
     def _look_up_shared(self, batch: FeatureBatch, shared: SharedContext) -> Embeddings:
-        return share_embeddings(self.look_up(with_contexts(batch, shared)), shared.spans)
+        both = with_contexts(batch, shared)
+        if self._lookup is None:
+            return share_embeddings(self.look_up(both), shared.spans)
+        # A shared vector is added to zeros: nothing is lost by adding in the dtype that the dense parts take.
+        with torch.no_grad():
+            return share_embeddings(self._look_up_directly(both, self.pooled_dtype), shared.spans)
 
     def _interact_once(self, batch: FeatureBatch, shared: SharedContext) -> Float32:
         """All outputs, the module's own shared part computed once for each ranking whose context has its features."""

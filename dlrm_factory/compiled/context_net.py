@@ -26,7 +26,7 @@ __all__ = ["ContextNet", "context_net"]
 
 # What the context costs, in candidates: a ranking gains once its candidates together save the work of so many.
 # Measured with Criteo's shape on AVX2: half of the features shared save 28% of the work, and pay from 90 candidates.
-BREAK_EVEN: dict[Precision, float] = {"fp32": 20.0, "bf16": 30.0}
+BREAK_EVEN: dict[Precision, float] = {"fp32": 20.0, "bf16": 35.0}
 # Share of the work by which this is slower than compiled code, candidate by candidate.
 SLOWER: dict[Precision, float] = {"fp32": 0.05, "bf16": 0.1}
 # Sets of features kept at once, the last used: each holds the first layer of the top MLP anew, 0.8 MB of Criteo's.
@@ -59,21 +59,31 @@ class ContextNet:
         self._inner = [(Product(weight.to(dtype), relu=True), bias.to(dtype)) for weight, bias in layers[:-1]]
         self._last = layers[-1:]
         self._bottom = narrow_bottom(net.dense_arch, precision)
+        self._shares: dict[tuple[int, bool], float] = {}
         self._sets: OrderedDict[tuple[bool, bytes], SharedSet] = OrderedDict()
 
     def worthwhile(self, batch: FeatureBatch, shared: SharedContext) -> list[tuple[int, int]]:
         """The spans of the rankings in ``batch`` that gain by being scored here, each alone."""
         found = []
         for context, (start, stop) in enumerate(shared.spans):
-            own: Bool = batch.lengths[:, start:stop].sum(axis=1) > 0
+            if stop - start < BREAK_EVEN[self._precision]:
+                continue
+            own: Bool = np.asarray(batch.lengths[:, start:stop].any(axis=1))
             dense_shared = bool((batch.dense[start:stop] == shared.bags.dense[context]).all())
-            saved = saved_share(self._net, self._declaration, int(own.sum()), dense_shared)
+            saved = self._saved(int(np.count_nonzero(own)), dense_shared)
             if (
                 own.any()
                 and (stop - start) * (saved - SLOWER[self._precision]) >= BREAK_EVEN[self._precision]
             ):
                 found.append((start, stop))
         return found
+
+    def _saved(self, own: int, dense_shared: bool) -> float:
+        """`saved_share`, kept: it walks through the net."""
+        key = own, dense_shared
+        if key not in self._shares:
+            self._shares[key] = saved_share(self._net, self._declaration, own, dense_shared)
+        return self._shares[key]
 
     @torch.no_grad()
     def __call__(self, batch: FeatureBatch, context: FeatureBatch) -> npt.NDArray[np.float32]:
