@@ -9,6 +9,7 @@ to the context, once a ranking, stays float32.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -264,7 +265,7 @@ class Product:
         """``weight``: [out, in], in float32 or bfloat16."""
         self._turned, self._relu = weight.t(), relu
         self._packed: torch.Tensor | None = None
-        if weight.dtype is torch.bfloat16 and torch.backends.mkldnn.is_available():
+        if weight.dtype is torch.bfloat16 and _multiplies_bf16():
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PIECE)
 
     def __call__(self, values: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -274,6 +275,18 @@ class Product:
         after = "relu" if self._relu else "none"
         one: torch.Tensor = torch.ops.mkldnn._linear_pointwise(values, self._packed, bias, after, [], "")
         return one
+
+
+@functools.cache
+def _multiplies_bf16() -> bool:
+    """True where oneDNN has products of bfloat16 for this CPU: AVX2 alone is too little."""
+    zeros = torch.zeros(32, 32, dtype=torch.bfloat16)
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(zeros, PIECE)
+        torch.ops.mkldnn._linear_pointwise(zeros, packed, zeros[0], "relu", [], "")
+    except (AttributeError, RuntimeError):
+        return False
+    return True
 
 
 class _Pairs:

@@ -104,12 +104,15 @@ def test_every_set_of_shared_features_scores_as_tiled(
     assert len(calls) >= 2 * len(sets) - 1
 
 
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
 @pytest.mark.parametrize(
     "declaration", list(cases()), ids=["fp32", "mean", "order", "weighted", "deep", "projection"]
 )
 def test_in_bf16_every_set_of_shared_features_scores_as_the_dense_parts_do(
-    tmp_path: Path, declaration: DLRMDeclaration
+    tmp_path: Path, declaration: DLRMDeclaration, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not packed:  # as where oneDNN has no bfloat16
+        monkeypatch.setattr("dlrm_factory.compiled.context_sets._multiplies_bf16", lambda: False)
     scorer = Scorer.load(seal(declaration, tmp_path))
     lookup = scorer._lookup
     assert lookup is not None
@@ -156,6 +159,17 @@ def test_a_net_that_scores_otherwise_is_not_used(
     monkeypatch.setattr(ContextNet, "__call__", lambda *args: wrong(*args) * np.float32(np.nan))
     nets.use("fp32", TOLERANCE)
     assert nets.of(torch.float32) is None
+
+    def fail(*_: object) -> np.ndarray:
+        raise RuntimeError("could not create a primitive")
+
+    monkeypatch.setattr(ContextNet, "__call__", wrong)
+    nets.use("bf16", 2e-2)
+    assert nets.of(torch.bfloat16) is not None
+    monkeypatch.setattr(ContextNet, "__call__", fail)
+    nets.use("bf16", 2e-2)
+    assert nets.of(torch.bfloat16) is None
+    assert "could not create a primitive" in caplog.text
 
 
 def test_rankings_and_plain_requests_in_one_batch(tmp_path: Path, calls: list[int]) -> None:

@@ -61,7 +61,7 @@ def alone(declaration) -> Scorer:
 @pytest.mark.parametrize("size", ranked.SIZES)
 def test_ranks_equal_one_process(found: dict[str, dict], size: int) -> None:
     cases = dict(ranked.cases(size))
-    assert len(cases) == 33 + size % 2
+    assert len(cases) == 37 + size % 2
     spread: dict[str, float] = {}
     for name, declaration in cases.items():
         expected = ranked.score_cases(alone(declaration), size)

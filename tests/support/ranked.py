@@ -37,7 +37,7 @@ from support import sequences
 from support.batches import random_batch, random_state
 from support.handed import handle
 from support.nets import trusted
-from support.sequences import even_batch, sequence_cases
+from support.sequences import even_batch, sequence_cases, with_shardings
 from support.sharding import ARCHITECTURES, DTYPES, POOLINGS, SHARDINGS, declared, mixed_shardings, weighted
 
 SIZES = (2, 3, 4)
@@ -69,6 +69,8 @@ def cases(size: int) -> Iterator[tuple[str, DLRMDeclaration]]:
         if (i + size) % 2:
             yield f"{name}-weighted", weighted(declaration)
     yield from sequence_cases(size)
+    for name in ("dcn_v2", "deepfm", "dlrm_transformer", "mmoe"):
+        yield name, with_shardings(trusted(name), "row_wise", "column_wise")
     yield "mixed", mixed_shardings()
     yield "mixed-weighted", weighted(mixed_shardings())
     yield "towers", several_outputs()
