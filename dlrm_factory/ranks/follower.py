@@ -102,7 +102,7 @@ def compile_rank(
 
 def write_reason(step: RankStep) -> torch.Tensor:
     """The rank's first error since this was last asked: uint8 [REASON_BYTES], UTF-8, zeros behind it."""
-    text = step.reason.encode()[:REASON_BYTES]
+    text = step.reason.encode("utf-8", "replace")[:REASON_BYTES]
     step.reason = ""
     answer = np.zeros(REASON_BYTES, dtype=np.uint8)
     answer[: len(text)] = np.frombuffer(text, dtype=np.uint8)

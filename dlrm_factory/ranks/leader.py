@@ -19,7 +19,7 @@ from dlrm_factory.batch import FeatureBatch, SharedContext, without_empty_contex
 from dlrm_factory.compiled import Precision
 from dlrm_factory.compiled.sizes import SIZES
 from dlrm_factory.config.declaration import DLRMDeclaration
-from dlrm_factory.errors import GroupError, LimitError, ModuleError, RankError, RequestError
+from dlrm_factory.errors import GroupError, ModuleError, RankError, RequestError
 from dlrm_factory.factory import BuiltDLRM
 from dlrm_factory.features import Vocabularies
 from dlrm_factory.ranks.follower import (
@@ -38,7 +38,7 @@ from dlrm_factory.ranks.messages import Command, Expected, Head, Messages
 from dlrm_factory.ranks.parcels import Part
 from dlrm_factory.ranks.routing import Router
 from dlrm_factory.ranks.slices import arrange, check_batch, cut, even_sizes
-from dlrm_factory.ranks.step import ANSWER_HEAD, AnswerHead, RankStep
+from dlrm_factory.ranks.step import ANSWER_HEAD, AnswerHead, RankStep, error_of
 from dlrm_factory.scorer import Scorer
 
 __all__ = ["MAX_SLICE", "MIN_SPREAD", "RankedScorer", "StepTimes", "end_process_soon"]
@@ -52,7 +52,7 @@ MIN_SPREAD = 128
 MAX_SLICE = SIZES[-1]
 _ANSWERS_LEAVE_S = 1.0
 # What the user's own module leads to is the same error on whatever rank.
-_OF_MODULES = {kind.__name__: kind for kind in (ModuleError, RequestError, LimitError)}
+_OF_MODULES = (ModuleError, RequestError)
 _TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h
 
 
@@ -333,10 +333,12 @@ class RankedScorer:
         failed |= {rank for rank, text in texts.items() if text}
         if not failed:
             return
-        rank = min(failed)
-        kind, _, text = texts[rank].partition(": ")
-        if kind in _OF_MODULES:
-            raise _OF_MODULES[kind](text)
+        errors = {rank: error_of(texts[rank]) for rank in sorted(failed)}
+        # A rank's own failure comes first: a module has nothing to do with it.
+        rank = min((rank for rank, error in errors.items() if error is None), default=min(failed))
+        error = errors[rank]
+        if error is not None:
+            raise error
         others = f" (and {len(failed) - 1} other ranks)" if len(failed) > 1 else ""
         raise RankError(f"rank {rank} of {self._group.size}{others} failed: {texts[rank]}")
 
@@ -348,7 +350,7 @@ class RankedScorer:
                 raise self._lost
             try:
                 yield
-            except (RankError, *_OF_MODULES.values()):
+            except (RankError, *_OF_MODULES):
                 raise
             except Exception as error:
                 lost = GroupError(

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from dlrm_factory.batch import Embeddings, concatenate_embeddings, share_embeddings
-from dlrm_factory.errors import RequestError
+from dlrm_factory.errors import DLRMError, LimitError, ModuleError, RequestError
 from dlrm_factory.model.quantize import kernels_of
 from dlrm_factory.ranks.exchange import Assembly, Exchange, Flight, pooled_dims
 from dlrm_factory.ranks.group import RankGroup
@@ -24,7 +24,7 @@ from dlrm_factory.ranks.parcels import Part
 from dlrm_factory.ranks.sequences import RankSequences, SequencesUnderWay
 from dlrm_factory.scorer import Scorer
 
-__all__ = ["ANSWER_HEAD", "AnswerHead", "RankStep"]
+__all__ = ["ANSWER_HEAD", "AnswerHead", "RankStep", "error_of", "reason_of"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -44,6 +44,22 @@ class AnswerHead(NamedTuple):
 
 
 ANSWER_HEAD = len(AnswerHead._fields)
+
+
+def reason_of(error: Exception) -> str:
+    """Kind and message of ``error``, as one rank tells it another; of a request's own error the path too."""
+    path = f"{error.path}\n" if isinstance(error, RequestError) else ""
+    return f"{type(error).__name__}: {path}{error}"
+
+
+def error_of(reason: str) -> DLRMError | None:
+    """The error that a module of the user's own led to, of what `reason_of` gave; None for any other."""
+    kind, _, text = reason.partition(": ")
+    if kind == ModuleError.__name__:
+        return ModuleError(text)
+    path, _, message = text.partition("\n")
+    refusals = {each.__name__: each for each in (RequestError, LimitError)}
+    return refusals[kind](message, path) if kind in refusals else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +142,7 @@ class RankStep:
         if not isinstance(error, RequestError):
             logger.error("A step failed on this rank", exc_info=error)
         self._failed = True
-        self.reason = self.reason or f"{type(error).__name__}: {error}"
+        self.reason = self.reason or reason_of(error)
 
     @torch.no_grad()
     def score(

@@ -18,6 +18,7 @@ from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.goldens import add_goldens
 from dlrm_factory.model.hardware import Hardware
 from dlrm_factory.ranks.layout import layout_of
+from dlrm_factory.ranks.step import reason_of
 from dlrm_factory.ranks.traffic import plan_traffic
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.tools.bench.score import RandomWeights
@@ -184,9 +185,7 @@ def test_an_error_of_a_rank_fails_its_batch_alone(found: dict[str, dict], size: 
     # A rank that scores nothing does not answer.
     assert silent == lookup
     # The user's own module fails as in one process.
-    assert answers["of_module"] == [
-        f"{type(error).__name__}: {error}" for error in ranked.OF_MODULES.values()
-    ]
+    assert answers["of_module"] == [reason_of(error) for error in ranked.OF_MODULES.values()]
     assert answers["unknown"]
     assert answers["after"] == answers["before"]
 

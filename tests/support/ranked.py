@@ -29,6 +29,7 @@ from dlrm_factory.ranks import RankedScorer, RankGroup, follow, load_rank
 from dlrm_factory.ranks.lookup import RankLookup
 from dlrm_factory.ranks.messages import Messages
 from dlrm_factory.ranks.sequences import SequencesUnderWay
+from dlrm_factory.ranks.step import reason_of
 from dlrm_factory.requests.replay import replay_with
 from dlrm_factory.requests.service import DLRMService
 from dlrm_factory.scorer import EAGER_TOLERANCE, Scorer
@@ -45,7 +46,7 @@ TIMEOUT_S = 3.0
 # Dense values with which the user's own module fails.
 OF_MODULES = {
     1235.5: ModuleError("Net cannot score: net.py:3 (forward): ValueError: no"),
-    1236.5: RequestError("price is negative"),
+    1236.5: RequestError("price is negative: no", "$.instances[1].price"),
     1237.5: LimitError("price is long"),
 }
 MORE_ASKED = ("mixed", "sequences-mixed-1")  # cases that are asked more
@@ -272,7 +273,7 @@ def score_errors(group: RankGroup) -> dict[str, object]:
         try:
             ranked.logits(marked)
         except (ModuleError, RequestError) as error:
-            of_module.append(f"{type(error).__name__}: {error}")
+            of_module.append(reason_of(error))
     # No rank's error, although vectors of a rank that has failed look like this.
     unknown = ranked.logits(msgspec.structs.replace(batch, dense=np.full_like(batch.dense, np.nan)))
     ranked.min_spread = 1
