@@ -47,7 +47,7 @@ __all__ = [
     "write_verdict",
 ]
 
-_LAYOUT = 9  # raised when DenseNet or how it is compiled changes
+_LAYOUT = 10  # raised when DenseNet or how it is compiled changes
 
 logger = logging.getLogger(__name__)
 CompiledDense = Callable[[torch.Tensor, Embeddings], torch.Tensor]

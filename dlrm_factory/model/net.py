@@ -80,6 +80,7 @@ class Net(nn.Module):
         super().__init__()
         self.module = module
         self._outputs = declaration.all_outputs
+        self._may_change = declaration.module is not None
         self._name = type(module).__name__
         own = type(module).forward
         file, line = place_of(own)
@@ -113,7 +114,7 @@ class Net(nn.Module):
         """Tensors [B, …] that the module's own `shared` gives; none if it has none. Inputs are those of forward."""
         if self._shared_takes is None:
             return ()
-        given = self._shared_takes.give(dense, pooled, sequences, lengths)
+        given = self._shared_takes.give(self._own_copy(dense), pooled, sequences, lengths)
         with naming_the_line(type(self.module).__module__, f"{self._name} cannot score"):
             found = self.module.shared(**given)
         self._shared_names, tensors = shared_tensors(found, dense.shape[0], self._name)
@@ -127,7 +128,7 @@ class Net(nn.Module):
         lengths: Sequence[torch.Tensor] = (),
         shared: Sequence[torch.Tensor] = (),
     ) -> torch.Tensor:
-        given = self._takes.give(dense, pooled, sequences, lengths)
+        given = self._takes.give(self._own_copy(dense), pooled, sequences, lengths)
         if self.shares:
             parts = tuple(shared) or self.shared_part(dense, pooled, sequences, lengths)
             names = self._shared_names
@@ -135,6 +136,10 @@ class Net(nn.Module):
         with naming_the_line(type(self.module).__module__, f"{self._name} cannot score"):
             found = self.module(**given)
         return self._columns(found, dense.shape[0])
+
+    def _own_copy(self, dense: torch.Tensor) -> torch.Tensor:
+        """``dense``, which is the request's own memory, for a module that may change what it is given."""
+        return dense.clone() if self._may_change else dense
 
     def _columns(self, found: Any, samples: int) -> torch.Tensor:
         if isinstance(found, torch.Tensor):

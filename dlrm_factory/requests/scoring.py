@@ -171,8 +171,10 @@ def _requests(group: Sequence[_Read[S]]) -> list[_Read[S]]:
 
 def _place_of(error: BaseException) -> tuple[type[BaseException], CodeType | None, int]:
     """Kind of the error that led to ``error``, and where it was raised."""
-    while error.__cause__ is not None:
+    seen = {id(error)}  # causes may go in a circle
+    while error.__cause__ is not None and id(error.__cause__) not in seen:
         error = error.__cause__
+        seen.add(id(error))
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

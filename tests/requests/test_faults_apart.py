@@ -62,10 +62,10 @@ def _forget_trust(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TRUST_VARIABLE, os.environ.get(TRUST_VARIABLE, ""))
 
 
-def declared() -> DLRMDeclaration:
+def declared(text: str = NET) -> DLRMDeclaration:
     found = msgspec.structs.replace(
         tiny(),
-        architecture=ModuleArchitecture(module="net.py:Net", sources={"net.py": NET}),
+        architecture=ModuleArchitecture(module="net.py:Net", sources={"net.py": text}),
         dense_arch_layer_sizes=None,
         over_arch_layer_sizes=None,
         serving=ServingOptions(max_samples=600),
@@ -131,6 +131,48 @@ def test_neighbours_of_a_failing_request_get_their_scores(service: DLRMService, 
     assert {i: answers[i].status for i in wrong} == {0: 500, 3: 400, 4: 500, 6: 400, 8: 500, 10: 400}
     # One call for all, and then halves.
     assert scorer.calls < 2 * len(bodies)
+
+
+CHANGING = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Parameter(torch.ones(1))
+
+    def forward(self, dense):
+        dense.mul_(2)
+        if (dense[:, 0] == 26).any():
+            raise ValueError("thirteen")
+        return dense[:, 0] + 0
+"""
+
+
+@pytest.mark.parametrize("requests", [1, 3, 8, 16, 20])
+def test_a_module_that_changes_its_inputs_changes_no_request(requests: int) -> None:
+    declaration = declared(CHANGING)
+    state = {**random_state(declaration), "one": torch.ones(1)}
+    service = DLRMService(Scorer(DLRMFactory(declaration).build(weights=state)))
+    answers = ask(service, *(row(1 + i) for i in range(requests)), row(13))
+    assert [answer.status for answer in answers] == [500 if i == 12 else 200 for i in range(requests)] + [500]
+    found = [json.loads(answer.body).get("predictions") for answer in answers]
+    assert found == [None if i == 12 else [2.0 * (1 + i)] for i in range(requests)] + [None]
+
+
+def test_causes_that_go_in_a_circle_end() -> None:
+    class Circle:
+        declaration = tiny()
+
+        @one_output
+        def outputs(self, batch: Any, shared: Any = None) -> Any:
+            first, second = ValueError("first"), ValueError("second")
+            first.__cause__, second.__cause__ = second, first
+            raise first
+
+    (answer,) = ask(DLRMService(Circle()), row(1))
+    assert answer.status == 500
 
 
 def test_what_a_failing_request_is_told(service: DLRMService) -> None:
