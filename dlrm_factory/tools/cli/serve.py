@@ -93,8 +93,11 @@ def serve(
         typer.Option(metavar="MIN:MAX", help="Let the workers of each model follow the queue time."),
     ] = None,
     queue_ms: Annotated[
-        float, typer.Option(help="For --autoscale: mean time in the queue above which a worker is added.")
-    ] = 5.0,
+        float | None,
+        typer.Option(
+            help="For --autoscale: mean time in the queue above which a worker is added. Default: 5."
+        ),
+    ] = None,
     drain_seconds: Annotated[
         float, typer.Option(min=0, help="To answer what has come, when the server is stopped.")
     ] = 30.0,
@@ -115,7 +118,7 @@ def serve(
     as_json: Annotated[bool, typer.Option("--json", help="Print addresses and pid as JSON.")] = False,
 ) -> None:
     """Serve models with TorchServe; returns when they answer."""
-    scaling = None if autoscale is None else _autoscaling(autoscale, queue_ms)
+    scaling = _autoscaling(autoscale, queue_ms)
     options = ServeOptions(
         model_store=model_store,
         models=tuple(spec for each in models or ["dlrm=dlrm.mar"] for spec in each.split(",") if spec),
@@ -161,19 +164,32 @@ def _start(options: ServeOptions) -> RunningServer:
         return start_server(options, WorkerWait(console, status))
 
 
-def _autoscaling(text: str, queue_ms: float) -> AutoscaleSettings:
+def _autoscaling(text: str | None, queue_ms: float | None) -> AutoscaleSettings | None:
     """Settings of ``MIN:MAX``, or of ``MAX`` alone."""
+    if text is None:
+        if queue_ms is not None:
+            raise typer.BadParameter(
+                f"--queue-ms {queue_ms:g} is for --autoscale, which is not given: add --autoscale MIN:MAX"
+            )
+        return None
     match = re.fullmatch(r"(?:(\d+):)?(\d+)", text.strip())
     if match is None:
         raise typer.BadParameter(f'--autoscale "{text}" is not MIN:MAX, as in 1:4')
-    return AutoscaleSettings(min_workers=int(match[1] or 1), max_workers=int(match[2]), queue_ms=queue_ms)
+    bounds = {"min_workers": int(match[1] or 1), "max_workers": int(match[2])}
+    return AutoscaleSettings(**bounds) if queue_ms is None else AutoscaleSettings(**bounds, queue_ms=queue_ms)
 
 
 def _autoscale(server: RunningServer, settings: AutoscaleSettings) -> None:
-    for model in server.workers:
-        warning = autoscale_model(settings, model=model, run_dir=server.run_dir.root)
-        if warning:
-            typer.echo(f"warning: {model}: {warning}", err=True)
+    """Scale every model from now on. The server is stopped where that cannot be: the command has failed then."""
+    root = server.run_dir.root
+    try:
+        for model in server.workers:
+            warning = autoscale_model(settings, model=model, run_dir=root)
+            if warning:
+                typer.echo(f"warning: {model}: {warning}", err=True)
+    except BaseException:
+        stop_server(root, drain_seconds=0, drain_delay=0)
+        raise
 
 
 def _summary(server: RunningServer, scaling: AutoscaleSettings | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A rollout, step by step, and the way back. Whatever fails, the version that was served goes on.
+"""A rollout, step by step. Whatever fails, the version that was served goes on.
 
 ::
 
@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,10 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
+import msgspec
 
 from dlrm_factory.errors import ServingError
 from dlrm_factory.tools.rollout.checking import check_alone, check_version, clear_interrupted
+from dlrm_factory.tools.rollout.going_back import MAX_REMOVAL_S, Tell, launch_or_tell
 from dlrm_factory.tools.rollout.judging import MIN_REQUESTS, RolloutBounds, problems_of
 from dlrm_factory.tools.rollout.removing import remove_version
 from dlrm_factory.tools.rollout.room import check_room
@@ -50,16 +50,11 @@ from dlrm_factory.tools.server import (
 )
 from dlrm_factory.tools.server.processes import launch_sidecar
 
-__all__ = ["RolloutOptions", "RolloutResult", "roll_back", "roll_out"]
+__all__ = ["RolloutOptions", "RolloutResult", "roll_out"]
 
 _MAX_BASELINE_S = 5.0
 _LOOK_S = 0.5
-_ROLLBACK_WAITS_S = 4.0
 _TELL_EVERY_S = 10.0
-# The removal of a version may be under way.
-_REMOVAL_S = 60.0
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,57 +127,17 @@ def roll_out(
     new = open_version(options.archive, options.model, state)
     file = RolloutFile(run_dir)
     check_alone(file)
-    with file.held(_REMOVAL_S), management_client(run_dir, state) as client:
+    # In this order. A removal may be under way, or a roll-back.
+    with (
+        file.no_removal(MAX_REMOVAL_S),
+        file.held(MAX_REMOVAL_S),
+        management_client(run_dir, state) as client,
+    ):
         clear_interrupted(file, state, client, options.model)
         old = client.describe(options.model)
         check_version(client, new, old, run_dir, state)
         check_room(new.path, old, state, may_lack=options.may_lack_memory, tell=tell)
         return _Rollout(options, run_dir, state, client, file, old, new, tell, tell_workers).run()
-
-
-def roll_back(
-    model: str = "dlrm", path: Path = Path(".dlrm"), tell: Tell = lambda _: None
-) -> tuple[str, str]:
-    """Go back to the version before the latest rollout, or end the rollout that runs, as `dlrm rollback` does.
-
-    Returns:
-        The version that was left, and the one that answers now.
-
-    Raises:
-        ServingError: there is none to go back to.
-    """
-    run_dir = RunDir.at(path)
-    state = running_server(path)
-    if state is None:
-        raise ServingError(f"no server runs in {run_dir.root}")
-    start = time.monotonic()
-    file = RolloutFile(run_dir)
-    running = file.model(model).running
-    with management_client(run_dir, state) as client:
-        if running is not None and running.lives() and running.pid != os.getpid():
-            tell(f"ending the rollout of {model} {running.version} (pid {running.pid})")
-            psutil.Process(running.pid).send_signal(signal.SIGTERM)
-            with file.held(timeout=_ROLLBACK_WAITS_S * 5):
-                return running.version, client.describe(model).version
-        with file.held(timeout=_ROLLBACK_WAITS_S):
-            now = client.describe(model)
-            there = {each.version: each for each in client.versions(model)}
-            kept = [each for each in file.model(model).kept if each.version != now.version]
-            if not kept or not (there.get(kept[0].version) and there[kept[0].version].ready):
-                raise ServingError(
-                    f"there is no version of {model} to go back to: {now.version} is served, and none is kept. Roll "
-                    "the archive of the other one out again"
-                )
-            back = kept[0].version
-            client.set_default(model, back)
-            left = KeptVersion(version=now.version, until=time.time())
-            file.change(model, kept=(left, *kept[1:]), canary=None)
-    add_history(
-        run_dir,
-        history_entry(model, now.version, back, "rolled back", start, reason="dlrm rollback"),
-    )
-    launch_sidecar(run_dir)
-    return now.version, back
 
 
 class _Rollout:
@@ -313,7 +268,8 @@ class _Rollout:
     def _done(self) -> RolloutResult:
         options, old, new = self._options, self._old.version, self._new.version
         kept = KeptVersion(version=old, until=time.time() + options.keep_s)
-        others = (KeptVersion(version=each.version, until=0.0) for each in self._file.model(self._model).kept)
+        earlier = self._file.model(self._model).kept
+        others = (msgspec.structs.replace(each, until=0.0) for each in earlier)
         self._file.change(self._model, running=None, kept=(kept, *others))
         seconds = time.monotonic() - self._start
         add_history(
@@ -322,6 +278,8 @@ class _Rollout:
                 self._model, old, new, "done", self._start, archive=str(self._new.path), steps=self._steps
             ),
         )
+        # It may have ended since: what is kept would stay for good.
+        launch_or_tell(self._run_dir, self._tell)
         return RolloutResult(model=self._model, old=old, new=new, seconds=seconds, steps=self._steps)
 
     def _abort(self, error: BaseException) -> None:

@@ -45,10 +45,14 @@ class CanaryShare(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeptVersion(msgspec.Struct, frozen=True, kw_only=True):
-    """Version that is no longer the default, and is removed at ``until``, in seconds since the epoch."""
+    """Version that is no longer the default, and is removed at ``until``, in seconds since the epoch.
+
+    ``going``: its removal has begun, so nobody goes back to it.
+    """
 
     version: str
     until: float
+    going: bool = False
 
 
 class RunningRollout(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +79,7 @@ class ModelRollouts(msgspec.Struct, frozen=True, kw_only=True):
 
     Fields:
         canary: None if there is none.
-        kept: latest first; the first is what a roll-back goes back to.
+        kept: latest first; the first is what a roll-back goes back to, unless it is going.
         running: None if no rollout runs.
         folders: version → folder that it was unpacked into.
     """
@@ -92,21 +96,22 @@ class RolloutFile:
     def __init__(self, run_dir: RunDir) -> None:
         self._path = run_dir.rollout_file
         self._lock = FileLock(run_dir.root / ".rollout.lock")
+        self._removal_lock = FileLock(run_dir.root / ".removal.lock")
 
     @contextlib.contextmanager
     def held(self, timeout: float) -> Iterator[None]:
-        """Hold the file against every other rollout, roll-back and removal. ServingError if one of them runs."""
-        try:
-            self._lock.acquire(timeout=timeout)
-        except Timeout:
-            raise ServingError(
-                "a rollout, a roll-back, or the removal of a version is under way in this run directory; try again "
-                "when it is over"
-            ) from None
-        try:
+        """Hold the file against every other rollout and roll-back. ServingError if one of them runs for so long."""
+        with _acquired(self._lock, timeout, "a rollout, or a roll-back,"):
             yield
-        finally:
-            self._lock.release()
+
+    @contextlib.contextmanager
+    def no_removal(self, timeout: float) -> Iterator[None]:
+        """Hold off removals of kept versions; one takes long. To be entered before `held`, by whoever needs both.
+
+        ServingError if one is under way, or a rollout, for so long.
+        """
+        with _acquired(self._removal_lock, timeout, "the removal of a version, or a rollout,"):
+            yield
 
     def models(self) -> dict[str, ModelRollouts]:
         """State by model; empty where there is none, or none that can be read."""
@@ -127,6 +132,18 @@ class RolloutFile:
         partial.write_bytes(msgspec.json.format(msgspec.json.encode(models), indent=2) + b"\n")
         partial.replace(self._path)
         return models[name]
+
+
+@contextlib.contextmanager
+def _acquired(lock: FileLock, timeout: float, what: str) -> Iterator[None]:
+    try:
+        lock.acquire(timeout=timeout)
+    except Timeout:
+        raise ServingError(f"{what} is under way in this run directory; try again when it is over") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def add_history(run_dir: RunDir, entry: dict[str, Any]) -> None:

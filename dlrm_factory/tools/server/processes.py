@@ -185,21 +185,35 @@ def _python_path(value: str) -> str:
 
 
 def launch_sidecar(run_dir: RunDir) -> None:
-    """Start the process beside the server of ``run_dir``, which ends with it; nothing if it is there."""
+    """Start the process beside the server of ``run_dir``, which ends with it; nothing if it is there.
+
+    Raises:
+        ServingError: it does not start.
+    """
     command = [sys.executable, "-m", _SIDECAR, str(run_dir.root)]
-    with run_dir.sidecar_log.open("ab") as log:
-        # What is started here ends at once, and leaves another process.
-        subprocess.run(
-            command,
-            cwd=run_dir.root,
-            env={**os.environ, MARK: str(run_dir.root)},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            timeout=_LAUNCHER_TIMEOUT_S,
-            check=True,
-        )
+    try:
+        with run_dir.sidecar_log.open("ab") as log:
+            # What is started here ends at once, and leaves another process.
+            subprocess.run(
+                command,
+                cwd=run_dir.root,
+                env={**os.environ, MARK: str(run_dir.root)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                timeout=_LAUNCHER_TIMEOUT_S,
+                check=True,
+            )
+    except (OSError, subprocess.SubprocessError) as error:
+        why = str(error)
+        if isinstance(error, subprocess.CalledProcessError):
+            why = f"it ended with status {error.returncode}"
+        elif isinstance(error, subprocess.TimeoutExpired):
+            why = f"it did not come up within {_LAUNCHER_TIMEOUT_S} s"
+        raise ServingError(
+            f"the process beside the server cannot be started: {why}; see {run_dir.sidecar_log}"
+        ) from error
 
 
 def _java_process(run_dir: RunDir, tmp: Path, status: int) -> psutil.Process:

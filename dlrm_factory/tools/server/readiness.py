@@ -42,7 +42,7 @@ _NEVER_STARTED = (
     r"(?:Backend stream closed|Backend worker startup time out|Failed start worker|Failed to connect)"
 )
 _LOG_LINE = re.compile(r"^\d{4}-\d\d-\d\dT", re.MULTILINE)
-_NOT_STARTED_IN = re.compile(r'^Caused by: .* \(in directory "(.+)"\): error=', re.MULTILINE)
+_NOT_STARTED_IN = re.compile(r'^Caused by: .* \(in directory "(.+?)"\)', re.MULTILINE)
 # What a worker prints for MemoryError and RuntimeError, of which TorchServe itself then logs nothing.
 _REFUSED = ("Failed to load model ", "Load model ")
 _MAX_LINES = 8

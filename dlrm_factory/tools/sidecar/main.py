@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
@@ -12,12 +13,12 @@ from urllib.parse import urlsplit
 from dlrm_factory.errors import ServingError
 from dlrm_factory.tools.monitoring.exporter import exporter_of
 from dlrm_factory.tools.rollout import remove_kept
-from dlrm_factory.tools.server import ManagementClient, RunDir, ServerState, management_client, running_server
+from dlrm_factory.tools.server import RunDir, management_client, running_server
 from dlrm_factory.tools.sidecar.autoscaling import Autoscaler
 from dlrm_factory.tools.sidecar.parking import Parking
 from dlrm_factory.tools.sidecar.probes import Probes, ProbeServer
 
-__all__ = ["run"]
+__all__ = ["Turns", "run"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,19 +50,43 @@ def run(path: Path) -> None:
             autoscaler = Autoscaler(run_dir, state, client)
             # Models first, TorchServe's own behind them; then what this process does.
             probes.metrics |= {"models": exporter_of(path).text, "autoscale": autoscaler.metrics}
+            turns = Turns(
+                {
+                    "Removing versions": lambda: remove_kept(run_dir, state, client),
+                    "Autoscaling": autoscaler.work,
+                }
+            )
             while running_server(path) is not None and not stop.wait(_EVERY_S):
-                _work(run_dir, state, client, autoscaler)
+                turns.take(run_dir)
     finally:
         parking.close()
         if server is not None:
             server.close()
 
 
-def _work(run_dir: RunDir, state: ServerState, client: ManagementClient, autoscaler: Autoscaler) -> None:
-    for each in (lambda: remove_kept(run_dir, state, client), autoscaler.work):
-        if run_dir.draining_file.exists():
-            return
-        try:
-            each()
-        except ServingError as error:
-            logger.warning("%s", error)
+class Turns:
+    """The work of one second: each task in turn, whatever becomes of the others.
+
+    This process holds connections open that end with it, so no task may end it.
+    """
+
+    def __init__(self, tasks: Mapping[str, Callable[[], object]]) -> None:
+        """``tasks``: by their names in the log."""
+        self._tasks = tasks
+        self._failed: dict[str, type[Exception]] = {}
+
+    def take(self, run_dir: RunDir) -> None:
+        """Do each task, unless the server drains. What fails is done again the next time."""
+        for name, task in self._tasks.items():
+            if run_dir.draining_file.exists():
+                return
+            try:
+                task()
+            except ServingError as error:
+                logger.warning("%s", error)
+            except Exception as error:  # whatever it is, the connections must stay
+                if self._failed.get(name) is not type(error):
+                    logger.exception("%s fails, and is tried again", name)
+                self._failed[name] = type(error)
+                continue
+            self._failed.pop(name, None)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +22,11 @@ from dlrm_factory.errors import ServingError
 from dlrm_factory.tools.rollout import (
     RolloutOptions,
     checking,
+    going_back,
     keeping,
     read_history,
     remove_kept,
+    removing,
     roll_back,
     roll_out,
     rollout,
@@ -49,6 +54,8 @@ class Server:
         self.memory_lacks = False
         self.removed: list[str] = []
         self.sidecars = 0
+        self.sidecar_wrong: dict[int, ServingError] = {}
+        self.meanwhile: Callable[[], None] = lambda: None
         self.lines: list[str] = []
         self.shares: list[float] = []
 
@@ -72,6 +79,7 @@ class Server:
     def remove(self, client: InMemoryManagement, model: str, version: str, **others: Any) -> None:
         assert client.default != version
         self.removed.append(version)
+        self.meanwhile()
         client.found.pop(version, None)
 
     def check_room(self, archive: Path, old: Any, state: Any, *, may_lack: bool, tell: Any) -> None:
@@ -81,6 +89,8 @@ class Server:
 
     def launch(self, run_dir: RunDir) -> None:
         self.sidecars += 1
+        if self.sidecars in self.sidecar_wrong:
+            raise self.sidecar_wrong[self.sidecars]
 
     def watch(self, temporary: Path, workers: Any, **others: Any) -> Any:
         def look(version: str) -> VersionFigures:
@@ -115,6 +125,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
         "Watch": made.watch,
     }.items():
         monkeypatch.setattr(rollout, name, value)
+        if hasattr(going_back, name):
+            monkeypatch.setattr(going_back, name, value)
     monkeypatch.setattr(keeping, "remove_version", made.remove)
     for name, value in {
         "remove_version": made.remove,
@@ -137,7 +149,8 @@ def test_the_new_version_becomes_the_default_and_the_old_one_is_kept(server: Ser
     assert done.steps["watch"]["new"]["requests"] == 1000
     assert server.removed == []
     assert kept(server) == ["1.0"]
-    assert server.sidecars == 1
+    # Also at the end: it may have died during the watch.
+    assert server.sidecars == 2
     assert server.history == [("1.0", "2.0", "done")]
     assert [line.split()[0] for line in server.lines] == ["bring", "bring", "switch", "watch"]
 
@@ -146,7 +159,7 @@ def test_what_was_kept_goes_when_its_time_is_over(server: Server) -> None:
     server.roll_out(keep_s=100)
     state = SimpleNamespace(tmp=str(server.run_dir.root))
     assert remove_kept(server.run_dir, state, server.client) == 0
-    with server.file.held(0.0):
+    with server.file.no_removal(0.0), server.file.held(0.0):
         # A rollout runs.
         assert remove_kept(server.run_dir, state, server.client, now=time.time() + 101) == 0
     assert remove_kept(server.run_dir, state, server.client, now=time.time() + 101) == 1
@@ -297,3 +310,134 @@ def test_without_room_in_memory_nothing_is_brought_unless_it_may_lack(server: Se
         server.roll_out()
     assert (list(server.client.found), server.history) == (["1.0"], [])
     assert server.roll_out(may_lack_memory=True).new == "2.0"
+
+
+def remove_what_is_due(server: Server, seconds: float = 0.0) -> int:
+    return remove_kept(server.run_dir, SimpleNamespace(tmp=""), server.client, now=time.time() + seconds)
+
+
+def test_a_roll_back_does_not_wait_for_the_removal_of_another_version(server: Server) -> None:
+    server.client.found["0.9"] = version_of("0.9")
+    server.file.change("dlrm", kept=(KeptVersion(version="0.9", until=0.0),), folders={"0.9": "/nowhere"})
+    server.roll_out()
+    found = []
+
+    def meanwhile() -> None:
+        server.meanwhile = lambda: None
+        found.append(roll_back("dlrm", server.run_dir.root, server.lines.append))
+
+    server.meanwhile = meanwhile
+    assert remove_what_is_due(server) == 1
+    assert (found, server.removed, server.client.default) == ([("2.0", "1.0")], ["0.9"], "1.0")
+    # Neither has undone what the other wrote.
+    assert kept(server) == ["2.0"]
+    assert server.file.model("dlrm").folders.keys() == {"2.0"}
+    assert not any("waiting" in line for line in server.lines)
+
+
+def test_a_version_whose_removal_has_begun_is_not_gone_back_to(server: Server) -> None:
+    server.roll_out(keep_s=100)
+
+    def meanwhile() -> None:
+        with pytest.raises(ServingError, match="no version of dlrm to go back to"):
+            roll_back("dlrm", server.run_dir.root)
+
+    server.meanwhile = meanwhile
+    assert remove_what_is_due(server, 101) == 1
+    assert (server.removed, server.client.default, kept(server)) == (["1.0"], "2.0", [])
+
+
+def test_a_removal_that_fails_is_tried_again(server: Server) -> None:
+    server.roll_out(keep_s=100)
+
+    def fail() -> None:
+        raise ServingError("the server hangs")
+
+    server.meanwhile = fail
+    assert remove_what_is_due(server, 101) == 0
+    assert kept(server) == ["1.0"]
+    server.meanwhile = lambda: None
+    assert remove_what_is_due(server, 101) == 1
+    assert kept(server) == []
+
+
+def test_a_rollout_waits_for_a_removal(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout, "MAX_REMOVAL_S", 0.1)
+    with (
+        server.file.no_removal(0.0),
+        pytest.raises(ServingError, match="the removal of a version, or a rollout, is under way"),
+    ):
+        server.roll_out()
+    assert list(server.client.found) == ["1.0"]
+
+
+def test_as_long_as_a_removal_can_take_is_waited() -> None:
+    steps = [value for name, value in vars(removing).items() if re.fullmatch(r"_[A-Z_]+_S", name)]
+    assert len(steps) > 3
+    assert sum(steps) < going_back.MAX_REMOVAL_S
+
+
+@pytest.fixture
+def other_rollout(server: Server) -> Iterator[subprocess.Popen[bytes]]:
+    """A rollout of 2.0 by another process."""
+    server.client.found["2.0"] = version_of("2.0", pids=(2,))
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        started = psutil.Process(process.pid).create_time()
+        running = RunningRollout(pid=process.pid, started=started, version="2.0")
+        server.file.change("dlrm", running=running)
+        yield process
+        process.kill()
+
+
+def test_a_roll_back_ends_the_rollout_and_says_what_it_waits_for(
+    server: Server, other_rollout: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(going_back, "_TOLD_AFTER_S", 0.1)
+    with contextlib.ExitStack() as held:
+        held.enter_context(server.file.held(0.0))
+
+        def tell(line: str) -> None:
+            server.lines.append(line)
+            if "waiting" in line:
+                held.close()
+
+        assert roll_back("dlrm", server.run_dir.root, tell) == ("2.0", "1.0")
+    assert other_rollout.wait(timeout=30) != 0
+    assert server.lines[0].startswith("ending the rollout of dlrm 2.0")
+    assert server.lines[1].startswith("waiting until dlrm 2.0 is removed, for at most 180 s")
+
+
+def test_a_rollout_that_was_done_before_it_was_ended_is_gone_back_from(
+    server: Server, other_rollout: subprocess.Popen[bytes]
+) -> None:
+    server.client.default = "2.0"
+    server.file.change("dlrm", kept=(KeptVersion(version="1.0", until=time.time() + 100),))
+    assert roll_back("dlrm", server.run_dir.root) == ("2.0", "1.0")
+    assert (server.client.default, kept(server)) == ("1.0", ["2.0"])
+
+
+def test_a_roll_back_names_the_rollout_of_another_model(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(going_back, "_TOLD_AFTER_S", 0.1)
+    server.file.change("other", running=RunningRollout.own("7.0"))
+    with (
+        server.file.held(0.0),
+        pytest.raises(ServingError, match=r"a rollout of other 7\.0 runs \(pid \d+\)"),
+    ):
+        roll_back("dlrm", server.run_dir.root)
+
+
+def test_a_process_beside_the_server_that_does_not_start(server: Server) -> None:
+    wrong = ServingError("the process beside the server cannot be started")
+    server.sidecar_wrong = {1: wrong, 3: wrong, 4: wrong}
+    with pytest.raises(ServingError, match="not rolled out: the process beside the server cannot be started"):
+        server.roll_out()
+    assert_untouched(server)
+    # What is done stays so, and is told.
+    server.lines.clear()
+    server.roll_out()
+    assert server.client.default == "2.0"
+    assert server.lines[-1].startswith("warning: the process beside the server cannot be started")
+    assert roll_back("dlrm", server.run_dir.root, server.lines.append) == ("2.0", "1.0")
+    assert server.lines[-1].startswith("warning:")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from dlrm_factory.errors import ServingError
+from dlrm_factory.tools.cli import serve as serving
 from dlrm_factory.tools.cli.predict import predict
 from dlrm_factory.tools.cli.serve import scale, serve, stop
 
@@ -76,6 +78,29 @@ def test_serve_with_bounds_upside_down(run):
     # A number alone is the most; the store is looked at next.
     with pytest.raises(ServingError, match="model store model_store does not exist"):
         run("serve", "--autoscale", "4")
+
+
+def test_a_queue_time_without_autoscaling_is_refused(run):
+    result = run("serve", "--queue-ms", "3")
+    assert result.exit_code == 2
+    assert "--autoscale" in result.output
+    assert "is not given" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("error", [ServingError("the process beside the server"), KeyboardInterrupt()])
+def test_a_server_that_cannot_be_scaled_does_not_stay_behind(tmp_path, monkeypatch, error):
+    stopped = []
+
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(serving, "autoscale_model", fail)
+    monkeypatch.setattr(serving, "stop_server", lambda path, **options: stopped.append(path))
+    server = SimpleNamespace(workers={"dlrm": 1}, run_dir=SimpleNamespace(root=tmp_path))
+    monkeypatch.setattr(serving, "start_server", lambda options, tell: server)
+    with pytest.raises(type(error)):
+        serve(autoscale="1:2")
+    assert stopped == [tmp_path]
 
 
 def test_scale_below_zero(run):

@@ -229,3 +229,9 @@ def test_a_worker_of_a_removed_version_is_not_one_that_loads(tmp_path):
     assert load_failure("", gone + there, "dlrm") is not None
     assert load_failure("", NOT_STARTED, "dlrm") is None
     assert load_failure("", NOT_STARTED + NEXT + there, "dlrm") is not None
+    # Java has said so in other words since.
+    newer = there.replace(
+        "error=12, Cannot allocate memory", "Exec failed, error: 12 (Cannot allocate memory)"
+    )
+    assert "Exec failed" in newer
+    assert load_failure("", newer, "dlrm") is not None

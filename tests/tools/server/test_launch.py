@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
-from dlrm_factory.tools.server.processes import launch_command, launch_environment
+import pytest
+
+from dlrm_factory.errors import ServingError
+from dlrm_factory.tools.server import processes
+from dlrm_factory.tools.server.processes import launch_command, launch_environment, launch_sidecar
 from dlrm_factory.tools.server.rundir import RunDir
 from dlrm_factory.tools.server.settings import LOG_CONFIG
 from dlrm_factory.tools.server.store import ServedModel
@@ -43,3 +48,22 @@ def test_a_copy_of_this_project_must_not_come_before_the_archives(monkeypatch, t
     (tmp_path / "checkout" / "dlrm_factory").mkdir(parents=True)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "checkout"), "", "/opt/packages"]))
     assert environment()["PYTHONPATH"] == "/opt/packages"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (subprocess.CalledProcessError(3, "python"), "it ended with status 3"),
+        (subprocess.TimeoutExpired("python", 60), "it did not come up within 60 s"),
+        (OSError(12, "Cannot allocate memory"), "Cannot allocate memory"),
+    ],
+)
+def test_a_process_beside_the_server_that_does_not_start(monkeypatch, tmp_path, error, said):
+    def fail(*arguments, **options):
+        raise error
+
+    run_dir = RunDir.at(tmp_path)
+    run_dir.prepare()
+    monkeypatch.setattr(processes.subprocess, "run", fail)
+    with pytest.raises(ServingError, match=rf"beside the server cannot be started: .*{said}.*sidecar\.log"):
+        launch_sidecar(run_dir)
