@@ -195,6 +195,8 @@ def test_an_interrupted_removal_is_finished_by_the_next_one(
 def test_workers_that_have_told_no_pid_yet_are_passed_over(
     tmp_path: Path, processes: list[subprocess.Popen[bytes]]
 ) -> None:
+    # Of another server.
+    processes.append(start(tmp_path / "model", tmp_path / "else"))
     found = version_of("1.0", pids=(-1, 0, processes[0].pid))
     pids = {each.pid for each in processes_of(found, tmp_path)}
     assert pids == {processes[0].pid, processes[1].pid}
