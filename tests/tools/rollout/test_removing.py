@@ -61,11 +61,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(removing, "_QUIET_S", 0.3)
 
 
-def start(folder: Path, temporary: Path | None, *words: str) -> subprocess.Popen[bytes]:
-    """A process in ``folder``, of the server with this temporary folder or of none."""
+def start(folder: Path, temporary: Path, *words: str, marked: bool = True) -> subprocess.Popen[bytes]:
+    """A process in ``folder``, of the server with this temporary folder or, not ``marked``, of none."""
     environment = {name: value for name, value in os.environ.items() if name != MARK}
-    if temporary is not None:
-        environment |= {MARK: "/run", "TMPDIR": str(temporary)}
+    environment |= {"TMPDIR": str(temporary), **({MARK: "/run"} if marked else {})}
     code = "import sys, time; time.sleep(60)"
     return subprocess.Popen([sys.executable, "-c", code, *words], cwd=folder, env=environment)
 
@@ -79,7 +78,7 @@ def processes(tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
         start(tmp_path / folder, tmp_path, *words)
         for folder, *words in (("model",), ("model",), ("model", "/x/guard_process.py"), ("else",))
     ]
-    started.append(start(tmp_path / "model", None))
+    started.append(start(tmp_path / "model", tmp_path, marked=False))
     yield started
     for each in started:
         each.kill()
@@ -187,6 +186,8 @@ def test_an_interrupted_removal_is_finished_by_the_next_one(
         client.found["1.0"] = version_of("1.0", wanted=0)
     remove_version(client, "dlrm", "1.0", temporary=tmp_path, folder=folder)
     assert client.calls == [("unregister", "1.0")] * registered
+    # What it had was scored.
+    assert client.turned_away == [False] * registered
     assert file.retired
     assert not lives(worker)
     assert not folder.exists()
