@@ -2,7 +2,8 @@
 
 TorchServe answers a batch whose connection has ended with 500 or 507, "Worker died.", which clients do not send again.
 The guard holds the connection too, so it does not end with the worker. It reads the ids of the batch in the worker's
-file, answers them with 503, and ends. A worker of a version that was removed has no batch: its connection is parked.
+file, answers them with 503, and ends. It does so too for a worker that was too slow when its version was removed, but
+then the connection is parked.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ Files and connections are descriptors. Standard input has what follows a request
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import select
@@ -20,7 +21,7 @@ import sys
 import time
 from typing import Final
 
-__all__ = ["HeldBatch", "Messages", "park", "stand_in"]
+__all__ = ["HeldBatch", "Messages", "park", "retire", "stand_in"]
 
 # Phases of `dlrm_factory.host.worker_file`.
 IDLE: Final = 0
@@ -59,7 +60,7 @@ class HeldBatch:
 
     @property
     def retired(self) -> bool:
-        """True if TorchServe has forgotten the worker, which was then ended."""
+        """True if TorchServe has forgotten the worker, which was then ended, with a batch if it was too slow."""
         return self._file[self._retired] != 0
 
     @property
@@ -118,9 +119,13 @@ class Messages:
         It does so after an answer to a request that nobody has made; and answers the same requests itself, on
         connections that the errors have closed.
         """
-        answers = [_field(each) + self._tail for each in (*ids, _NOBODY)]
-        self._connection.sendall(b"".join([_INT.pack(200), _field(_TEXT), *answers, _END]))
+        self.answer([*ids, _NOBODY])
         self.has_ended(_TAKEN_S)
+
+    def answer(self, ids: list[bytes]) -> None:
+        """Answer requests by HTTP with errors. TorchServe sends the next batch then."""
+        answers = [_field(each) + self._tail for each in ids]
+        self._connection.sendall(b"".join([_INT.pack(200), _field(_TEXT), *answers, _END]))
 
     def fail_all(self) -> None:
         """Let TorchServe answer all requests of the batch with errors of its own. It sends the next batch then."""
@@ -159,13 +164,7 @@ def stand_in(messages: Messages, batch: HeldBatch) -> None:
     if messages.has_ended():
         messages.close()
         return
-    phase = batch.phase
-    ids: list[bytes] | None = batch.ids
-    if phase == READING:
-        messages.skip()
-        ids = []
-    elif phase not in (HELD, ANSWERING):
-        ids = messages.read_batch()
+    ids = _first_batch(messages, batch)
     while ids == []:
         messages.fail_all()
         ids = messages.read_batch()
@@ -174,13 +173,34 @@ def stand_in(messages: Messages, batch: HeldBatch) -> None:
     messages.end()
 
 
+def _answer_last(messages: Messages, batch: HeldBatch) -> None:
+    """Answer the batch of a retired worker that was too slow, and what comes after it. The connection stays."""
+    ids = _first_batch(messages, batch)
+    while ids is not None:
+        if ids:
+            messages.answer(ids)
+        else:
+            messages.fail_all()
+        ids = messages.read_batch()
+
+
+def _first_batch(messages: Messages, batch: HeldBatch) -> list[bytes] | None:
+    """Ids of the batch that waits for an answer, none if not all take one of HTTP; None if no batch waits or comes."""
+    phase = batch.phase
+    if phase == READING:
+        messages.skip()
+        return []
+    return batch.ids if phase in (HELD, ANSWERING) else messages.read_batch()
+
+
 def park(path: str, connections: list[socket.socket]) -> bool:
-    """Hand the connections of a retired worker to the socket ``path``, and return False if nobody listens there.
+    """Hand the connections of a retired worker to the socket ``path``, and return False if nobody takes them there.
 
     TorchServe starts a worker anew whose connection ends, again and again for minutes, unless it ended the worker.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.settimeout(_TAKEN_S)
             sender.connect(path)
             socket.send_fds(sender, [b"+"], [each.fileno() for each in connections])
     except OSError:
@@ -210,6 +230,16 @@ def _wait_for_end(worker: int, connection: socket.socket) -> None:
     poll.poll()
 
 
+def retire(messages: Messages, batch: HeldBatch, path: str, connections: list[socket.socket]) -> None:
+    """Answer what a retired worker left, and park its connections; the first is that of ``messages``."""
+    with contextlib.suppress(OSError, struct.error):
+        _answer_last(messages, batch)
+    if park(path, connections):
+        messages.close()
+    else:
+        messages.end()
+
+
 def _main() -> None:
     worker, file, *others = map(int, sys.argv[2:])
     places, connections = others[:5], [socket.socket(fileno=each) for each in others[5:]]
@@ -217,9 +247,11 @@ def _main() -> None:
     batch = HeldBatch(mmap.mmap(file, 0, prot=mmap.PROT_READ), *places)
     try:
         _wait_for_end(worker, connections[0])
-        if batch.retired and park(sys.argv[1], connections):
-            return
-        stand_in(Messages(connections[0], tail), batch)
+        messages = Messages(connections[0], tail)
+        if batch.retired:
+            retire(messages, batch, sys.argv[1], connections)
+        else:
+            stand_in(messages, batch)
         time.sleep(_LAST_READ_S if len(connections) > 1 else 0)
     except (OSError, struct.error):
         return  # TorchServe has gone, or has given the worker up

@@ -19,12 +19,12 @@ import pytest
 from support.checkout import ROOT
 from support.worker_wire import fresh_module, inference, request
 
-from dlrm_factory.host.worker_file import Phase, WorkerFile
+from dlrm_factory.host.worker_file import Phase, WorkerFile, parking_path
 from dlrm_factory.requests.answers import answer_group_lost, answer_worker_lost
 from dlrm_factory.tools.sidecar.parking import Parking
 from handler import guard, guard_process
 from handler.guard import note_phases, start_guard
-from handler.guard_process import HeldBatch, Messages, stand_in
+from handler.guard_process import HeldBatch, Messages, park, retire, stand_in
 from handler.wire import KNOWN_VERSION, Observers, error_tail, install_reads, install_whole_messages
 
 LOST = answer_worker_lost()
@@ -237,6 +237,61 @@ def wait_until_it_watches(pid: int) -> None:
     while not watches(pid):
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("phase", [Phase.HELD, Phase.ANSWERING, Phase.READING, Phase.IDLE])
+def test_the_batch_of_a_retired_worker_is_answered_before_its_connection_is_parked(
+    file: WorkerFile,
+    worker_and_frontend: tuple[socket.socket, socket.socket],
+    tmp_path: Path,
+    phase: Phase,
+) -> None:
+    worker, frontend = worker_and_frontend
+    parking = Parking(tmp_path)
+    file.hold(b"a", by_http=True)
+    file.phase = phase
+    more = phase != Phase.READING
+    if more:
+        # What TorchServe still had.
+        frontend.sendall(inference(request(b"{}", request_id=b"b", headers=HTTP)))
+    batch = HeldBatch(file._map, *file.PLACES)
+    thread = threading.Thread(
+        target=retire, args=(Messages(worker, TAIL), batch, str(parking_path(tmp_path)), [worker])
+    )
+    thread.start()
+    answered = (200, [(b"a", 503, LOST.body)])
+    if phase != Phase.IDLE:
+        assert read_message(frontend) == ((503, []) if phase == Phase.READING else answered)
+    if more:
+        assert read_message(frontend) == (200, [(b"b", 503, LOST.body)])
+    thread.join(20)
+    assert not thread.is_alive()
+    end = time.monotonic() + 20
+    while len(parking) != 1:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    # Neither an end nor an answer that nobody waits for.
+    assert select.select([frontend], [], [], 0.1)[0] == []
+    parking.close()
+
+
+def test_a_socket_that_nobody_reads_does_not_hold_the_guard_up(
+    worker_and_frontend: tuple[socket.socket, socket.socket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard_process, "_TAKEN_S", 0.05)
+    worker, _ = worker_and_frontend
+    path = str(tmp_path / "parking")
+    taken = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as full:
+        full.bind(path)
+        thread = threading.Thread(
+            target=lambda: taken.extend(iter(lambda: park(path, [worker]), False)), daemon=True
+        )
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive()
+    assert taken
 
 
 @pytest.mark.slow

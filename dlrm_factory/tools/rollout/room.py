@@ -14,6 +14,7 @@ from dlrm_factory.host.memory_limit import memory_available
 from dlrm_factory.tools.archive.listing import read_archive_listing
 from dlrm_factory.tools.bench.memory.smaps import mapped_file, memory_of
 from dlrm_factory.tools.rollout.removing import processes_of
+from dlrm_factory.tools.rollout.words import count
 from dlrm_factory.tools.server import ModelVersion, ServerState
 from dlrm_factory.weights.seal import TABLE_FILE
 
@@ -47,10 +48,11 @@ def check_room(
     """
     if available is None:
         available = memory_available(membership=Path(f"/proc/{state.pid}/cgroup"))
-    workers, old_tables = _memory(old)
+    wanted = max(old.wanted, 1)
+    workers, old_tables = _memory(old, wanted, Path(state.tmp))
     if workers > available:
         problem = (
-            f"a second version needs {format_bytes(workers)} for {len(old.workers)} workers as large as those of "
+            f"a second version needs {format_bytes(workers)} for {count(wanted, 'worker')} as large as those of "
             f"{old.version}, and {format_bytes(available)} of memory are left: scale down, or make room"
         )
         if not may_lack:
@@ -66,15 +68,16 @@ def check_room(
         )
 
 
-def _memory(version: ModelVersion) -> tuple[int, int]:
-    """Bytes that all processes of the version's workers share with nobody, and bytes of its tables."""
+def _memory(version: ModelVersion, wanted: int, temporary: Path) -> tuple[int, int]:
+    """Bytes that processes of ``wanted`` workers like the version's share with nobody, and bytes of its tables."""
     own = tables = 0
-    for process in processes_of(version):
+    for process in processes_of(version, temporary):
         with contextlib.suppress(ServingError, OSError, psutil.Error):
             own += memory_of(process.pid, TABLE_FILE).own
             file = mapped_file(process.pid, TABLE_FILE)
             tables = tables if file is None else max(tables, file.stat().st_size)
-    return own, tables
+    started = sum(worker.pid > 0 for worker in version.workers)
+    return own * wanted // max(started, 1), tables
 
 
 def _table_bytes(archive: Path) -> int:

@@ -23,7 +23,10 @@ __all__ = ["ManagementClient", "ModelVersion", "Worker", "error_text", "http_cli
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """One worker; ``id`` stays when TorchServe restarts it, ``pid`` changes, and is 0 before it starts."""
+    """One worker; ``id`` stays when TorchServe restarts it, ``pid`` changes.
+
+    ``pid`` is -1 or 0 until the worker has started and told it.
+    """
 
     id: str
     pid: int

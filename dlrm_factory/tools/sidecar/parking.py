@@ -15,6 +15,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import logging
+import os
 import resource
 import socket
 import threading
@@ -44,8 +45,11 @@ class Parking:
         self._path, self._limit = parking_path(temporary), limit
         self._path.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(str(self._path))
-        self._path.chmod(0o600)
+        before = os.umask(0o177)
+        try:
+            self._socket.bind(str(self._path))
+        finally:
+            os.umask(before)
         self._socket.settimeout(_RECEIVE_S)
         self._parked: collections.deque[socket.socket] = collections.deque()
         self._stopped = threading.Event()
@@ -73,10 +77,17 @@ class Parking:
                 logger.error("A connection could not be parked: %s", error)
                 continue
             for descriptor in descriptors:
-                self._add(socket.socket(fileno=descriptor))
+                self._add(descriptor)
             self._keep(self._limit)
 
-    def _add(self, connection: socket.socket) -> None:
+    def _add(self, descriptor: int) -> None:
+        try:
+            connection = socket.socket(fileno=descriptor)
+        except OSError as error:
+            logger.error("A connection could not be parked: %s", error)
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+            return
         # TorchServe connects to a name, which it leaves behind.
         with contextlib.suppress(OSError):
             Path(str(connection.getsockname())).unlink(missing_ok=True)

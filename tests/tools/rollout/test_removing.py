@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,11 +15,13 @@ import psutil
 import pytest
 from support.management import InMemoryManagement, version_of
 
+from dlrm_factory.errors import ServingError
 from dlrm_factory.host.worker_file import WorkerFile, WorkerFolder, worker_folder
 from dlrm_factory.requests.answers import answer_going_away
 from dlrm_factory.tools.rollout import removing, turning_away
-from dlrm_factory.tools.rollout.removing import remove_version
+from dlrm_factory.tools.rollout.removing import processes_of, remove_version
 from dlrm_factory.tools.server.management import Worker
+from dlrm_factory.tools.server.processes import MARK
 from dlrm_factory.tools.sidecar.parking import Parking
 
 
@@ -58,16 +61,24 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(removing, "_QUIET_S", 0.3)
 
 
+def start(folder: Path, temporary: Path, *words: str, marked: bool = True) -> subprocess.Popen[bytes]:
+    """A process in ``folder``, of the server with this temporary folder or, not ``marked``, of none."""
+    environment = {name: value for name, value in os.environ.items() if name != MARK}
+    environment |= {"TMPDIR": str(temporary), **({MARK: "/run"} if marked else {})}
+    code = "import sys, time; time.sleep(60)"
+    return subprocess.Popen([sys.executable, "-c", code, *words], cwd=folder, env=environment)
+
+
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """A worker of the version, another process of it, its guard, and a stranger."""
+    """A worker of the version, another process of it, its guard, one of another version, and an operator's shell."""
     (tmp_path / "model").mkdir()
     (tmp_path / "else").mkdir()
-    code = "import sys, time; time.sleep(60)"
     started = [
-        subprocess.Popen([sys.executable, "-c", code, *words], cwd=tmp_path / folder)
+        start(tmp_path / folder, tmp_path, *words)
         for folder, *words in (("model",), ("model",), ("model", "/x/guard_process.py"), ("else",))
     ]
+    started.append(start(tmp_path / "model", tmp_path, marked=False))
     yield started
     for each in started:
         each.kill()
@@ -101,7 +112,7 @@ def test_a_version_is_closed_then_unregistered_and_its_processes_end_last(
     # What had come was scored.
     assert (client.turned_away, client.lived) == ([False], [True])
     assert file.retired
-    assert [lives(each.pid) for each in processes] == [False, False, True, True]
+    assert [lives(each.pid) for each in processes] == [False, False, True, True, True]
     assert not folder.exists()
 
 
@@ -116,6 +127,80 @@ def test_what_waits_for_long_is_turned_away_before_the_version_goes(
     remove_version(client, "dlrm", "1.0", temporary=tmp_path, folder=None)
     assert (client.turned_away, client.lived) == ([True], [True])
     assert not lives(worker)
+
+
+@pytest.mark.usefixtures("parking")
+def test_a_server_that_does_not_say_what_waits_leaves_no_worker_behind(
+    tmp_path: Path, processes: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = processes[0].pid
+    client = Client(
+        own_file(tmp_path, worker), version_of("2.0", pids=(101,)), version_of("1.0", pids=(worker,))
+    )
+
+    def fail(*_: Any) -> None:
+        raise ServingError("too busy")
+
+    monkeypatch.setattr(client, "describe", fail)
+    remove_version(client, "dlrm", "1.0", temporary=tmp_path, folder=None)
+    assert client.calls == [("close", "1.0", 1), ("unregister", "1.0")]
+    assert [lives(each.pid) for each in processes] == [False, False, True, True, True]
+
+
+@pytest.mark.usefixtures("parking")
+def test_a_worker_that_was_started_again_after_the_queue_was_closed_ends_too(
+    tmp_path: Path, processes: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = processes[0].pid
+    client = Client(
+        own_file(tmp_path, worker), version_of("2.0", pids=(101,)), version_of("1.0", pids=(worker,))
+    )
+    unregister = client.unregister
+
+    def restart(model: str, version: str) -> None:
+        unregister(model, version)
+        processes.append(start(tmp_path / "model", tmp_path))
+
+    monkeypatch.setattr(client, "unregister", restart)
+    remove_version(client, "dlrm", "1.0", temporary=tmp_path, folder=None)
+    assert not lives(processes[-1].pid)
+
+
+@pytest.mark.usefixtures("parking")
+@pytest.mark.parametrize("registered", [True, False])
+def test_an_interrupted_removal_is_finished_by_the_next_one(
+    tmp_path: Path,
+    processes: list[subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    registered: bool,
+) -> None:
+    monkeypatch.setattr(removing, "_ENDS_ITSELF_S", 0.05)
+    folder = tmp_path / "rollout-1234"
+    folder.mkdir()
+    processes.append(start(folder, tmp_path))
+    worker = processes[-1].pid
+    file = own_file(tmp_path, worker)
+    client = Client(file, version_of("2.0", pids=(101,)))
+    if registered:
+        # TorchServe forgets workers when a queue is closed.
+        client.found["1.0"] = version_of("1.0", wanted=0)
+    remove_version(client, "dlrm", "1.0", temporary=tmp_path, folder=folder)
+    assert client.calls == [("unregister", "1.0")] * registered
+    # What it had was scored.
+    assert client.turned_away == [False] * registered
+    assert file.retired
+    assert not lives(worker)
+    assert not folder.exists()
+
+
+def test_workers_that_have_told_no_pid_yet_are_passed_over(
+    tmp_path: Path, processes: list[subprocess.Popen[bytes]]
+) -> None:
+    # Of another server.
+    processes.append(start(tmp_path / "model", tmp_path / "else"))
+    found = version_of("1.0", pids=(-1, 0, processes[0].pid))
+    pids = {each.pid for each in processes_of(found, tmp_path)}
+    assert pids == {processes[0].pid, processes[1].pid}
 
 
 @pytest.mark.parametrize("lacks", ["guard", "parking"])
@@ -151,9 +236,10 @@ def test_a_version_without_a_ready_worker_or_gone_is_removed_too(tmp_path: Path)
 class NeverReady(InMemoryManagement):
     """Server whose version 1.0 has a worker only once its handler turns requests away."""
 
-    def __init__(self, folder: Path, waiting: int) -> None:
-        super().__init__(version_of("2.0", pids=(101,)), version_of("1.0", pids=(0,), ready=False))
-        self._folder, self._waits = folder, waiting
+    def __init__(self, folder: Path, waiting: int, pid: int) -> None:
+        super().__init__(version_of("2.0", pids=(101,)), version_of("1.0", pids=(-1,), ready=False))
+        self._folder, self._waits, self._pid = folder, waiting, pid
+        self.hangs = False
 
     def describe(self, model: str, version: str | None = None) -> Any:
         return replace(super().describe(model, version), waiting=0 if self._turns_away() else self._waits)
@@ -167,6 +253,7 @@ class NeverReady(InMemoryManagement):
         return [Worker(id=str(i), pid=i, ready=False) for i in range(1, 4)]
 
     def unregister(self, model: str, version: str) -> None:
+        self.hangs = lives(self._pid)
         self.calls.append(("turns away", self._turns_away()))
         super().unregister(model, version)
 
@@ -178,18 +265,19 @@ class NeverReady(InMemoryManagement):
     ("name", "waiting", "stands_in"), [("rollout-1", 2, True), ("rollout-1", 0, False), ("x", 2, False)]
 )
 def test_who_waits_for_a_version_that_never_comes_up_is_turned_away(
-    tmp_path: Path, name: str, waiting: int, stands_in: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, waiting: int, stands_in: bool
 ) -> None:
     folder = tmp_path / name
     (folder / "MAR-INF").mkdir(parents=True)
     (folder / "MAR-INF" / "MANIFEST.json").write_text('{"model": {"handler": "h.py"}}')
     (folder / "h.py").write_text("raise SystemExit")
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], cwd=folder) as hangs:
-        client = NeverReady(folder, waiting)
+    monkeypatch.setattr(removing, "_ENDS_ITSELF_S", 0.05)
+    with start(folder, tmp_path) as hangs:
+        client = NeverReady(folder, waiting, hangs.pid)
         remove_version(client, "dlrm", "1.0", temporary=tmp_path, folder=folder)
         # One that hangs while it loads is started again by TorchServe.
-        assert lives(hangs.pid) is not stands_in
-        hangs.kill()
+        assert client.hangs is not stands_in
+        assert not lives(hangs.pid)
     assert client.calls[-2:] == [("turns away", stands_in), ("unregister", "1.0")]
 
 

@@ -17,7 +17,7 @@ from dlrm_factory.tools.rollout import room
 from dlrm_factory.tools.rollout.room import check_room
 
 MB = 10**6
-STATE: Any = SimpleNamespace(pid=os.getpid())
+STATE: Any = SimpleNamespace(pid=os.getpid(), tmp="/tmp")
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         lone_table_pages=50 * MB,
         private_table_copies=0,
     )
-    monkeypatch.setattr(room, "processes_of", lambda found: [psutil.Process()] * 2)
+    monkeypatch.setattr(room, "processes_of", lambda found, temporary: [psutil.Process()] * 2)
     monkeypatch.setattr(room, "memory_of", lambda pid, name: memory)
     monkeypatch.setattr(room, "mapped_file", lambda pid, name: tables)
     monkeypatch.setattr(
@@ -42,9 +42,9 @@ def version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     )
 
 
-def check(available: int, **options: Any) -> list[str]:
+def check(available: int, pids: tuple[int, ...] = (1, 2), **options: Any) -> list[str]:
     told: list[str] = []
-    old = version_of("1.0", pids=(1, 2))
+    old = version_of("1.0", pids=pids, wanted=2)
     check_room(Path("new.mar"), old, STATE, available=available * MB, tell=told.append, **options)
     return told
 
@@ -67,6 +67,13 @@ def test_workers_that_do_not_fit_are_refused_with_both_figures() -> None:
     assert "warning: a second version needs 200.0 MB" in line
 
 
+def test_as_many_workers_are_reckoned_as_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "processes_of", lambda found, temporary: [psutil.Process()])
+    # The second has not started yet.
+    with pytest.raises(ServingError, match=r"needs 200.0 MB for 2 workers"):
+        check(199, pids=(1, -1))
+
+
 def test_the_kernel_is_asked_for_the_server_s_own_group(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Path] = []
 
@@ -75,5 +82,5 @@ def test_the_kernel_is_asked_for_the_server_s_own_group(monkeypatch: pytest.Monk
         return 1000 * MB
 
     monkeypatch.setattr(room, "memory_available", available)
-    check_room(Path("new.mar"), version_of("1.0", pids=(1, 2)), STATE)
+    check_room(Path("new.mar"), version_of("1.0", pids=(1, 2), wanted=2), STATE)
     assert asked == [Path(f"/proc/{os.getpid()}/cgroup")]

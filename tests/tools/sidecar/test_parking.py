@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import stat
 import time
 from pathlib import Path
 
@@ -68,4 +70,22 @@ def test_the_name_that_torchserve_connected_to_is_removed(tmp_path: Path) -> Non
         wait_for(parking, 1)
         assert not name.exists()
         assert is_open(frontend)
+        parking.close()
+
+
+def test_what_is_no_connection_is_closed_and_the_next_one_is_parked(tmp_path: Path) -> None:
+    parking = Parking(tmp_path)
+    assert stat.S_IMODE(parking_path(tmp_path).stat().st_mode) == 0o600
+    read, write = os.pipe()
+    worker, frontend = socket.socketpair()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, frontend:
+        sender.connect(str(parking_path(tmp_path)))
+        socket.send_fds(sender, [b"+"], [write, worker.fileno()])
+        worker.close()
+        wait_for(parking, 1)
+        assert is_open(frontend)
+        os.close(write)
+        # Nobody holds the other end.
+        assert os.read(read, 1) == b""
+        os.close(read)
         parking.close()
