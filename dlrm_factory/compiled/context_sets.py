@@ -10,6 +10,7 @@ to the context, once a ranking, stays float32.
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -71,7 +72,7 @@ def saved_share(net: DLRMNet, declaration: DLRMDeclaration, own: int, dense_shar
     return saved / (_weights(net) + first[-1].out_features * second[-1].out_features // dim)
 
 
-class SharedSet:
+class SharedSet(ABC):
     """Vectors of candidates and of their context, where these share certain features.
 
     Places of vectors are the model's: 0 is the dense vector, then come the features in the model's order.
@@ -113,14 +114,19 @@ class SharedSet:
         first, *others = linears(net.over_arch)
         self._layer = _layer(first)
         self._relu = bool(others)  # follows the first layer
+        self._take_apart(net)
 
+    @abstractmethod
+    def _take_apart(self, net: DLRMNet) -> None:
+        """Keep the layers of ``net`` up to the top MLP's first: the context's part, and the candidates'."""
+
+    @abstractmethod
     def of_context(self, context: FeatureBatch) -> Sequence[torch.Tensor]:
         """All that `first_layer` needs of the one sample in ``context``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def first_layer(self, batch: FeatureBatch, size: int, context: Sequence[torch.Tensor]) -> torch.Tensor:
         """[size, hidden], its ReLU too; the rows after those of ``batch`` mean nothing."""
-        raise NotImplementedError
 
     def _context_vectors(self, context: FeatureBatch) -> torch.Tensor:
         """The K shared vectors, float32 [K, D], the dense one first if it is among them."""
@@ -151,18 +157,7 @@ class InteractionSet(SharedSet):
     for each are the N K products with shared vectors, and the N (N - 1) / 2 among its own.
     """
 
-    def __init__(
-        self,
-        net: DLRMNet,
-        declaration: DLRMDeclaration,
-        lookup: DirectLookup,
-        own: Bool,
-        dense_shared: bool,
-        *,
-        bottom: nn.Module,
-        precision: Precision,
-    ) -> None:
-        super().__init__(net, declaration, lookup, own, dense_shared, bottom=bottom, precision=precision)
+    def _take_apart(self, net: DLRMNet) -> None:
         candidates, contexts = self._candidates, self._contexts
         pairs = _Pairs(self._dim, self._vectors)
         own_pairs = [pairs.column(a, b) for a, b in _among(candidates)]
@@ -170,8 +165,8 @@ class InteractionSet(SharedSet):
         cross = [pairs.column(a, b) for a in candidates for b in contexts]
         numbers = list(range(self._dim))
         weight, self._bias = self._layer
-        self._of_context = weight[:, (numbers if dense_shared else []) + context_pairs].contiguous()
-        own_columns = cross + ([] if dense_shared else numbers) + own_pairs
+        self._of_context = weight[:, (numbers if self._dense_shared else []) + context_pairs].contiguous()
+        own_columns = cross + ([] if self._dense_shared else numbers) + own_pairs
         self._own = Product(weight[:, own_columns].to(self._dtype), relu=self._relu)
         self._context_upper = _upper(len(contexts))
         self._own_upper = _upper(len(candidates))
@@ -199,18 +194,7 @@ class ProjectionSet(SharedSet):
     The shared vectors' part of both projections' first layers is one vector each for all candidates.
     """
 
-    def __init__(
-        self,
-        net: DLRMNet,
-        declaration: DLRMDeclaration,
-        lookup: DirectLookup,
-        own: Bool,
-        dense_shared: bool,
-        *,
-        bottom: nn.Module,
-        precision: Precision,
-    ) -> None:
-        super().__init__(net, declaration, lookup, own, dense_shared, bottom=bottom, precision=precision)
+    def _take_apart(self, net: DLRMNet) -> None:
         own_columns, context_columns = (
             [self._dim * place + i for place in places for i in range(self._dim)]
             for places in (self._candidates, self._contexts)
@@ -229,7 +213,7 @@ class ProjectionSet(SharedSet):
         weight, self._bias = self._layer
         self._of_dense = weight[:, : self._dim].contiguous()
         self._over = Product(
-            (weight[:, self._dim :] if dense_shared else weight).to(self._dtype), relu=self._relu
+            (weight[:, self._dim :] if self._dense_shared else weight).to(self._dtype), relu=self._relu
         )
 
     def of_context(self, context: FeatureBatch) -> Sequence[torch.Tensor]:
