@@ -38,7 +38,7 @@ from dlrm_factory.ranks.messages import Command, Expected, Head, Messages
 from dlrm_factory.ranks.parcels import Part
 from dlrm_factory.ranks.routing import Router
 from dlrm_factory.ranks.slices import arrange, check_batch, cut, even_sizes
-from dlrm_factory.ranks.step import ANSWER_HEAD, AnswerHead, RankStep, error_of
+from dlrm_factory.ranks.step import ANSWER_HEAD, AnswerHead, RankStep, error_of, telling_rank
 from dlrm_factory.scorer import Scorer
 
 __all__ = ["MAX_SLICE", "MIN_SPREAD", "RankedScorer", "StepTimes", "end_process_soon"]
@@ -333,10 +333,8 @@ class RankedScorer:
         failed |= {rank for rank, text in texts.items() if text}
         if not failed:
             return
-        errors = {rank: error_of(texts[rank]) for rank in sorted(failed)}
-        # A rank's own failure comes first: a module has nothing to do with it.
-        rank = min((rank for rank, error in errors.items() if error is None), default=min(failed))
-        error = errors[rank]
+        rank = telling_rank({rank: texts[rank] for rank in failed})
+        error = error_of(texts[rank])
         if error is not None:
             raise error
         others = f" (and {len(failed) - 1} other ranks)" if len(failed) > 1 else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
@@ -24,7 +24,7 @@ from dlrm_factory.ranks.parcels import Part
 from dlrm_factory.ranks.sequences import RankSequences, SequencesUnderWay
 from dlrm_factory.scorer import Scorer
 
-__all__ = ["ANSWER_HEAD", "AnswerHead", "RankStep", "error_of", "reason_of"]
+__all__ = ["ANSWER_HEAD", "AnswerHead", "RankStep", "error_of", "reason_of", "telling_rank"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -60,6 +60,11 @@ def error_of(reason: str) -> DLRMError | None:
     path, _, message = text.partition("\n")
     refusals = {each.__name__: each for each in (RequestError, LimitError)}
     return refusals[kind](message, path) if kind in refusals else None
+
+
+def telling_rank(reasons: Mapping[int, str]) -> int:
+    """The rank whose reason is told: the first that failed by itself, else the first whose module did."""
+    return min(reasons, key=lambda rank: (error_of(reasons[rank]) is not None, rank))
 
 
 @dataclass(frozen=True, kw_only=True)

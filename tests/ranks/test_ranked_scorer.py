@@ -14,11 +14,12 @@ from support.processes import end_of, ranks
 from support.sequences import even_batch, ordered
 from support.sharding import TOLERANCE, mixed_shardings
 
+from dlrm_factory.errors import RequestError
 from dlrm_factory.factory import DLRMFactory
 from dlrm_factory.goldens import add_goldens
 from dlrm_factory.model.hardware import Hardware
 from dlrm_factory.ranks.layout import layout_of
-from dlrm_factory.ranks.step import reason_of
+from dlrm_factory.ranks.step import error_of, reason_of, telling_rank
 from dlrm_factory.ranks.traffic import plan_traffic
 from dlrm_factory.scorer import Scorer
 from dlrm_factory.tools.bench.score import RandomWeights
@@ -188,6 +189,14 @@ def test_an_error_of_a_rank_fails_its_batch_alone(found: dict[str, dict], size: 
     assert answers["of_module"] == [reason_of(error) for error in ranked.OF_MODULES.values()]
     assert answers["unknown"]
     assert answers["after"] == answers["before"]
+
+
+def test_a_ranks_own_failure_is_told_before_a_refusal_of_the_module() -> None:
+    refusal, failure = reason_of(RequestError("no", "$.price")), reason_of(MemoryError("no memory"))
+    assert telling_rank({0: refusal, 1: failure, 2: failure}) == 1
+    assert telling_rank({2: refusal, 1: refusal}) == 1
+    assert str(error_of(refusal)) == "no"
+    assert error_of(failure) is None
 
 
 @pytest.mark.parametrize("size", ranked.SIZES)

@@ -229,6 +229,7 @@ def test_rankings_with_any_context_in_turn() -> None:
     [
         '{"context": {"price": null}, "candidates": [{"age_days": 1}, {"price": null}]}',
         '{"context": {"price": 1}, "candidates": [{"price": 2}]}',
+        '{"context": {"price": 1, "user_id": "u"}, "candidates": [{"user_id": "x"}]}',
         '{"context": {"price": 1}, "candidates": {"price": [2]}}',
         '{"context": {"id": 1}, "candidates": [{}]}',
         '{"context": [], "candidates": [{}]}',

@@ -76,22 +76,15 @@ class RankingReader:
             return None
         try:
             layout = self._layout
-            body = self._fitting(raw, layout)
-            if body is None:
+            try:
+                body = layout.decode(raw)
+            except msgspec.DecodeError:  # a candidate with what the layout's contexts have, for one
                 layout = self._any
                 body = layout.decode(raw)
             self._expect(_are_there(self._values(body)))
             return self._read(body, layout)
         except (*FALL_BACKS, RequestError):
             return None
-
-    def _fitting(self, raw: bytes, layout: _Layout) -> Any:
-        """The body; None if it is of another layout, or wrong."""
-        try:
-            body = layout.decode(raw)
-        except msgspec.DecodeError:
-            return None
-        return body if layout is self._any or _are_there(self._values(body)) == layout.in_context else None
 
     def _expect(self, in_context: tuple[bool, ...]) -> None:
         """Choose the layout that the next body is tried with, after one with these features in its context."""
@@ -129,7 +122,7 @@ class RankingReader:
         context = {
             name: value for name, value in zip(self._names, values, strict=True) if value is not ABSENT
         }
-        if layout is self._any and not context.keys().isdisjoint(columns):
+        if not context.keys().isdisjoint(columns):
             raise FallBack
         ranked_by = _with_nulls({name: columns[name] for name in rank_by.names if name in columns})
         order = order_of(
@@ -185,7 +178,6 @@ class _Layout:
         self, context: Any, dense: Sequence[str], sparse: Sequence[str], in_context: tuple[bool, ...]
     ) -> None:
         """``in_context``: of each feature, the dense ones first."""
-        self.in_context = in_context
         is_own = dict(zip((*dense, *sparse), (not there for there in in_context), strict=True))
         self._names = [name for name, own in is_own.items() if own]
         numbers, bags = ([name for name in names if is_own[name]] for names in (dense, sparse))
